@@ -1,0 +1,70 @@
+# What a person does with a clone; `make` alone lists it. ARGS adds arguments, as in `make test-fast ARGS="-k samme -x"`.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-fast test-long check format lint docs lock clean
+
+# The interpreter behind .venv, 3.11 or 3.12: `make setup PYTHON=/some/python` chooses another one.
+PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+FAST := not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv from the pinned versions (once; again when they change).
+
+demo: setup  ## Run the whole pipeline on the embedded default; ends with a table and report.html.
+	$(BIN)/ensemw2s run configs/quickstart.yaml $(ARGS)
+
+test: check  ## Format, lint, types and every test but the long ones and those for a GPU.
+	$(BIN)/pytest -m "not long and not gpu" $(ARGS)
+
+test-fast: check  ## The same without Ray and without the pipeline: a minute.
+	$(BIN)/pytest -m "$(FAST)" $(ARGS)
+
+test-long: check  ## Every test but those for a GPU, the slow suites too.
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## Format the code and mend what ruff can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: check  ## Format, lint and types, changing nothing.
+
+docs: setup  ## Write docs/config.md from ensemw2s/config.py.
+	$(BIN)/python -m ensemw2s.config_docs > $(VENV)/config.md
+	mv $(VENV)/config.md docs/config.md
+
+lock: setup  ## Write constraints.txt from what .venv holds.
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable; } \
+		| sed -E -e '/^[^#].* @ /d' -e '/^-e /d' -e 's/^([^#][^+]*)\+.*$$/\1/' > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
+	touch $(STAMP)
+
+clean:  ## Remove .venv, caches and build output; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -type d -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "setup: no $(PYTHON) here. Install Python 3.11 or 3.12 (Debian: apt-get install python3 python3-venv)," >&2; \
+		echo "       or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo "setup: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.11 or 3.12 is needed." >&2; \
+		echo "       Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "setup: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "setup: installing the pinned versions into $(VENV); the first time takes some minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "setup: done"

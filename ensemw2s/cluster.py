@@ -1,0 +1,165 @@
+"""The Ray that a run uses, and whether what the config asks for can ever fit on it.
+
+Config and resources go in; a connection and a plan (how many lanes, how many actors) come out. The plan is a pure
+function, so that an impossible config is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ensemw2s.config import ClusterConfig, Config
+from ensemw2s.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each node of the cluster has: (CPUs, GPUs)."""
+
+    nodes: tuple[tuple[float, float], ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(gpus for _, gpus in self.nodes)
+
+    def fits(self, cpus: float, gpus: float) -> int:
+        """How many pieces of this size fit on all nodes together."""
+        return sum(_pieces(node, cpus, gpus) for node in self.nodes)
+
+    def __str__(self) -> str:
+        return f"{len(self.nodes)} node{'s' if len(self.nodes) != 1 else ''}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
+
+def _pieces(node: tuple[float, float], cpus: float, gpus: float) -> int:
+    by_cpu = int(node[0] / cpus + 1e-9)
+    return by_cpu if gpus == 0 else min(by_cpu, int(node[1] / gpus + 1e-9))
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """How much runs at the same time."""
+
+    lanes: int
+    """Ray Train runs side by side."""
+    actors: int
+    """Largest size of the pool of decoding actors."""
+
+
+def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
+    """Divides the cluster. Pure.
+
+    Raises:
+        ResourceError: If one training run or one actor can never be placed; says what is missing.
+    """
+    t, d = config.training, config.labeling
+    workers = resources.fits(t.cpus_per_worker, t.gpus_per_worker)
+    if workers < t.workers:
+        raise ResourceError(
+            f"training.workers asks for {t.workers} workers of {t.cpus_per_worker:g} CPUs and {t.gpus_per_worker:g} GPUs, "
+            f"but only {workers} fit on {resources}: lower training.workers or what a worker takes"
+        )
+    actors = resources.fits(d.cpus_per_actor, d.gpus_per_actor)
+    if actors < d.min_actors:
+        raise ResourceError(
+            f"labeling.min_actors asks for {d.min_actors} actors of {d.cpus_per_actor:g} CPUs and {d.gpus_per_actor:g} "
+            f"GPUs, but only {actors} fit on {resources}: lower labeling.min_actors or what an actor takes"
+        )
+    lanes = workers // t.workers
+    return ResourcePlan(lanes=min(lanes, t.lanes or lanes), actors=min(actors, d.max_actors or actors))
+
+
+def address(config: ClusterConfig) -> str | None:
+    """Address of the cluster to join; none: start a Ray here."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def local_resources(config: ClusterConfig) -> Resources:
+    """What a Ray started on this machine would have."""
+    import torch
+
+    cpus = config.cpus if config.cpus is not None else len(os.sched_getaffinity(0))
+    gpus = config.gpus if config.gpus is not None else torch.cuda.device_count()
+    return Resources(((float(cpus), float(gpus)),))
+
+
+@contextmanager
+def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources]:
+    """Joins the configured cluster, or starts a Ray on this machine and stops it at the end.
+
+    Args:
+        config: Where.
+        debug: Show the logs of Ray and of all workers.
+
+    Raises:
+        ResourceError: If the cluster cannot be reached.
+    """
+    _quiet(debug)
+    import ray
+
+    joined = ray.is_initialized()
+    if not joined:
+        where = address(config)
+        common = {
+            "log_to_driver": debug,
+            "logging_level": logging.INFO if debug else logging.ERROR,
+            "configure_logging": True,
+        }
+        try:
+            if where is not None:
+                ray.init(address=where, **common)
+            else:
+                local = local_resources(config)
+                ray.init(
+                    num_cpus=int(local.cpus),
+                    num_gpus=int(local.gpus),
+                    object_store_memory=config.object_store_mb * 2**20,
+                    include_dashboard=False,
+                    **common,
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
+    _quiet_data(debug)
+    try:
+        yield current_resources()
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def current_resources() -> Resources:
+    """What the nodes of the connected cluster have."""
+    import ray
+
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    return Resources(tuple((float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in nodes))
+
+
+def _quiet(debug: bool) -> None:
+    """Settings that Ray reads from the environment, before it is imported."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not debug:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _quiet_data(debug: bool) -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = debug
+    context.print_on_execution_start = debug
+    if not debug:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)

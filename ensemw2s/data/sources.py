@@ -1,0 +1,199 @@
+"""Reads a configured source into a table of distinct examples, and checks a source before anything expensive starts.
+
+Raw rows flow in from `readers`, are mapped by `columns`, and leave as a table of `EXAMPLE_SCHEMA` without duplicates.
+Its own module because this is the same for every kind of source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from ensemw2s.config import DataConfig, FilesSource, HuggingFaceSource, ReasoningGymSource
+from ensemw2s.data.columns import render_row
+from ensemw2s.data.examples import content_key, example_id, example_table
+from ensemw2s.data.readers import OriginRow, Part, make_reader
+from ensemw2s.errors import DataError
+
+AnySource = ReasoningGymSource | FilesSource | HuggingFaceSource
+
+PARTS: tuple[Part, Part] = ("easy", "hard")
+SIZE_KEYS: dict[Part, tuple[str, ...]] = {
+    "easy": ("data.sizes.easy_train", "data.sizes.easy_validation", "data.sizes.id_test"),
+    "hard": ("data.sizes.hard_unlabelled", "data.sizes.ood_test"),
+}
+
+
+def iterate_rows(source: AnySource, *, part: Part, seed: int) -> Iterator[dict[str, Any]]:
+    """The raw rows of a source, one dictionary each, for `render_row` or templates of your own.
+
+    Args:
+        source: Where the rows come from.
+        part: Whose config generates the rows of a reasoning_gym source, which never end. Other sources yield all their
+            rows once, whatever the part.
+        seed: Of the generated rows; equal seeds give equal rows. Other sources do not read it.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
+    for _, row in make_reader(source).rows(part, seed):
+        yield row
+
+
+def read_source(
+    source: AnySource,
+    *,
+    seed: int,
+    n_easy: int,
+    n_hard: int,
+    exclude: Iterable[str] = (),
+    answer_optional: bool = False,
+) -> pa.Table:
+    """Reads or generates examples, no two of them with the same content.
+
+    Rows whose prompt has the content key of an earlier one are dropped, whatever their answer.
+
+    Args:
+        source: Where the examples come from.
+        seed: Of generated examples.
+        n_easy: How many to generate with the easy config of a reasoning_gym source (difficulty 0 unless a column
+            gives it). Other sources are read whole, with difficulty 0 where no column gives it.
+        n_hard: How many to generate with the hard config (difficulty 1); none of them repeats an easy one.
+        exclude: Content keys that must not occur.
+        answer_optional: Keep rows that have no answer, with null; else they are an error.
+
+    Returns:
+        Table of `EXAMPLE_SCHEMA`, in the source's order, easy before hard.
+
+    Raises:
+        DataError: A row cannot be used, an id occurs twice, or there are fewer distinct examples than asked for.
+    """
+    seen = set(exclude)
+    reader = make_reader(source)
+    if isinstance(source, ReasoningGymSource):
+        examples = []
+        for part, n in zip(PARTS, (n_easy, n_hard), strict=True):
+            fresh = _distinct(source, reader.rows(part, seed), seen, float(part == "hard"), answer_optional)
+            examples += _draw(fresh, n, f"reasoning_gym {source.dataset}", part)
+    else:
+        fresh = _distinct(source, reader.rows("easy", seed), seen, 0.0, answer_optional)
+        examples = [example for example in fresh if example is not None]
+    _check_ids(examples)
+    return example_table(examples)
+
+
+def _distinct(
+    source: AnySource, rows: Iterator[OriginRow], seen: set[str], difficulty: float, answer_optional: bool
+) -> Iterator[dict[str, Any] | None]:
+    """Examples of new content, and None for each row that repeats one; `seen` grows by their content keys."""
+    for origin, row in rows:
+        example = render_row(source.columns, row, origin=origin, answer_optional=answer_optional)
+        key = content_key(example["prompt"])
+        if key in seen:
+            yield None
+            continue
+        seen.add(key)
+        if example["id"] is None:
+            example["id"] = example_id(example["prompt"])
+        if example["difficulty"] is None:
+            if source.columns.difficulty is not None:
+                raise DataError(f"{origin}: the difficulty (columns.difficulty {source.columns.difficulty!r}) is null")
+            example["difficulty"] = difficulty
+        yield example
+
+
+def _draw(examples: Iterator[dict[str, Any] | None], n: int, name: str, part: Part) -> list[dict[str, Any]]:
+    """The first n examples of an endless stream in which None stands for a repetition."""
+    found: list[dict[str, Any]] = []
+    drawn = last = 0
+    while len(found) < n:
+        example = next(examples)
+        drawn += 1
+        if example is not None:
+            found.append(example)
+            last = drawn
+        # After ten times as many draws as there are distinct ones, one that is still missing has a chance of e^-10.
+        elif drawn - last > max(1000, 10 * len(found)):
+            raise DataError(
+                f"{name} gives only {len(found)} distinct {part} prompts ({drawn} drawn), {n} are wanted: give its "
+                f"{part} config more room, or lower {' or '.join(SIZE_KEYS[part])}"
+            )
+    return found
+
+
+def _check_ids(examples: list[dict[str, Any]]) -> None:
+    first: dict[str, str] = {}
+    for example in examples:
+        identity, prompt = example["id"], example["prompt"]
+        if identity in first:
+            raise DataError(
+                f"id {identity} belongs to two examples, {shorten(first[identity])!r} and {shorten(prompt)!r}: "
+                "ids must be unique; name another column or a template in columns.id, or leave it out"
+            )
+        first[identity] = prompt
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """The beginning of a text, for error messages."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def check_source(config: DataConfig) -> pa.Table:
+    """Finds what is wrong with the configured sources at the cost of a few rows; the pipeline calls it before Ray.
+
+    Returns:
+        The examples that the looked-at rows make, as a preview: one for each part or file.
+
+    Raises:
+        DataError: An unknown reasoning_gym data set or setting, a path that cannot be read, a column that is missing,
+            a template that fails, a value that cannot be used, or a source without rows.
+    """
+    if config.hard_source is not None:
+        checks: list[tuple[AnySource, tuple[Part, ...]]] = [(config.source, ("easy",)), (config.hard_source, ("hard",))]
+    else:
+        checks = [(config.source, PARTS if isinstance(config.source, ReasoningGymSource) else ("easy",))]
+    examples: list[dict[str, Any]] = []
+    for source, parts in checks:
+        optional = allows_missing_answers(config, source)
+        reader = make_reader(source)
+        sampled = 0
+        for part in parts:
+            rows = reader.sample(part)
+            for example in _distinct(source, rows, set(), float(part == "hard"), optional):
+                sampled += 1
+                if example is not None:
+                    examples.append(example)
+        if sampled == 0:
+            raise DataError(f"the {source.kind} source holds no rows: {_where(source)}")
+    return example_table(examples)
+
+
+def allows_missing_answers(config: DataConfig, source: AnySource) -> bool:
+    """Whether rows of `source` may lack an answer: where it is known, unread, that they are hard or can be."""
+    if config.split.mode == "cross_source":
+        return source is config.hard_source
+    return config.split.mode == "difficulty" and config.split.difficulty_from == "column"
+
+
+def sources_identity(config: DataConfig) -> dict[str, Any]:
+    """What the configured sources hold at the moment, as plain values for a fingerprint.
+
+    Returns:
+        By `source` (and `hard_source`, if there is one): path, size and SHA-256 of every local file; the version of
+        reasoning-gym; revision and fingerprint of a data set from the Hugging Face hub.
+
+    Raises:
+        DataError: A source cannot be read.
+    """
+    identity = {"source": make_reader(config.source).identity()}
+    if config.hard_source is not None:
+        identity["hard_source"] = make_reader(config.hard_source).identity()
+    return identity
+
+
+def _where(source: AnySource) -> str:
+    if isinstance(source, FilesSource):
+        return ", ".join(source.paths)
+    return source.dataset if isinstance(source, ReasoningGymSource) else f"{source.path} [{source.split}]"

@@ -1,0 +1,263 @@
+"""The ensemble on disk: trained experts come in and become one folder that can be moved; from it, a model that votes.
+
+Its own module because this folder is what leaves the project: it is self-contained, says what is in it, and is
+refused with the reason when it is not what it says. `manifest` has its layout.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ensemw2s.ensemble.combine import RULES, Rule
+from ensemw2s.ensemble.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    TOKENIZER,
+    BaseEntry,
+    Manifest,
+    MemberEntry,
+    check_files,
+    file_hashes,
+    read_manifest,
+    write_manifest,
+)
+from ensemw2s.ensemble.members import load_members
+from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.errors import ArtifactError, ModelError
+from ensemw2s.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base, read_adapter_config
+from ensemw2s.models.loading import logits_vocabulary
+from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
+
+MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class MemberSource:
+    """A trained expert that becomes a member.
+
+    Attributes:
+        name: Unique in the ensemble; letters, digits, `_`, `.` and `-`.
+        directory: Folder written by `models.loading.save_trained`.
+        alpha: Its alpha; a member whose alpha is not positive never votes.
+        weight: Its vote, not normalised (method.md: alpha of the round, shared among the round's experts).
+        round: The boosting round, from 1.
+        weighted_error: Its weighted error, if it has one.
+    """
+
+    name: str
+    directory: Path
+    alpha: float
+    weight: float
+    round: int
+    weighted_error: float | None = None
+
+
+def save_ensemble(
+    directory: str | Path,
+    *,
+    members: Sequence[MemberSource],
+    rule: Rule,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Manifest:
+    """Writes an ensemble artifact. Members without a vote are recorded, their weights are left out.
+
+    Bases of adapters are copied where they are local folders; a hub id stays an id with its revision.
+
+    Args:
+        directory: Target folder; made if missing.
+        members: The experts, in the order of their rounds.
+        rule: Combination rule.
+        tokenizer: The tokenizer of all members.
+
+    Returns:
+        What ensemble.json says.
+
+    Raises:
+        ArtifactError: If names are not usable, no member votes, or the folder has an ensemble already.
+        ModelError: If a member's folder is not a model, or its tokenizer is another one.
+    """
+    target = Path(directory)
+    _check_sources(target, members, rule)
+    _check_tokenizers(members, tokenizer)
+    target.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(target / TOKENIZER)
+    bases: dict[tuple[str, str | None], BaseEntry] = {}
+    entries = [_save_member(target, member, bases) for member in members]
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        base_models=list(bases.values()),
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        combine=rule,
+        members=entries,
+    )
+    write_manifest(target, manifest)
+    return manifest
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A loaded ensemble.
+
+    Attributes:
+        model: The voting model.
+        tokenizer: The tokenizer of all members.
+        manifest: What ensemble.json says, members without a vote included.
+        members: Entries of the members in `model`, in its order.
+    """
+
+    model: EnsembleForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    manifest: Manifest
+    members: list[MemberEntry]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        rounds: int | None = None,
+        verify: bool = True,
+    ) -> Ensemble:
+        """Loads an artifact, or the ensemble of its first rounds.
+
+        Args:
+            path: The folder.
+            device: Where the members go.
+            dtype: Type of the weights in memory.
+            rounds: Only members of rounds 1 to this; none: all.
+            verify: Compare checksums of all files that are loaded.
+
+        Raises:
+            ArtifactError: If the artifact is damaged (and in what), from a newer release, or has no vote in `rounds`.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        members = _of_rounds(folder, manifest, rounds)
+        needed = {member.base for member in members}
+        if verify:
+            for member in members:
+                check_files(folder, str(member.path), member.files)
+            for base in manifest.base_models:
+                if base.path in needed:
+                    check_files(folder, base.path, base.files)
+        tokenizer = _tokenizer(folder, manifest)
+        try:
+            models = load_members([folder / str(member.path) for member in members], dtype=dtype, device=device)
+            weights, names = [member.weight for member in members], [member.name for member in members]
+            model = EnsembleForCausalLM(models, weights, manifest.combine, names)
+        except ModelError as error:
+            raise ArtifactError(f"ensemble {folder} is damaged: {error}") from error
+        if logits_vocabulary(model) < len(tokenizer):
+            raise ArtifactError(
+                f"ensemble {folder} is damaged: its members know {logits_vocabulary(model)} tokens, "
+                f"its tokenizer has {len(tokenizer)}"
+            )
+        return cls(model, tokenizer, manifest, members)
+
+
+def _of_rounds(folder: Path, manifest: Manifest, rounds: int | None) -> list[MemberEntry]:
+    members = [member for member in manifest.voters if rounds is None or member.round <= rounds]
+    if not members:
+        there = sorted({member.round for member in manifest.voters})
+        raise ArtifactError(
+            f"ensemble {folder} has no member with a positive weight in rounds 1 to {rounds}, only in {there}"
+        )
+    return members
+
+
+def _tokenizer(folder: Path, manifest: Manifest) -> PreTrainedTokenizerBase:
+    if not (folder / TOKENIZER).is_dir():
+        raise ArtifactError(f"ensemble {folder} is damaged: {TOKENIZER}/ is missing; copy it again")
+    try:
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+    except ModelError as error:
+        raise ArtifactError(f"ensemble {folder} is damaged: {error}") from error
+    if (actual := tokenizer_hash(tokenizer)) != manifest.tokenizer_hash:
+        raise ArtifactError(
+            f"ensemble {folder} is damaged: its tokenizer has hash {actual[:12]}…, ensemble.json says "
+            f"{manifest.tokenizer_hash[:12]}…; the members were trained with another tokenizer"
+        )
+    return tokenizer
+
+
+def _check_sources(target: Path, members: Sequence[MemberSource], rule: str) -> None:
+    if rule not in RULES:
+        raise ArtifactError(f"combination rule is {rule!r}, available: {', '.join(RULES)}")
+    if there := [name for name in (MANIFEST, TOKENIZER, "members", "base") if (target / name).exists()]:
+        raise ArtifactError(f"{target} has {there[0]} already; expected a new folder for the ensemble")
+    names = [member.name for member in members]
+    for member in members:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", member.name) or names.count(member.name) > 1:
+            raise ArtifactError(f"member name {member.name!r} must be unique, of letters, digits, '_', '.' and '-'")
+        if not math.isfinite(member.weight) or member.weight < 0:
+            raise ArtifactError(f"weight of member {member.name} is {member.weight}; expected a number of at least 0")
+    if not any(_votes(member) for member in members):
+        raise ArtifactError(f"none of the {len(names)} members has a positive weight and alpha; nothing could vote")
+
+
+def _check_tokenizers(members: Sequence[MemberSource], tokenizer: PreTrainedTokenizerBase) -> None:
+    beside = [m for m in members if _votes(m) and (Path(m.directory) / "tokenizer.json").exists()]
+    check_same_tokenizer([("the ensemble", tokenizer), *((m.name, load_tokenizer(m.directory)) for m in beside)])
+
+
+def _votes(member: MemberSource) -> bool:
+    return member.weight > 0 and member.alpha > 0
+
+
+def _save_member(target: Path, member: MemberSource, bases: dict[tuple[str, str | None], BaseEntry]) -> MemberEntry:
+    facts = {
+        "name": member.name,
+        "alpha": member.alpha,
+        "round": member.round,
+        "weighted_error": member.weighted_error,
+    }
+    if not _votes(member):
+        return MemberEntry(path=None, weight=0.0, **facts)
+    source, path = Path(member.directory), f"members/{member.name}"
+    base = None
+    if (source / ADAPTER_CONFIG).exists():
+        _copy(source, target / path, ADAPTER_FILES)
+        base = _save_base(target, source, bases)
+        config = read_adapter_config(source)
+        # Relative to the member, so that the artifact can be moved; `adapter_base` looks there first.
+        config.base_model_name_or_path = f"../../{base.path}" if base.files else base.path
+        config.revision = base.revision
+        config.save_pretrained(str(target / path))
+    else:
+        _copy(source, target / path, MODEL_FILES)
+    files = file_hashes(target / path)
+    return MemberEntry(path=path, weight=member.weight, base=base.path if base else None, files=files, **facts)
+
+
+def _save_base(target: Path, adapter: Path, bases: dict[tuple[str, str | None], BaseEntry]) -> BaseEntry:
+    reference = adapter_base(adapter)
+    key = (reference["path"], reference["revision"])
+    if key not in bases:
+        if Path(reference["path"]).is_dir():
+            path = f"base/{len(bases)}"
+            _copy(Path(reference["path"]), target / path, MODEL_FILES)
+            bases[key] = BaseEntry(path=path, files=file_hashes(target / path))
+        else:
+            bases[key] = BaseEntry(path=reference["path"], revision=reference["revision"])
+    return bases[key]
+
+
+def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """Copies a model's files, and nothing else that may lie beside them."""
+    files = [file for pattern in patterns for file in sorted(source.glob(pattern))]
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise ModelError(f"{source} holds no safetensors weights; expected a model that was saved after training")
+    target.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)

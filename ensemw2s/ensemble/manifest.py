@@ -1,0 +1,180 @@
+"""ensemble.json: what an ensemble artifact says about itself, and whether what lies beside it is what it says.
+
+Apart from loading models so that a damaged artifact is refused before any weight is read into memory.
+
+    ensemble.json       this file, written last
+    tokenizer/          the one tokenizer of all members
+    members/<name>/     safetensors, or adapters; only of members that vote
+    base/<n>/           bases of the adapters, where they were local folders
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ensemw2s.ensemble.combine import Rule
+from ensemw2s.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST = "ensemble.json"
+TOKENIZER = "tokenizer"
+
+
+class Entry(BaseModel):
+    """A part of the manifest: plain JSON, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseEntry(Entry):
+    """A base that adapters need.
+
+    Attributes:
+        path: Folder in the artifact, or a hub id.
+        revision: Git revision on the hub.
+        files: SHA-256 of each file of the folder; empty for a hub id.
+    """
+
+    path: str
+    revision: str | None = None
+    files: dict[str, str] = {}
+
+
+class MemberEntry(Entry):
+    """An expert and what boosting found out about it.
+
+    Attributes:
+        name: Unique name.
+        path: Folder in the artifact; None for a member that does not vote, whose weights are left out.
+        alpha: Its alpha, possibly negative.
+        weight: Its vote before normalisation, 0 where alpha is not positive.
+        round: The boosting round, from 1.
+        weighted_error: Its weighted error in that round, if there is one.
+        base: Path of the `BaseEntry` that it is adapters for; None for a full model.
+        files: SHA-256 of each file of the folder.
+    """
+
+    name: str
+    path: str | None
+    alpha: float
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    round: Annotated[int, Field(ge=1)]
+    weighted_error: float | None = None
+    base: str | None = None
+    files: dict[str, str] = {}
+
+
+class Manifest(Entry):
+    """The whole of ensemble.json.
+
+    Attributes:
+        format_version: Of this file and the layout around it.
+        base_models: Bases of adapters; empty when all members are full models.
+        tokenizer_hash: `models.tokenizers.tokenizer_hash` of the tokenizer.
+        combine: Combination rule.
+        members: In the order of their rounds.
+    """
+
+    format_version: int
+    base_models: list[BaseEntry]
+    tokenizer_hash: str
+    combine: Rule
+    members: list[MemberEntry]
+
+    @property
+    def voters(self) -> list[MemberEntry]:
+        """Members that are loaded and vote."""
+        return [member for member in self.members if member.weight > 0]
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes ensemble.json."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads and checks ensemble.json itself.
+
+    Raises:
+        ArtifactError: If it is missing, not readable, from a newer release, or incomplete.
+    """
+    file = directory / MANIFEST
+    try:
+        tree: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory} is no ensemble: {MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"ensemble {directory}: {MANIFEST} cannot be read: {error}") from None
+    version = tree.get("format_version") if isinstance(tree, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"ensemble {directory} has format version {version}, this release reads up to {FORMAT_VERSION}; "
+            "update ensemw2s"
+        )
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or MANIFEST
+        raise ArtifactError(f"ensemble {directory}: {MANIFEST} is damaged: {key}: {first['msg'].lower()}") from None
+    _check_consistent(directory, manifest)
+    return manifest
+
+
+def check_files(directory: Path, path: str, files: dict[str, str]) -> None:
+    """Compares a folder of the artifact with its checksums.
+
+    Args:
+        directory: The artifact.
+        path: The folder in it.
+        files: File name to SHA-256.
+
+    Raises:
+        ArtifactError: Naming the file that is missing or differs.
+    """
+    for name, expected in files.items():
+        file = directory / path / name
+        if not file.is_file():
+            raise ArtifactError(f"ensemble {directory} is damaged: {path}/{name} is missing; copy it again")
+        if (actual := file_hash(file)) != expected:
+            raise ArtifactError(
+                f"ensemble {directory} is damaged: {path}/{name} has SHA-256 {actual[:12]}…, ensemble.json says "
+                f"{expected[:12]}…; copy it again"
+            )
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file directly in a folder."""
+    return {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_consistent(directory: Path, manifest: Manifest) -> None:
+    bases = {base.path for base in manifest.base_models}
+    for member in manifest.voters:
+        if member.path is None:
+            raise ArtifactError(
+                f"ensemble {directory}: {MANIFEST} is damaged: member {member.name} votes, but has no path"
+            )
+        if member.base is not None and member.base not in bases:
+            raise ArtifactError(f"ensemble {directory}: {MANIFEST} is damaged: member {member.name} has no base entry")
+    inside = [member.path for member in manifest.voters] + [base.path for base in manifest.base_models if base.files]
+    listed = [entry.files for entry in manifest.members] + [entry.files for entry in manifest.base_models]
+    names = [name for files in listed for name in files]
+    for path in [*inside, *names]:
+        parts = PurePosixPath(str(path))
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ArtifactError(f"ensemble {directory}: {MANIFEST} names {path}, which is outside the artifact")
+    if not manifest.voters:
+        raise ArtifactError(f"ensemble {directory} has no member with a positive weight")

@@ -1,0 +1,90 @@
+"""Choosing the next token: log-probabilities of the combination in, token ids out, greedy or sampled.
+
+Apart from the engine because the choice of a row must depend on nothing but its own distribution, seed and step: then
+the same seed gives the same tokens whatever else is in the batch, in this engine and in any faster one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ensemw2s.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from the combined distribution.
+
+    Attributes:
+        temperature: 0 is greedy (ties to the lowest id); otherwise log-probabilities are divided by it.
+        top_k: Keep the k likeliest tokens (equal ones: lowest ids first); 0 keeps all.
+        top_p: Then keep the fewest likeliest tokens whose probability reaches this; 1 keeps all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or self.temperature == float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}; expected a number of at least 0")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}; expected at least 0 (0 keeps all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected more than 0 and at most 1 (1 keeps all tokens)")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and no random number used."""
+        return self.temperature == 0
+
+
+def draws(seed: int, prompt: Sequence[int], count: int) -> np.ndarray:
+    """The random numbers of one row, one a step.
+
+    They depend on the seed and the prompt, so that rows of different prompts are independent under one seed.
+
+    Args:
+        seed: At least 0.
+        prompt: Token ids.
+        count: How many steps.
+
+    Returns:
+        `[count]`, float64, uniform in [0, 1).
+    """
+    return np.random.default_rng([seed, len(prompt), *prompt]).random(count)
+
+
+def choose(log_probs: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
+    """One token a row.
+
+    Args:
+        log_probs: `[rows, vocabulary]`, float32.
+        sampling: How.
+        uniform: `[rows]`, float64 in [0, 1), this step's random numbers; not read when greedy.
+
+    Returns:
+        `[rows]`, int64.
+    """
+    if sampling.greedy:
+        return log_probs.argmax(dim=-1)
+    assert uniform is not None
+    # Sorted by probability, ties by id: the cut-offs need the order, and inverse-transform sampling works in any.
+    scores, ids = torch.sort(log_probs / sampling.temperature, dim=-1, descending=True, stable=True)
+    probs = torch.softmax(scores, dim=-1).double()
+    if sampling.top_k:
+        probs[:, sampling.top_k :] = 0.0
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    if sampling.top_p < 1:
+        before = probs.cumsum(dim=-1) - probs
+        probs = probs.masked_fill(before >= sampling.top_p, 0.0)
+    ends = probs.cumsum(dim=-1)
+    target = uniform.unsqueeze(-1) * ends[:, -1:]
+    # The first token whose interval ends beyond the target; never one of probability 0, whose interval is empty.
+    place = (ends <= target).sum(dim=-1, keepdim=True)
+    last = (probs > 0).sum(dim=-1, keepdim=True) - 1
+    return ids.gather(-1, torch.minimum(place, last)).squeeze(-1)

@@ -1,0 +1,91 @@
+"""Anything that answers prompts, by name: a base, an expert, a student, bagged experts, or a saved ensemble.
+
+A description that fits into JSON goes in; a model with its tokenizer comes out, ready for the engine. So an actor
+needs nothing but the description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from ensemw2s.ensemble.artifact import Ensemble
+from ensemw2s.ensemble.combine import Rule
+from ensemw2s.ensemble.members import load_members
+from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.models.loading import load_tokenizer
+
+
+class Voter(BaseModel):
+    """Models that answer together.
+
+    Attributes:
+        name: Name in results.
+        models: Folders of the members (a hub id stands for a full model).
+        weights: Their weights.
+        rule: Combination rule.
+        ensemble: Folder of a saved ensemble, in place of the other three.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    models: list[str] = []
+    weights: list[float] = []
+    rule: Rule = "probability"
+    ensemble: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A voter in memory."""
+
+    model: EnsembleForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def eos_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+
+def load_voters(voters: list[Voter], *, device: str | None = None, dtype: torch.dtype = torch.float32) -> list[Loaded]:
+    """Loads voters of one tokenizer; a model that several share is in memory once.
+
+    Args:
+        voters: Descriptions.
+        device: Where; none: the GPU if there is one.
+        dtype: Type of the weights.
+
+    Raises:
+        ModelError: If a model cannot be loaded.
+    """
+    return [*_load_saved(voters, device, dtype)] if voters[0].ensemble else _load_models(voters, device, dtype)
+
+
+def _load_saved(voters: list[Voter], device: str | None, dtype: torch.dtype) -> Iterator[Loaded]:
+    for voter in voters:
+        assert voter.ensemble is not None, "saved ensembles and single models are loaded apart"
+        saved = Ensemble.from_pretrained(voter.ensemble, device=_place(device), dtype=dtype)
+        yield Loaded(saved.model, saved.tokenizer)
+
+
+def _place(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_models(voters: list[Voter], device: str | None, dtype: torch.dtype) -> list[Loaded]:
+    paths = list(dict.fromkeys(path for voter in voters for path in voter.models))
+    models = dict(zip(paths, load_members(paths, device=_place(device), dtype=dtype), strict=True))
+    tokenizer = load_tokenizer(paths[0])
+    return [
+        Loaded(EnsembleForCausalLM([models[p] for p in voter.models], voter.weights, voter.rule), tokenizer)
+        for voter in voters
+    ]

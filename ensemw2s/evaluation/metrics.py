@@ -1,0 +1,297 @@
+"""Per-example outcomes in, the figures of results.json out, each with its 95 % interval.
+
+Everything here is a pure function of arrays and a seed: no model, no file, no Ray, so that every number of a report can
+be checked by hand. Fractions stay fractions (0.05); only the report writes them as per cent and points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemw2s.errors import DataError
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+_CELLS_AT_ONCE = 2**22
+
+
+def exact_match(predictions: Sequence[str], truths: Sequence[str]) -> BoolArray:
+    """Which predictions equal the truth, white space at both ends aside.
+
+    Args:
+        predictions: n decoded answers.
+        truths: n true answers, in the same order.
+
+    Returns:
+        Array [n], bool.
+
+    Raises:
+        DataError: When there are not as many predictions as truths.
+    """
+    if len(predictions) != len(truths):
+        raise DataError(
+            f"{len(predictions)} predictions but {len(truths)} true answers: they must be of the same examples"
+        )
+    return np.array([p.strip() == t.strip() for p, t in zip(predictions, truths, strict=True)], dtype=np.bool_)
+
+
+def interval(values: npt.ArrayLike, *, samples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979).
+
+    It speaks of the examples that could have been drawn, not of the seeds that training could have had. Values that are
+    all equal give an interval of no width.
+
+    Args:
+        values: Array [n] of one figure an example, bool or number.
+        samples: Resamples, each n examples drawn with replacement.
+        seed: The same seed gives the same interval.
+
+    Returns:
+        Lower and upper end, in the unit of the values.
+
+    Raises:
+        DataError: When there are no values, or one is not finite.
+    """
+    column = _column(values)
+    return _percentiles(_resampled_means(column[:, None], samples, seed)[:, 0])
+
+
+def verdict(lo: float, hi: float) -> str:
+    """What an interval of a difference lets one say: better, worse, or no difference when it includes 0."""
+    if lo > 0:
+        return "better"
+    return "worse" if hi < 0 else "no difference"
+
+
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed: int) -> dict[str, Any]:
+    """Mean of a − b over the same examples; resampling pairs cancels what makes an example hard for both.
+
+    Args:
+        a: Array [n] of one figure an example, larger is better.
+        b: Array [n] of the other system, in the same order.
+        samples: Bootstrap resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        `difference`, `ci95` [lo, hi] (in the unit of the values) and `verdict` on a: better, worse, no difference.
+
+    Raises:
+        DataError: When the arrays are empty or of different lengths, or a value is not finite.
+    """
+    left, right = _same_length(a=a, b=b)
+    difference = left - right
+    lo, hi = interval(difference, samples=samples, seed=seed)
+    return {"difference": float(difference.mean()), "ci95": [lo, hi], "verdict": verdict(lo, hi)}
+
+
+def metrics(
+    exact: npt.ArrayLike,
+    *,
+    token_correct: npt.ArrayLike | None = None,
+    n_tokens: npt.ArrayLike | None = None,
+    nll_sum: npt.ArrayLike | None = None,
+    option_correct: npt.ArrayLike | None = None,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The METRICS of one system on one split.
+
+    Args:
+        exact: Array [n], bool: the decoded answer is the true one.
+        token_correct: Array [n], int: answer tokens (the end token among them) whose teacher-forced argmax is right.
+        n_tokens: Array [n], int: answer tokens, the end token among them. Needed beside the two figures of tokens.
+        nll_sum: Array [n], float: negative log-likelihood of the true answer in nats, summed over its tokens.
+        option_correct: Array [k], bool: of the examples with options, whether the best-scored option is the true one.
+        samples: Bootstrap resamples of the interval.
+        seed: Seed of the resamples.
+
+    Returns:
+        `exact_match`, `token_accuracy` (share of tokens), `nll` (nats a token), `n`, `ci95` of the exact match,
+        `option_accuracy`. A figure is null where its array is not given, and `nll` also where it is infinite (hard
+        votes can give a true token no probability at all).
+
+    Raises:
+        DataError: When there are no examples, or the arrays are not of the same examples.
+    """
+    hits = _column(exact)
+    tokens = None if n_tokens is None else _same_length(exact=exact, n_tokens=n_tokens)[1].sum()
+
+    def a_token(values: npt.ArrayLike | None, name: str) -> float | None:
+        if values is None or tokens is None:
+            return None
+        array = np.asarray(values, dtype=np.float64)
+        if array.shape != hits.shape:
+            raise DataError(f"{name} has shape {array.shape}, expected one value for each of the {len(hits)} examples")
+        mean = float(array.sum() / tokens) if tokens else float("nan")
+        return mean if np.isfinite(mean) else None
+
+    options = None if option_correct is None else np.asarray(option_correct, dtype=np.float64)
+    return {
+        "exact_match": float(hits.mean()),
+        "token_accuracy": a_token(token_correct, "token_correct"),
+        "nll": a_token(nll_sum, "nll_sum"),
+        "n": len(hits),
+        "ci95": list(interval(hits, samples=samples, seed=seed)),
+        "option_accuracy": float(options.mean()) if options is not None and options.size else None,
+    }
+
+
+def pgr(
+    weak: npt.ArrayLike, student: npt.ArrayLike, ceiling: npt.ArrayLike, *, samples: int, seed: int
+) -> dict[str, Any]:
+    """Performance gap recovered, (student − weak) / (ceiling − weak), Burns et al. 2023, with the plain differences.
+
+    Args:
+        weak: Array [n], bool: exact match of the weak expert, an example each.
+        student: Array [n], bool: of the student, on the same examples.
+        ceiling: Array [n], bool: of the student trained on true labels.
+        samples: Bootstrap resamples; all three are resampled together.
+        seed: Seed of the resamples.
+
+    Returns:
+        `value` with `ci95`, `reason`, and `student_minus_weak`, `ceiling_minus_weak` as `difference` and `ci95`.
+        `value` is null, with the `reason`, where the ceiling is not above the weak expert. `ci95` is null where over
+        2.5 % of the resamples have no gap: the ratio then has no bounds.
+
+    Raises:
+        DataError: When the arrays are empty or of different lengths.
+    """
+    columns = np.stack(_same_length(weak=weak, student=student, ceiling=ceiling), axis=1)
+    w, s, c = columns.mean(axis=0).tolist()
+    means = _resampled_means(columns, samples, seed)
+    gain, gap = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
+    value, reason, ci95 = None, None, None
+    if c > w:
+        value = (s - w) / (c - w)
+        if np.mean(gap <= 0) <= (1 - CONFIDENCE) / 2:
+            ci95 = list(_percentiles(gain[gap > 0] / gap[gap > 0]))
+    else:
+        reason = f"the ceiling ({c:.3f}) is not above the weak expert ({w:.3f}), so there is no gap to recover"
+    return {
+        "value": value,
+        "ci95": ci95,
+        "reason": reason,
+        "student_minus_weak": {"difference": s - w, "ci95": list(_percentiles(gain))},
+        "ceiling_minus_weak": {"difference": c - w, "ci95": list(_percentiles(gap))},
+    }
+
+
+def agreement_bins(agreement: npt.ArrayLike, correct: npt.ArrayLike, *, bins: int = 10) -> list[dict[str, Any]]:
+    """How often labels are right, by how much the experts agreed on them.
+
+    Args:
+        agreement: Array [n], float in [0, 1].
+        correct: Array [n], bool: the label is the true answer.
+        bins: Number of equally wide bins over [0, 1].
+
+    Returns:
+        Every bin, empty ones too, as `lo`, `hi`, `n`, `accuracy` (null when empty). A bin holds lo ≤ agreement < hi,
+        the last one 1 as well.
+
+    Raises:
+        DataError: When the arrays are of different lengths, or an agreement is outside [0, 1].
+    """
+    if np.size(agreement) == 0 and np.size(correct) == 0:
+        level, right = np.empty(0), np.empty(0)
+    else:
+        level, right = _same_length(agreement=agreement, correct=correct)
+    # Shares are sums of float weights, so a unanimous vote may be a rounding error above 1, or below a bin's edge.
+    level = np.round(level, 6)
+    if level.size and (level.min() < 0 or level.max() > 1):
+        raise DataError(f"agreement must be in [0, 1], found {level.min():g} to {level.max():g}")
+    edges = np.round(np.linspace(0, 1, bins + 1), 6)
+    where = np.minimum(np.searchsorted(edges, level, side="right") - 1, bins - 1)
+    counts = np.bincount(where, minlength=bins)
+    hits = np.bincount(where, weights=right, minlength=bins)
+    return [
+        {
+            "lo": float(edges[i]),
+            "hi": float(edges[i + 1]),
+            "n": int(counts[i]),
+            "accuracy": float(hits[i] / counts[i]) if counts[i] else None,
+        }
+        for i in range(bins)
+    ]
+
+
+def majority_vote(answers: Sequence[Sequence[str]], weights: Sequence[float]) -> list[tuple[str, float]]:
+    """Sequence-level weighted vote: whole answers are counted, as conventional supervision by several models does.
+
+    Args:
+        answers: `answers[m][i]` is what member m answers to prompt i. Answers are equal when they are after `strip()`.
+        weights: Weight of each member, not negative, such as its alpha.
+
+    Returns:
+        For each prompt the (stripped) answer with the largest weight behind it, and its share of all weight. Among
+        tied answers the one that the heaviest member gave wins; among equally heavy members the first.
+
+    Raises:
+        DataError: When members and weights do not match, or no member has weight.
+    """
+    if len(answers) != len(weights):
+        raise DataError(f"{len(answers)} members answered but {len(weights)} weights were given")
+    total = float(sum(weights))
+    if not (total > 0 and min(weights) >= 0):
+        raise DataError(f"weights of a vote must not be negative and one must be positive, got {list(weights)}")
+    if len({len(member) for member in answers}) > 1:
+        raise DataError(f"members answered different numbers of prompts: {[len(member) for member in answers]}")
+    heaviest_first = sorted(range(len(weights)), key=lambda m: -weights[m])
+    winners = []
+    for given in zip(*answers, strict=True):
+        stripped = [answer.strip() for answer in given]
+        support: dict[str, float] = {}
+        for m in heaviest_first:
+            support[stripped[m]] = support.get(stripped[m], 0.0) + weights[m]
+        most = max(support.values())
+        # The dictionary is in the order of the heaviest supporter; sums of floats tie up to rounding.
+        winner = next(answer for answer, weight in support.items() if weight >= most * (1 - 1e-9))
+        winners.append((winner, support[winner] / total))
+    return winners
+
+
+def _resampled_means(columns: FloatArray, samples: int, seed: int) -> FloatArray:
+    """Means of `samples` bootstrap resamples of the rows of `columns` [n, k]; returns [samples, k].
+
+    How often each distinct row is drawn is multinomial, so drawing those counts is the same as drawing rows, and for
+    outcomes that are right or wrong it takes a few draws a resample in place of n. (`scipy.stats.bootstrap` draws rows,
+    and SciPy is no dependency of this package at run time.)
+    """
+    rows, counts = np.unique(columns, axis=0, return_counts=True)
+    n = len(columns)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _CELLS_AT_ONCE // len(rows))
+    parts = []
+    for start in range(0, samples, at_once):
+        drawn = rng.multinomial(n, counts / n, size=min(at_once, samples - start))
+        parts.append(drawn @ rows / n)
+    return np.concatenate(parts)
+
+
+def _percentiles(means: FloatArray) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    # Rounded, so that an end that is 0 but for the rounding of sums does not decide a comparison.
+    lo, hi = np.round(np.quantile(means, [tail, 1 - tail]), 12) + 0.0
+    return float(lo), float(hi)
+
+
+def _column(values: npt.ArrayLike, name: str = "values") -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise DataError(f"{name} has shape {array.shape}, expected one value for each of at least one example")
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")
+    return array
+
+
+def _same_length(**arrays: npt.ArrayLike) -> list[FloatArray]:
+    columns = [_column(values, name) for name, values in arrays.items()]
+    if len({len(column) for column in columns}) > 1:
+        sizes = ", ".join(f"{name} {len(column)}" for name, column in zip(arrays, columns, strict=True))
+        raise DataError(f"the arrays must be of the same examples, but their lengths differ: {sizes}")
+    return columns

@@ -1,0 +1,1 @@
+"""Models: loading and saving base models, experts and tokenizers safely, and the embedded tiny family."""

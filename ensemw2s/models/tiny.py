@@ -1,0 +1,87 @@
+"""The embedded family for machines with no model hub: a tokenizer trained on the corpus, and small Llama models.
+
+Text goes in, a byte-level BPE tokenizer comes out; a tokenizer goes in, randomly initialised `tiny-weak` and
+`tiny-strong` models come out. Their pre-training is an ordinary training stage (see `training`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ensemw2s.errors import ModelError
+
+SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>"]
+
+
+@dataclass(frozen=True)
+class TinyArchitecture:
+    """Sizes of a tiny Llama model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    feed_forward: int
+
+
+TINY_ARCHITECTURES = {
+    "tiny-weak": TinyArchitecture(hidden=32, layers=2, heads=4, feed_forward=86),
+    "tiny-strong": TinyArchitecture(hidden=64, layers=3, heads=4, feed_forward=172),
+}
+CONTEXT = 512
+
+
+def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer; what it saw often becomes one token, and decoding gives the text back.
+
+    Args:
+        documents: Text of the domain; only the bytes that occur in it get tokens, others become `<unk>`.
+        vocabulary: Largest number of tokens, the four special ones included.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def create_tiny(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """A randomly initialised model of the tiny family; the same seed gives the same weights.
+
+    Raises:
+        ModelError: If the name is not one of the family.
+    """
+    if name not in TINY_ARCHITECTURES:
+        raise ModelError(f"{name} is not an embedded model, available: {', '.join(TINY_ARCHITECTURES)}")
+    sizes = TINY_ARCHITECTURES[name]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        intermediate_size=sizes.feed_forward,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        tie_word_embeddings=True,
+        initializer_range=0.1,  # the usual 0.02 is for wide layers; here it makes learning take twice as long
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)

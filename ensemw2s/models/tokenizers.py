@@ -1,0 +1,117 @@
+"""Tokenizers: a folder or hub id comes in, a tokenizer that can pad and end an answer goes out, with its identity.
+
+The experts of an ensemble vote on token ids, so their tokenizers must be the same one; what "the same" means is
+defined here, apart from the weights, because data, ensembles and artifacts all ask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ensemw2s.errors import ModelError
+from ensemw2s.models.hub import Location, locate
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "vocab.bpe")
+
+# Texts on which tokenizers of the same vocabulary still differ when their normalisation or splitting does.
+PROBES = (
+    "Sort 3, 11 and 2 in descending order: 11 > 3 > 2",
+    "  two  spaces\n\ttab, CamelCase don't 3.14159 café naïve",
+    "def f(x):\n    return x ** 2  # 東京 🙂",
+)
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer; one without a padding token pads with its end-of-sequence token.
+
+    Args:
+        path: Folder or hub id.
+        revision: Git revision on the hub.
+
+    Raises:
+        ModelError: If there is none, it is damaged, or it has no end-of-sequence token (answers end with it).
+    """
+    location = locate(path, revision)
+    if location.is_folder and not any((Path(location.path) / name).exists() for name in TOKENIZER_FILES):
+        raise ModelError(f"folder {path} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
+    tokenizer = _read(location)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {path} has no end-of-sequence token; answers could never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identity of a tokenizer: equal hashes give equal token ids for every text, and end answers with the same id.
+
+    Covers vocabulary, merges, added tokens, begin and end tokens and the ids of probe texts. Leaves out what does not
+    change ids: padding (token and side), truncation, chat template, and the version that wrote the files.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+    """
+    text = json.dumps(_identity(tokenizer), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_same_tokenizer(tokenizers: Sequence[tuple[str, PreTrainedTokenizerBase]]) -> None:
+    """Checks that models can vote on token ids together.
+
+    Args:
+        tokenizers: Name of the model and its tokenizer.
+
+    Raises:
+        ModelError: Naming the first two that differ and in what.
+    """
+    if not tokenizers:
+        return
+    first_name, first = tokenizers[0]
+    expected = _identity(first)
+    for name, tokenizer in tokenizers[1:]:
+        actual = _identity(tokenizer)
+        if actual != expected:
+            raise ModelError(
+                f"{name} and {first_name} have different tokenizers: {_difference(actual, expected)}. "
+                "Experts vote on token ids, so all models of an ensemble must share one tokenizer"
+            )
+
+
+def _read(location: Location) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(location.path, **location.options())
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer of {location.path} cannot be loaded: {reason[:300]}") from error
+
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
+    return {
+        "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]),
+        "merges": [list(pair) if not isinstance(pair, str) else pair.split(" ", 1) for pair in merges or []],
+        "added": sorted((index, str(token)) for index, token in tokenizer.added_tokens_decoder.items()),
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "probes": [tokenizer.encode(text) for text in PROBES],
+    }
+
+
+def _difference(actual: dict[str, Any], expected: dict[str, Any]) -> str:
+    """What differs first, in words."""
+    if len(actual["vocabulary"]) != len(expected["vocabulary"]):
+        return f"{len(actual['vocabulary'])} against {len(expected['vocabulary'])} tokens"
+    for one, other in zip(actual["vocabulary"], expected["vocabulary"], strict=True):
+        if tuple(one) != tuple(other):
+            return f"token {one[1]} is {one[0]!r} against {other[0]!r}"
+    for key, label in (("eos", "end-of-sequence token"), ("bos", "begin-of-sequence token")):
+        if actual[key] != expected[key]:
+            return f"the {label} is {actual[key]} against {expected[key]}"
+    return "same vocabulary, but they split text differently"

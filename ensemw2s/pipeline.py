@@ -1,0 +1,232 @@
+"""The one place that knows the order of the stages: data, bases, rounds, ensemble, labels, students, evaluation, report.
+
+A config goes in, a finished run directory comes out. Every stage that is done already is skipped, so the same command
+continues a run that was killed, and does nothing for one that is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ensemw2s import __version__, cluster, preflight, steps, store
+from ensemw2s.boosting.rounds import run_rounds
+from ensemw2s.config import Config, dump_config
+from ensemw2s.context import Context
+from ensemw2s.errors import ArtifactError, ResourceError
+from ensemw2s.evaluation.report import print_table, write_report
+from ensemw2s.progress import Progress
+from ensemw2s.stages import Graph, build_graph
+from ensemw2s.store import Stage
+
+PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
+
+
+def run(
+    config: Config, *, fresh: bool = False, debug: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs a config to its end, or goes on where an earlier run of it stopped.
+
+    Args:
+        config: What to run.
+        fresh: Delete stages that were made with another config, and redo them.
+        debug: Show the logs of Ray and of all workers.
+        progress: Where to show progress; none: the terminal.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        EnsemW2SError: Whatever stops it; what is finished stays and is used next time.
+    """
+    shown = progress or Progress()
+    preflight.check(config)
+    graph = build_graph(config)
+    with _only_one(graph.root):
+        status = check_stages(graph, fresh=fresh)
+        (graph.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        if status[graph.evaluation.name] and (graph.root / "results.json").exists():
+            shown.say(f"{graph.root} is complete: nothing to do")
+            results: dict[str, Any] = store.read_json(graph.root / "results.json")
+            write_report(results, graph.root)
+        else:
+            with shown:
+                results = _work(graph, status, shown, debug)
+    print_table(results, shown.console)
+    shown.say(f"\nreport: {graph.root / 'report.html'}")
+    return results
+
+
+def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
+    """Which stages are done.
+
+    Args:
+        graph: The stages.
+        fresh: Delete those that were made with another config.
+
+    Raises:
+        ArtifactError: If a stage was made with another config and `fresh` is not set.
+    """
+    status = {}
+    for stage in graph.stages():
+        try:
+            status[stage.name] = store.is_done(stage.path, stage.description)
+        except ArtifactError:
+            if not fresh:
+                raise
+            shutil.rmtree(stage.path)
+            status[stage.name] = False
+    return status
+
+
+def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> dict[str, Any]:
+    """Everything that needs Ray, and the report."""
+    began = time.time()
+    manifest = _Manifest(graph, status)
+    with cluster.connect(graph.config.cluster, debug=debug) as resources:
+        plan = cluster.plan_resources(graph.config, resources)
+        progress.say(f"{graph.root}: {resources}; {plan.lanes} lanes, up to {plan.actors} actors")
+        context = Context(graph, plan, progress, on_stage=manifest.add)
+        _run_stages(context)
+    manifest.save()
+    evaluated = store.read_json(graph.evaluation.path / "results.json")
+    results = {
+        **evaluated,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "stages": manifest.stages,
+        "total_seconds": round(time.time() - began, 1),
+    }
+    store.write_json(graph.root / "results.json", results)
+    write_report(results, graph.root)
+    return results
+
+
+def _run_stages(context: Context) -> None:
+    graph = context.graph
+    _do(context, graph.data, "examples and splits", steps.make_data)
+    if graph.corpus is not None:
+        _do(context, graph.corpus, "text for the tiny bases", steps.make_corpus)
+        bases = [base.stage for base in graph.bases if base.tiny is not None]
+        if not all(map(steps.done, bases)):
+            with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
+                steps.pretrain(context)
+    _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
+    with _beside(context, steps.train_baselines) as baselines:
+        history = run_rounds(context)
+        _do(context, graph.ensemble, "the experts as one artifact", lambda c: steps.make_ensemble(c, history))
+        baselines()
+    if not all(map(steps.done, graph.labels.values())):
+        with context.stage("labels", "pseudo-labels for the hard prompts"):
+            steps.make_labels(context)
+    if not all(steps.done(student.stage) for student in graph.students):
+        with context.stage("students", "training on pseudo-labels"):
+            steps.train_students(context)
+    _do(context, graph.evaluation, "every system on both test splits", lambda c: steps.evaluate(c, history))
+
+
+def _do(context: Context, stage: Stage, what: str, step: Callable[[Context], None]) -> None:
+    if not steps.done(stage):
+        with context.stage(stage.name.split("/")[0], what):
+            step(context)
+
+
+@contextmanager
+def _beside(context: Context, work: Callable[[Context, int], None]) -> Iterator[Callable[[], None]]:
+    """Does work on the lanes that the rounds leave free, or after them where they leave none.
+
+    Gives a function that waits for the work's end.
+    """
+    own = min(context.config.boosting.width, context.plan.lanes)
+    free = context.plan.lanes - own
+    with ThreadPoolExecutor(1, thread_name_prefix="baselines") as pool:
+        running: Future[None] | None = None
+        if free:
+            context.reserve(free)
+            running = pool.submit(_recorded, context, work, free)
+
+        def finish() -> None:
+            if running is None:
+                _recorded(context, work, context.plan.lanes)
+            else:
+                running.result()
+                context.reserve(0)
+
+        yield finish
+
+
+def _recorded(context: Context, work: Callable[[Context, int], None], lanes: int) -> None:
+    with context.stage("baselines", "experts and students that the ensemble is compared with"):
+        work(context, lanes)
+
+
+class _Manifest:
+    """manifest.json: versions, seeds, fingerprints, and when each stage ran, over all attempts of the run."""
+
+    def __init__(self, graph: Graph, status: dict[str, bool]) -> None:
+        self._graph, self._path = graph, graph.root / "manifest.json"
+        earlier = store.read_json(self._path)["stages"] if self._path.exists() else []
+        self.stages: list[dict[str, Any]] = [{**stage, "status": "reused"} for stage in earlier]
+        self.save()
+
+    def add(self, name: str, started: float, finished: float) -> None:
+        """Records a stage that ran."""
+        facts = {"name": name, "started": started, "finished": finished, "seconds": round(finished - started, 2)}
+        self.stages.append({**facts, "status": "ran"})
+        self.save()
+
+    def save(self) -> None:
+        """Writes the file."""
+        store.write_json(
+            self._path,
+            {
+                "name": self._graph.config.name,
+                "seed": self._graph.config.seed,
+                "versions": versions(),
+                "git_commit": git_commit(),
+                "stages": self.stages,
+                "fingerprints": {stage.name: stage.fingerprint for stage in self._graph.stages()},
+            },
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that decide its numbers."""
+    return {"ensemw2s": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package lies in, with `-dirty` if it was changed; none outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Keeps two runs out of one folder. The lock goes with the process, however it ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResourceError(f"another run is at work in {root}: wait for its end, or use another name") from None
+        yield

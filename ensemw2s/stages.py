@@ -1,0 +1,371 @@
+"""The graph of a run: every stage that a config asks for, with its folder, its settings and its inputs.
+
+A config goes in, `Graph` comes out; nothing is read or run except the identity of data and models. Fingerprints of all
+stages are known before any work starts, so a plan can be shown and a mismatch refused at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.config import BoostingConfig, Config, Lora, ModelConfig, Recipe
+from ensemw2s.data.examples import derive_seed
+from ensemw2s.data.sources import sources_identity
+from ensemw2s.store import Stage
+
+LABEL_MAKERS = {"student_single": "expert_single", "student_bagging": "bagging", "student_ensemw2s": "ensemw2s"}
+"""Students that learn from pseudo-labels, and whose labels these are."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: where its weights are or will be, and the stage that stands for it."""
+
+    name: str
+    path: str
+    revision: str | None
+    lora: Lora | None
+    tiny: str | None
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A model to train on the easy labelled data."""
+
+    stage: Stage
+    base: Base
+    recipe: Recipe
+    seed: int
+    warm_from: Stage | None = None
+
+    @property
+    def lora(self) -> Lora | None:
+        return self.base.lora
+
+
+@dataclass(frozen=True)
+class Round:
+    """A boosting round: its experts, their second try if the first fails, and the stage that sums it up."""
+
+    number: int
+    stage: Stage
+    experts: tuple[Expert, ...]
+    retries: tuple[Expert, ...]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student: the token table it learns from and the model it becomes."""
+
+    name: str
+    data: Stage
+    stage: Stage
+    seed: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All stages of a run."""
+
+    config: Config
+    root: Path
+    data: Stage
+    corpus: Stage | None
+    weak: tuple[Base, ...]
+    strong: Base
+    tokens: Stage
+    rounds: tuple[Round, ...]
+    bagging: tuple[Expert, ...]
+    single: Expert | None
+    compute_matched: Expert | None
+    ensemble: Stage
+    labels: dict[str, Stage]
+    students: tuple[Student, ...]
+    evaluation: Stage
+    bases: tuple[Base, ...] = field(default=())
+
+    def stages(self) -> Iterator[Stage]:
+        """Every stage that leaves a folder, in the order in which they can run."""
+        yield self.data
+        if self.corpus is not None:
+            yield self.corpus
+        yield from (base.stage for base in self.bases if base.tiny is not None)
+        yield self.tokens
+        for r in self.rounds:
+            yield from (expert.stage for expert in r.experts)
+            yield r.stage
+        yield from (expert.stage for expert in self.baseline_experts)
+        yield self.ensemble
+        yield from self.labels.values()
+        for student in self.students:
+            yield student.data
+            yield student.stage
+        yield self.evaluation
+
+    @property
+    def baseline_experts(self) -> tuple[Expert, ...]:
+        singles = [expert for expert in (self.single, self.compute_matched) if expert is not None]
+        return (*singles, *self.bagging)
+
+
+def run_directory(config: Config) -> Path:
+    """Folder of the run."""
+    return Path(config.storage).expanduser() / config.name
+
+
+def build_graph(config: Config) -> Graph:
+    """Lays out the stages of a config.
+
+    Raises:
+        DataError: If a data source cannot be identified (a file is missing).
+    """
+    return _Builder(config).build()
+
+
+def settings_of(section: Any, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A config section as dotted key → plain value."""
+    dumped = section.model_dump(mode="json")
+    return {f"{prefix}.{key}": value for key, value in dumped.items() if key not in without}
+
+
+class _Builder:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = run_directory(config)
+        self.cache = Path(config.storage).expanduser() / "cache"
+        self.seed = {"seed": config.seed}
+
+    def build(self) -> Graph:
+        config, systems = self.config, set(self.config.evaluation.systems)
+        data = Stage(
+            "data",
+            self.root / "data",
+            {**settings_of(config.data, "data"), **self.seed, "sources": sources_identity(config.data)},
+        )
+        corpus = self._corpus(data)
+        weak = tuple(
+            self._base(m, n, corpus) for m, n in zip(config.models.weak, config.models.weak_names, strict=True)
+        )
+        strong = self._base(config.models.strong, config.models.strong.name or "strong", corpus)
+        tokens = Stage("tokens", self.root / "tokens" / "easy", {}, (data, weak[0].stage))
+        rounds = self._rounds(weak, tokens)
+        single = self._single(weak, tokens) if systems & {"expert_single", "student_single"} else None
+        matched = self._matched(weak, tokens) if "expert_compute_matched" in systems else None
+        bagging = self._bagging(weak, tokens) if systems & {"bagging", "student_bagging"} else ()
+        ensemble = Stage(
+            "ensemble",
+            self.root / "ensemble",
+            {**settings_of(config.ensemble, "ensemble"), "boosting.rounds": config.boosting.rounds},
+            (rounds[-1].stage,),
+        )
+        labels = self._labels(data, ensemble, single, bagging, systems)
+        students = self._students(systems, data, strong, labels)
+        evaluation = Stage(
+            "evaluation",
+            self.root / "evaluation",
+            {**settings_of(config.evaluation, "evaluation"), "labeling.max_new_tokens": config.labeling.max_new_tokens},
+            tuple(
+                stage
+                for stage in (
+                    data,
+                    ensemble,
+                    *(e.stage for e in (single, matched, *bagging) if e is not None),
+                    *labels.values(),
+                    *(s.stage for s in students),
+                )
+            ),
+        )
+        bases = (strong, *weak)
+        return Graph(
+            config, self.root, data, corpus, weak, strong, tokens, rounds, bagging, single, matched, ensemble, labels,
+            students, evaluation, bases,
+        )  # fmt: skip
+
+    def _corpus(self, data: Stage) -> Stage | None:
+        models = self.config.models
+        if not any(model.is_tiny for model in (*models.weak, models.strong)):
+            return None
+        settings = {
+            **settings_of(models.pretraining, "models.pretraining", without=("weak", "strong")),
+            "seed": derive_seed(self.config.seed, "corpus"),
+        }
+        return self._cached(Stage("corpus", Path(), settings, (data,)))
+
+    def _base(self, model: ModelConfig, name: str, corpus: Stage | None) -> Base:
+        if not model.is_tiny:
+            stage = Stage(f"models/{name}", Path(model.base), model_identity(model))
+            return Base(name, model.base, model.revision, model.lora, None, stage)
+        assert corpus is not None
+        role = model.base.removeprefix("tiny-")
+        recipe = getattr(self.config.models.pretraining, role)
+        settings = {
+            **settings_of(recipe, f"models.pretraining.{role}"),
+            "base": model.base,
+            "pretraining_seed": derive_seed(self.config.seed, "pretraining", role, model.pretraining_seed),
+            **self._training(),
+        }
+        stage = self._cached(Stage(f"models/{name}", Path(), settings, (corpus,)))
+        return Base(name, str(stage.path), None, model.lora, model.base, stage)
+
+    def _cached(self, stage: Stage) -> Stage:
+        """Puts a stage into the cache that runs share, in a folder named by its fingerprint."""
+        folder = f"{stage.name.split('/')[0]}-{stage.fingerprint[:16]}"
+        return Stage(stage.name, self.cache / folder, stage.settings, stage.inputs)
+
+    def _training(self) -> dict[str, Any]:
+        # workers, lanes and restarts change who computes, not what
+        return settings_of(
+            self.config.training,
+            "training",
+            without=(
+                "workers",
+                "cpus_per_worker",
+                "gpus_per_worker",
+                "lanes",
+                "max_failures",
+                "gradient_checkpointing",
+            ),
+        )
+
+    def _expert(
+        self, name: str, base: Base, recipe: Recipe, seed: int, settings: dict[str, Any], inputs: tuple[Stage, ...]
+    ) -> Expert:
+        described = {
+            **settings_of(recipe, "expert"),
+            **self._training(),
+            **settings,
+            "lora": base.lora.model_dump(mode="json") if base.lora else None,
+            "seed": seed,
+        }
+        stage = Stage(name, self.root / name, described, inputs)
+        return Expert(stage, base, recipe, seed)
+
+    def _member(self, weak: tuple[Base, ...], index: int) -> tuple[Base, Recipe]:
+        """Base and recipe of the expert with this number over rounds and width."""
+        members, recipe = self.config.boosting.members, self.config.expert
+        base = weak[index % len(weak)]
+        if not members:
+            return base, recipe
+        member = members[index % len(members)]
+        if member.model is not None:
+            base = next(b for b in weak if b.name == member.model)
+        if member.lora_rank is not None and base.lora is not None:
+            lora = base.lora.model_copy(update={"rank": member.lora_rank})
+            base = Base(base.name, base.path, base.revision, lora, base.tiny, base.stage)
+        changes = {k: v for k in ("learning_rate", "epochs") if (v := getattr(member, k)) is not None}
+        return base, recipe.model_copy(update=changes)
+
+    def _rounds(self, weak: tuple[Base, ...], tokens: Stage) -> tuple[Round, ...]:
+        boosting: BoostingConfig = self.config.boosting
+        settings = settings_of(boosting, "boosting", without=("rounds", "members", "width"))
+        if boosting.error_from == "ensemble":
+            settings.update(settings_of(self.config.ensemble, "ensemble"))
+        rounds: list[Round] = []
+        for t in range(1, boosting.rounds + 1):
+            before = rounds[-1] if rounds else None
+            tries = tuple(
+                tuple(self._round_expert(weak, tokens, t, k, again, settings, before) for k in range(boosting.width))
+                for again in (False, True)
+            )
+            inputs = tuple(expert.stage for expert in tries[0])
+            stage = Stage(f"rounds/{t}", self.root / "rounds" / str(t), {**settings, "round": t}, inputs)
+            rounds.append(Round(t, stage, *tries))
+        return tuple(rounds)
+
+    def _round_expert(
+        self,
+        weak: tuple[Base, ...],
+        tokens: Stage,
+        t: int,
+        k: int,
+        again: bool,
+        settings: dict[str, Any],
+        before: Round | None,
+    ) -> Expert:
+        base, recipe = self._member(weak, (t - 1) * self.config.boosting.width + k)
+        name = f"rounds/{t}/experts/{k}" + ("-retry" if again else "")
+        warm = before.experts[k].stage if before is not None and self.config.boosting.warm_start == "previous" else None
+        inputs = (tokens, base.stage, *((before.stage,) if before is not None else ()))
+        seed = derive_seed(self.config.seed, name)
+        expert = self._expert(name, base, recipe, seed, settings, inputs)
+        return Expert(expert.stage, base, recipe, seed, warm)
+
+    def _single(self, weak: tuple[Base, ...], tokens: Stage) -> Expert:
+        base, recipe = self._member(weak, 0)
+        epochs = self.config.evaluation.single_max_epochs or 2 * recipe.epochs
+        recipe = recipe.model_copy(update={"epochs": epochs})
+        name = "baselines/expert_single"
+        seed = derive_seed(self.config.seed, name)
+        return self._expert(name, base, recipe, seed, {"keep": "best"}, (tokens, base.stage))
+
+    def _matched(self, weak: tuple[Base, ...], tokens: Stage) -> Expert:
+        base, recipe = self._member(weak, 0)
+        members = range(self.config.boosting.rounds * self.config.boosting.width)
+        budget = sum(self._member(weak, i)[1].epochs for i in members)
+        recipe = recipe.model_copy(update={"epochs": budget})
+        name = "baselines/expert_compute_matched"
+        return self._expert(name, base, recipe, derive_seed(self.config.seed, name), {}, (tokens, base.stage))
+
+    def _bagging(self, weak: tuple[Base, ...], tokens: Stage) -> tuple[Expert, ...]:
+        experts = []
+        for i in range(self.config.boosting.rounds * self.config.boosting.width):
+            base, recipe = self._member(weak, i)
+            name = f"baselines/bagging/{i}"
+            seed = derive_seed(self.config.seed, name)
+            experts.append(self._expert(name, base, recipe, seed, {"bootstrap": "examples"}, (tokens, base.stage)))
+        return tuple(experts)
+
+    def _labels(
+        self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
+    ) -> dict[str, Stage]:
+        labeling = self.config.labeling
+        kept = {k: getattr(labeling, k) for k in ("max_new_tokens", "soft_top_k", "batch_size", "chunk_size")}
+        settings = {f"labeling.{key}": value for key, value in kept.items()}
+        labels = {"ensemw2s": Stage("labels", self.root / "labels", settings, (data, ensemble))}
+        others: dict[str, tuple[Stage, ...]] = {}
+        if single is not None and "student_single" in systems:
+            others["expert_single"] = (single.stage,)
+        if bagging and "student_bagging" in systems:
+            others["bagging"] = tuple(expert.stage for expert in bagging)
+        for maker, inputs in others.items():
+            name = f"baselines/labels/{maker}"
+            combine = settings_of(self.config.ensemble, "ensemble")
+            labels[maker] = Stage(name, self.root / name, {**settings, **combine}, (data, *inputs))
+        return labels
+
+    def _students(self, systems: set[str], data: Stage, strong: Base, labels: dict[str, Stage]) -> tuple[Student, ...]:
+        recipe = self.config.student
+        table_keys = ("mix_easy", "keep_fraction", "objective")
+        students = []
+        for name in self.config.evaluation.systems:
+            if not name.startswith("student_"):
+                continue
+            maker = LABEL_MAKERS.get(name)
+            inputs = (data, strong.stage, *((labels[maker],) if maker is not None else ()))
+            kept = {f"student.{k}": getattr(recipe, k) for k in table_keys}
+            path = self.root / "tokens" / "students" / name
+            table = Stage(f"tokens/students/{name}", path, {**kept, "student": name}, inputs)
+            seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
+            settings = {**settings_of(recipe, "student"), **self._training(), "seed": seed}
+            stage = Stage(f"students/{name}", self.root / "students" / name, settings, (table, strong.stage))
+            students.append(Student(name, table, stage, seed))
+        return tuple(students)
+
+
+def model_identity(model: ModelConfig) -> dict[str, Any]:
+    """What identifies a base model that is not ours: hub id and revision, or a folder with its files' sizes and hashes."""
+    folder = Path(model.base).expanduser()
+    if not folder.is_dir():
+        return {"base": model.base, "revision": model.revision}
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))
+    return {"base": model.base, "files": {p.name: _digest(p) for p in files}}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

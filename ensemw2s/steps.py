@@ -1,0 +1,276 @@
+"""What each stage does: reads its inputs' folders, leaves its own. The order of the stages is `pipeline`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemw2s import store
+from ensemw2s.boosting.rounds import accepted_members
+from ensemw2s.context import Context
+from ensemw2s.data.reference import reference_losses
+from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
+from ensemw2s.data.tokens import tokenize_examples
+from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+from ensemw2s.errors import DataError
+from ensemw2s.evaluation.evaluate import evaluate_all
+from ensemw2s.evaluation.results import Figures, label_facts
+from ensemw2s.evaluation.systems import Group, groups, label_maker, prefix_voters
+from ensemw2s.labeling.labels import LabelJob, label_all, read_labels
+from ensemw2s.models import corpus, tiny
+from ensemw2s.models.loading import load_tokenizer
+from ensemw2s.stages import LABEL_MAKERS, Student
+from ensemw2s.store import Stage
+from ensemw2s.training.specs import base_spec, expert_spec, student_spec
+
+Facts = dict[str, Any]
+
+
+def done(stage: Stage) -> bool:
+    """Whether a stage has left its output already."""
+    return store.is_done(stage.path, stage.description)
+
+
+def make_data(context: Context) -> None:
+    """Reads the sources and divides their examples into the splits; hard answers go into a file of their own."""
+    stage, config = context.graph.data, context.config
+    splits = make_splits(config.data, seed=config.seed, reference=lambda table: reference_losses(context, table))
+    check_disjoint(splits)
+    with store.publish(stage.path, stage.description) as folder:
+        for name, table in splits.tables().items():
+            pq.write_table(table, folder / f"{name}.parquet")
+        pq.write_table(splits.hard_labels, folder / "hard_labels.parquet")
+
+
+def read_splits(context: Context) -> Splits:
+    """The splits, without the answers to hard prompts."""
+    folder = context.graph.data.path
+    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SPLITS}
+    return Splits(
+        **tables, hard_labels=pa.table({"id": pa.array([], pa.string()), "answer": pa.array([], pa.string())})
+    )
+
+
+def make_corpus(context: Context) -> None:
+    """Writes the text that tiny bases are pre-trained on, and trains their tokenizer on it."""
+    stage, config = context.graph.corpus, context.config
+    assert stage is not None
+    splits, pretraining = read_splits(context), config.models.pretraining
+    tiny_names = {base.tiny for base in context.graph.bases if base.tiny is not None}
+    seed = int(stage.settings["seed"])
+    texts = {
+        role: corpus.documents(config.data, pretraining.corpus, splits, role=role, seed=seed)
+        for role in ("weak", "strong")
+        if f"tiny-{role}" in tiny_names
+    }
+    task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
+    tokenizer = tiny.train_tokenizer([text for part in texts.values() for text in part] + task, pretraining.vocabulary)
+    with store.publish(stage.path, stage.description) as folder:
+        tokenizer.save_pretrained(folder / "tokenizer")
+        for role, part in texts.items():
+            pq.write_table(corpus.tokenize_documents(part, tokenizer, context=tiny.CONTEXT), folder / f"{role}.parquet")
+
+
+def pretrain(context: Context) -> None:
+    """Pre-trains the tiny bases that are not in the cache yet, the strong one first: it takes longest."""
+    context.train([base_spec(context.graph, base) for base in context.graph.bases if base.tiny is not None])
+
+
+def make_tokens(context: Context) -> None:
+    """Tokenizes the easy labelled splits for the weak models."""
+    stage, base = context.graph.tokens, context.graph.weak[0]
+    tokenizer = load_tokenizer(base.path, base.revision)
+    with store.publish(stage.path, stage.description) as folder:
+        for name in ("easy_train", "easy_validation"):
+            table = pq.read_table(context.graph.data.path / f"{name}.parquet")
+            pq.write_table(tokenize_examples(table, tokenizer, context.config.data), folder / f"{name}.parquet")
+
+
+def make_ensemble(context: Context, history: list[Facts]) -> None:
+    """Gathers the boosted experts into one artifact."""
+    stage, base = context.graph.ensemble, context.graph.weak[0]
+    members = [
+        MemberSource(
+            name=f"round-{m['round']}-expert-{m['name'].rsplit('/', 1)[-1]}",
+            directory=context.graph.root / m["name"],
+            alpha=m["alpha"],
+            weight=m["weight"],
+            round=m["round"],
+            weighted_error=m["weighted_error"],
+        )
+        for m in accepted_members(history)
+    ]
+    tokenizer = load_tokenizer(base.path, base.revision)
+    with store.publish(stage.path, stage.description) as folder:
+        save_ensemble(folder, members=members, rule=context.config.ensemble.combine, tokenizer=tokenizer)
+
+
+def make_labels(context: Context) -> None:
+    """Pseudo-labels of all makers for the unlabelled hard prompts, on one pool of actors."""
+    waiting = {maker: stage for maker, stage in context.graph.labels.items() if not done(stage)}
+    prompts = context.graph.data.path / "hard_unlabelled.parquet"
+    jobs = []
+    for maker, stage in waiting.items():
+        store.resume(stage.path, stage.description)
+        jobs.append(LabelJob(label_maker(context.graph, maker), prompts, stage.path))
+    label_all(
+        jobs,
+        data=context.config.data,
+        labeling=context.config.labeling,
+        actors=context.actors,
+        on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
+    )
+    for stage in waiting.values():
+        store.finish(stage.path, stage.description)
+
+
+def make_student_data(context: Context, student: Student) -> None:
+    """The token table that a student learns from: its (pseudo-)labels, and the easy labelled examples beside."""
+    config, strong = context.config, context.graph.strong
+    tokenizer = load_tokenizer(strong.path, strong.revision)
+    data = context.graph.data.path
+    tables = []
+    maker = LABEL_MAKERS.get(student.name)
+    if maker is not None:
+        tables.append(_label_tokens(context, maker, tokenizer))
+    elif student.name == "student_ceiling":
+        tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
+    if config.student.mix_easy or student.name == "student_easy_only":
+        tables.append(tokenize_examples(pq.read_table(data / "easy_train.parquet"), tokenizer, config.data))
+    with store.publish(student.data.path, student.data.description) as folder:
+        pq.write_table(pa.concat_tables(tables, promote_options="default"), folder / "train.parquet")
+
+
+def _true_hard(data: Path) -> pa.Table:
+    """The hard prompts with their true answers. Only the ceiling student may ask for them."""
+    prompts = pq.read_table(data / "hard_unlabelled.parquet").drop_columns(["answer"])
+    answers = pq.read_table(data / "hard_labels.parquet")
+    joined = pa.Table.from_pylist(
+        [{**p, "answer": a} for p, a in zip(prompts.to_pylist(), answers["answer"].to_pylist(), strict=True)],
+        schema=pq.read_schema(data / "hard_unlabelled.parquet"),
+    )
+    return joined.filter(joined["answer"].is_valid())
+
+
+def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
+    """Pseudo-labels as tokens of the student: finished and not empty ones, the best by agreement if asked for."""
+    config = context.config
+    labels = read_labels(context.graph.labels[maker].path)
+    usable = [
+        row["finish_reason"] == "stop" and row["answer"] != ""
+        for row in labels.select(["finish_reason", "answer"]).to_pylist()
+    ]
+    labels = labels.filter(pa.array(usable))
+    if not len(labels):
+        raise DataError(
+            f"none of the labels of {maker} is usable: all are empty or longer than labeling.max_new_tokens "
+            f"({config.labeling.max_new_tokens}); raise it, or train experts longer"
+        )
+    if config.student.keep_fraction < 1:
+        keep = max(1, round(config.student.keep_fraction * len(labels)))
+        order = np.lexsort((np.arange(len(labels)), -np.asarray(labels["agreement"])))
+        labels = labels.take(pa.array(np.sort(order[:keep])))
+    tokens = tokenize_examples(labels, tokenizer, config.data)
+    if config.student.objective != "soft":
+        return tokens
+    # distributions belong to the very tokens that were decoded, so these are the answer
+    tokens = tokens.set_column(2, tokens.schema.field("answer_ids"), labels["token_ids"])
+    return tokens.append_column("top_tokens", labels["top_tokens"]).append_column(
+        "top_logprobs", labels["top_logprobs"]
+    )
+
+
+def train_baselines(context: Context, lanes: int) -> None:
+    """Trains what waits for no boosting round: baseline experts, and the students of true labels. Long ones first."""
+    graph = context.graph
+    specs = [expert_spec(graph, expert) for expert in graph.baseline_experts]
+    for student in graph.students:
+        if student.name not in LABEL_MAKERS:
+            if not done(student.data):
+                make_student_data(context, student)
+            specs.append(student_spec(graph, student))
+    context.train(sorted(specs, key=lambda spec: -spec.recipe.epochs), lanes=lanes)
+
+
+def train_students(context: Context) -> None:
+    """Trains the students of pseudo-labels."""
+    waiting = [student for student in context.graph.students if student.name in LABEL_MAKERS]
+    for student in waiting:
+        if not done(student.data):
+            make_student_data(context, student)
+    context.train([student_spec(context.graph, student) for student in waiting])
+
+
+def evaluate(context: Context, history: list[Facts]) -> None:
+    """Decodes and scores every system on the test splits, and works out the figures."""
+    graph, config, stage = context.graph, context.config, context.graph.evaluation
+    members = accepted_members(history)
+    prefixes = Group("rounds", tuple(prefix_voters(graph, members)))
+    paths = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
+    work = [(split, path, group, True) for group in groups(graph, members) for split, path in paths.items()]
+    work += [(split, path, prefixes, False) for split, path in paths.items()]
+    work.append(("validation", graph.data.path / "easy_validation.parquet", prefixes, False))
+    columns = evaluate_all(
+        work,
+        data=config.data,
+        labeling=config.labeling,
+        actors=context.actors,
+        shown=config.evaluation.examples,
+        on_progress=lambda n, total, note: context.progress.update("evaluation", n, total, note),
+    )
+    truths = {split: pq.read_table(path) for split, path in paths.items()}
+    figures = Figures(config, truths, columns, members, _training_costs(context, members))
+    hard_labels = pq.read_table(graph.data.path / "hard_labels.parquet")
+    results = {
+        "name": config.name,
+        "seed": config.seed,
+        "config_fingerprint": stage.fingerprint,
+        "systems": figures.systems(),
+        "bases": figures.bases(),
+        "pgr": figures.pgr(),
+        "comparisons": figures.comparisons(),
+        "rounds": history,
+        "curves": figures.curves(),
+        "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.labels.items()},
+        "examples": figures.examples(truths["ood"]),
+    }
+    with store.publish(stage.path, stage.description) as folder:
+        store.write_json(folder / "results.json", results)
+        _write_answers(folder / "answers.parquet", truths, columns, figures)
+
+
+def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
+    """Tokens and seconds that training each system took, its label makers not counted."""
+    graph = context.graph
+
+    def cost(paths: list[Path]) -> Facts:
+        facts = [store.read_json(path / "train.json") for path in paths]
+        return {
+            "tokens_trained": sum(f["tokens_trained"] for f in facts),
+            "train_seconds": round(sum(f["seconds"] for f in facts), 2),
+        }
+
+    boosted = cost([graph.root / m["name"] for m in members])
+    costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": cost([e.stage.path for e in graph.bagging])}
+    for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
+        if expert is not None:
+            costs[name] = cost([expert.stage.path])
+    return costs | {student.name: cost([student.stage.path]) for student in graph.students}
+
+
+def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any], figures: Figures) -> None:
+    """Every system's answer to every test example, for whoever wants to look or to compute something else."""
+    rows = [
+        {"split": split, "voter": voter, "id": identity, "answer": answer, "truth": truth}
+        for split, table in truths.items()
+        for voter, found in columns[split].items()
+        if "answer" in found
+        for identity, truth, answer in zip(
+            table["id"].to_pylist(), table["answer"].to_pylist(), found["answer"], strict=True
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)

@@ -1,0 +1,194 @@
+"""The run directory: what each stage leaves, put in place atomically, recognised by its fingerprint.
+
+A stage's description goes in, a folder with its output and a marker comes out. The marker is written last, so a folder
+without one is unfinished work and is done again; a marker that does not match names what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.errors import ArtifactError, ResourceError
+
+MARKER = ".complete.json"
+_WORKING = ".partial-"
+_STARTED = ".started.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pure function of its settings and its inputs' fingerprints, that leaves a folder.
+
+    Attributes:
+        name: Name in messages, such as `rounds/2`.
+        path: Folder that it leaves.
+        settings: Everything that its output depends on, as plain JSON values under dotted config keys.
+        inputs: Stages it reads.
+    """
+
+    name: str
+    path: Path
+    settings: dict[str, Any]
+    inputs: tuple[Stage, ...] = ()
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        return {
+            "stage": self.name,
+            "settings": self.settings,
+            "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.description)
+
+
+def fingerprint_of(description: dict[str, Any]) -> str:
+    """SHA-256 of a plain JSON value, the same for equal values."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_done(path: Path, description: dict[str, Any]) -> bool:
+    """Whether a folder holds the finished output of this description.
+
+    Raises:
+        ArtifactError: If it holds the finished output of another one; the message says what differs.
+    """
+    marker = path / MARKER
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{marker} is damaged ({error}): delete {path} to redo it") from None
+    if found == description:
+        return True
+    raise ArtifactError(
+        f"{path} was made with another config: {difference(found, description)}. "
+        "Use another name for this run, or --fresh to delete what no longer fits and redo it"
+    )
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What changed between two descriptions, in one line."""
+    a, b = _flat(found), _flat(wanted)
+    changes = [
+        f"{key} was {a.get(key)!r}, is {b.get(key)!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
+    settings = [c.removeprefix("settings.") for c in changes if c.startswith("settings.")]
+    inputs = [c.split(" ")[0].removeprefix("inputs.") for c in changes if c.startswith("inputs.")]
+    shown = settings or [f"its inputs changed ({', '.join(inputs)})"]
+    return "; ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {
+            k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: tree}
+
+
+@contextmanager
+def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
+    """Gives an empty folder to write into, and puts its content in place at `path` when the block ends well.
+
+    Folders of other stages that already lie inside `path` (a round's experts) stay.
+
+    Raises:
+        ResourceError: If the disk is full; what was written is removed, `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partial(path)
+    working = path.parent / f"{_WORKING}{path.name}-{uuid.uuid4().hex[:8]}"
+    working.mkdir()
+    try:
+        yield working
+        write_json(working / MARKER, description)
+        _put_in_place(working, path)
+    except OSError as error:
+        shutil.rmtree(working, ignore_errors=True)
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise ResourceError(f"no space left for {path}: free some, then run the same command again") from error
+        raise
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+
+
+def _put_in_place(working: Path, path: Path) -> None:
+    for file in working.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if not path.exists():
+        os.rename(working, path)
+        return
+    (path / MARKER).unlink(missing_ok=True)
+    for entry in sorted(working.iterdir(), key=lambda e: e.name == MARKER):
+        target = path / entry.name
+        if target.is_dir() and entry.is_dir():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    working.rmdir()
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what an interrupted `publish` of this folder left behind."""
+    for leftover in path.parent.glob(f"{_WORKING}{path.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically: temporary file, fsync, rename."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON. Raises `ArtifactError` where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
+
+
+def resume(path: Path, description: dict[str, Any]) -> None:
+    """Prepares a folder whose files are put in place one by one, keeping those of an interrupted run of the same stage.
+
+    Files that another description began are removed, so that two can never mix. End with `finish`.
+    """
+    started = path / _STARTED
+    try:
+        same = json.loads(started.read_text(encoding="utf-8")) == description
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        write_json(started, description)
+
+
+def finish(path: Path, description: dict[str, Any]) -> None:
+    """Marks a folder that `resume` prepared as complete."""
+    write_json(path / MARKER, description)
+    (path / _STARTED).unlink(missing_ok=True)

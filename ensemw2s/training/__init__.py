@@ -1,0 +1,1 @@
+"""Training: one worker's DeepSpeed loop, and the Ray Train runs that carry it."""

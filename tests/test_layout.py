@@ -1,0 +1,200 @@
+"""Rules about the repository as a whole that no single module can keep: imports, places, and what may be committed."""
+
+import ast
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+
+# Rule 1 of the house: these run under torchrun, or with no launcher at all, on a machine that has no Ray.
+WITHOUT_RAY = ["boosting/samme.py", "training/loop.py", "ensemble/**/*.py", "data/**/*.py", "models/**/*.py"]
+
+# Tests of the whole rather than of one module, and what they are about.
+WHOLE = {
+    "test_layout.py": "this file",
+    "test_e2e*.py": "the pipeline from the command line to the report",
+    "test_acceptance*.py": "the promises of the README",
+    "test_faults*.py": "real kills of a whole run",
+}
+
+# The home folder inside Ray's own images is no machine's.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~/}-])/(?:root|work|Users/\w+|home/(?!ray\b)\w+|opt/(?:pypi|wheels)[\w-]*)(?![\w-])"
+)
+PACKAGE_INDEX = re.compile(r"--(?:extra-)?index-url|--find-links|https?://[^\s\"'`]+/(?:simple|whl)\b")
+
+
+def imported(path: Path, root: Path, *, everywhere: bool) -> Iterator[str]:
+    """Dotted names that a file imports: anywhere in it, or only those that importing the file itself imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    package = list(path.relative_to(root).parent.parts)
+    for node in ast.walk(tree) if everywhere else executed(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: no bodies of functions, nothing under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from executed(child)
+
+
+def way_to_ray(path: Path, root: Path, seen: set[Path] | None = None) -> list[str]:
+    """Chain of imports from a file to Ray by way of this package's modules; empty where there is none."""
+    seen = set() if seen is None else seen
+    seen.add(path)
+    here = path.relative_to(root).as_posix()
+    own = [".".join(path.relative_to(root).parent.parts)]  # importing a module executes its packages first
+    for name in [*imported(path, root, everywhere=False), *own]:
+        if name.split(".")[0] == "ray":
+            return [here, name]
+        steps = [root.joinpath(*name.split(".")[: i + 1]) for i in range(name.count(".") + 1)]
+        for file in [f for step in steps for f in (step / "__init__.py", step.with_suffix(".py"))]:
+            if file.is_file() and file not in seen and (way := way_to_ray(file, root, seen)):
+                return [here, *way]
+    return []
+
+
+def core_files() -> list[Path]:
+    package = ROOT / "ensemw2s"
+    return sorted({path for pattern in WITHOUT_RAY for path in package.glob(pattern)})
+
+
+@pytest.mark.parametrize("path", core_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_core_imports_no_ray(path: Path) -> None:
+    direct = [name for name in imported(path, ROOT, everywhere=True) if name.split(".")[0] == "ray"]
+    assert direct == [], "Ray stands at the edges: move this import to a module that may know it"
+    assert way_to_ray(path, ROOT) == [], "importing this file imports Ray by way of other modules"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import ray",
+        "import os, ray.data as rd",
+        "from ray import train",
+        "def f():\n    from ray.data import Dataset",
+        "import importlib\nx = importlib.import_module('ray.train')",
+    ],
+)
+def test_every_way_to_import_ray_is_seen(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.py").write_text(text)
+    assert any(name.split(".")[0] == "ray" for name in imported(tmp_path / "a.py", tmp_path, everywhere=True))
+
+
+def test_a_way_to_ray_through_other_modules_and_packages_is_seen(tmp_path: Path) -> None:
+    package = tmp_path / "p"
+    package.mkdir()
+    (package / "__init__.py").write_text("from p import edge\n")
+    (package / "edge.py").write_text("import ray\n")
+    (package / "lazy.py").write_text("def f():\n    from . import edge\n")
+    assert way_to_ray(package / "lazy.py", tmp_path) == ["p/lazy.py", "p/__init__.py", "p/edge.py", "ray"]
+    (package / "__init__.py").write_text("")
+    assert way_to_ray(package / "lazy.py", tmp_path) == []
+    (package / "eager.py").write_text("from .edge import something\nimport rayon\n")
+    assert way_to_ray(package / "eager.py", tmp_path) == ["p/eager.py", "p/edge.py", "ray"]
+
+
+def test_tests_mirror_the_package() -> None:
+    """tests/a/test_x.py is about ensemw2s/a/x.py (or about a/x.*: jobs, benchmarks, configs), or is listed in WHOLE.
+
+    A module with many claims may have several files: test_x.py and test_x_<aspect>.py.
+    """
+    strays = []
+    for test in sorted((ROOT / "tests").rglob("test_*.py")):
+        place = test.relative_to(ROOT / "tests")
+        if any(fnmatch(place.name, pattern) for pattern in WHOLE) or has_module(place):
+            continue
+        strays.append(place.as_posix())
+    assert strays == [], "name these after the module that they test, or list them in WHOLE with what they are about"
+
+
+def has_module(place: Path) -> bool:
+    """Whether a module, or a package, of this name exists; `place` is relative to tests/."""
+    words = place.stem.removeprefix("test_").split("_")
+    names = ["_".join(words[:i]) for i in range(len(words), 0, -1)]
+    if len(place.parts) > 1 and list((ROOT / place.parent).glob(f"{names[0]}.*")):
+        return True
+    folder = ROOT / "ensemw2s" / place.parent
+    return any((folder / f"{name}.py").is_file() or (folder / name).is_dir() for name in names)
+
+
+def committed_files() -> list[Path]:
+    """Files that git tracks. A source archive has no git, and nothing in it can be committed."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_nothing_committed_names_this_machine_or_a_package_index() -> None:
+    found = []
+    for path in committed_files():
+        if path == Path(__file__).resolve():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if MACHINE_PATH.search(line) or PACKAGE_INDEX.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line", ["cd /root/x", 'p = "/work/main"', "/home/anna/data", "(/Users/anna)", "/opt/pypi/simple", "at /work"]
+)
+def test_paths_of_a_machine_are_recognised(line: str) -> None:
+    assert MACHINE_PATH.search(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["https://example.org/work/x", "runs/root", "~/work", "/home/ray/app", "/rootfs", "/workers", "${X}/home/y"]
+)
+def test_other_paths_are_left_alone(line: str) -> None:
+    assert not MACHINE_PATH.search(line)
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    odd = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)]
+    assert odd == [], "a pin is name==version: no address, no path and no suffix of a build"
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    optional = project["optional-dependencies"].values()
+    for text in [*project["dependencies"], *(text for group in optional for text in group)]:
+        requirement = Requirement(text)
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{text} is not pinned: `make lock`"
+        assert requirement.specifier.contains(version, prereleases=True), f"{text} does not allow the pinned {version}"
+    assert pins["torch"] == "2.13.0"
+
+
+def test_every_make_target_that_a_page_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        named = set(re.findall(r"(?:`|^ {4}|^\$ )make ([a-z-]+)", text, flags=re.MULTILINE))
+        assert named <= targets, f"{page.name} names targets that the Makefile lacks"
