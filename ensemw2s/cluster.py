@@ -46,12 +46,17 @@ def _pieces(node: tuple[float, float], cpus: float, gpus: float) -> int:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """How much runs at the same time."""
+    """How much runs at the same time.
+
+    Attributes:
+        lanes: Ray Train runs side by side.
+        actors: Largest size of the pool of decoding actors.
+        keep_lanes: Lanes stay up while actors work: there is room for both. Else they take turns.
+    """
 
     lanes: int
-    """Ray Train runs side by side."""
     actors: int
-    """Largest size of the pool of decoding actors."""
+    keep_lanes: bool
 
 
 def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
@@ -64,8 +69,8 @@ def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
     workers = resources.fits(t.cpus_per_worker, t.gpus_per_worker)
     if workers < t.workers:
         raise ResourceError(
-            f"training.workers asks for {t.workers} workers of {t.cpus_per_worker:g} CPUs and {t.gpus_per_worker:g} GPUs, "
-            f"but only {workers} fit on {resources}: lower training.workers or what a worker takes"
+            f"training.workers asks for {t.workers} workers of {t.cpus_per_worker:g} CPUs and {t.gpus_per_worker:g} "
+            f"GPUs, but only {workers} fit on {resources}: lower training.workers or what a worker takes"
         )
     actors = resources.fits(d.cpus_per_actor, d.gpus_per_actor)
     if actors < d.min_actors:
@@ -73,8 +78,24 @@ def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
             f"labeling.min_actors asks for {d.min_actors} actors of {d.cpus_per_actor:g} CPUs and {d.gpus_per_actor:g} "
             f"GPUs, but only {actors} fit on {resources}: lower labeling.min_actors or what an actor takes"
         )
-    lanes = workers // t.workers
-    return ResourcePlan(lanes=min(lanes, t.lanes or lanes), actors=min(actors, d.max_actors or actors))
+    most = actors if d.max_actors is None else min(actors, d.max_actors)
+    lanes = min(workers // t.workers, t.lanes or workers)
+    for kept in range(lanes, 0, -1):
+        left = _actors_beside(config, resources, kept)
+        if left >= d.min_actors:
+            return ResourcePlan(lanes=kept, actors=min(most, left), keep_lanes=True)
+    return ResourcePlan(lanes=lanes, actors=most, keep_lanes=False)
+
+
+def _actors_beside(config: Config, resources: Resources, lanes: int) -> int:
+    """How many actors fit when so many lanes are up, their workers packed onto the first nodes that hold them."""
+    t, d = config.training, config.labeling
+    waiting, left = lanes * t.workers, []
+    for cpus, gpus in resources.nodes:
+        here = min(waiting, _pieces((cpus, gpus), t.cpus_per_worker, t.gpus_per_worker))
+        waiting -= here
+        left.append((cpus - here * t.cpus_per_worker, gpus - here * t.gpus_per_worker))
+    return Resources(tuple(left)).fits(d.cpus_per_actor, d.gpus_per_actor)
 
 
 def address(config: ClusterConfig) -> str | None:

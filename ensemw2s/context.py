@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ensemw2s.cluster import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.models.loading import model_info
 from ensemw2s.progress import Progress
 from ensemw2s.stages import Graph
-from ensemw2s.training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from ensemw2s.training.launch import Lanes
 
 
 @dataclass
@@ -25,14 +27,15 @@ class Context:
         graph: Its stages.
         plan: How much runs at the same time.
         progress: Where progress is shown.
+        lanes: Where models are trained.
         on_stage: Called with name, start and end (seconds since 1970) of every stage that ran.
     """
 
     graph: Graph
     plan: ResourcePlan
     progress: Progress
+    lanes: Lanes
     on_stage: Callable[[str, float, float], None]
-    reserved: int = 0
 
     @property
     def config(self) -> Config:
@@ -40,14 +43,8 @@ class Context:
 
     @property
     def actors(self) -> int:
-        """Largest size of an actor pool beside the lanes that other work has reserved."""
-        t, d = self.config.training, self.config.labeling
-        busy = self.reserved * t.workers * t.cpus_per_worker / d.cpus_per_actor
-        return max(d.min_actors, int(self.plan.actors - busy))
-
-    def reserve(self, lanes: int) -> None:
-        """Says how many lanes run beside the main line of stages."""
-        self.reserved = lanes
+        """Largest size of an actor pool."""
+        return self.plan.actors
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
@@ -62,15 +59,3 @@ class Context:
         """K, the number of classes of a token: the size of the weak models' output layer."""
         base = self.graph.weak[0]
         return model_info(base.path, base.revision).vocabulary
-
-    def train(self, specs: list[TrainSpec], *, lanes: int | None = None) -> dict[str, dict[str, Any]]:
-        """Trains specs on the cluster (see `training.launch.train_all`)."""
-        from ensemw2s.training.launch import train_all
-
-        return train_all(
-            specs,
-            training=self.config.training,
-            lanes=lanes or max(1, self.plan.lanes - self.reserved),
-            scratch=self.graph.root / ".ray",
-            on_progress=self.progress.update,
-        )

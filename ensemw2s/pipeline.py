@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -90,13 +90,17 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
 
 def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> dict[str, Any]:
     """Everything that needs Ray, and the report."""
+    from ensemw2s.training.launch import Lanes
+
     began = time.time()
     manifest = _Manifest(graph, status)
     with cluster.connect(graph.config.cluster, debug=debug) as resources:
         plan = cluster.plan_resources(graph.config, resources)
-        progress.say(f"{graph.root}: {resources}; {plan.lanes} lanes, up to {plan.actors} actors")
-        context = Context(graph, plan, progress, on_stage=manifest.add)
-        _run_stages(context)
+        progress.say(f"{graph.root}: {resources}; {plan.lanes} training lanes, up to {plan.actors} decoding actors")
+        training, scratch = graph.config.training, graph.root / ".ray"
+        with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
+            _run_stages(Context(graph, plan, progress, lanes, on_stage=manifest.add))
+        shutil.rmtree(scratch, ignore_errors=True)
     manifest.save()
     evaluated = store.read_json(graph.evaluation.path / "results.json")
     results = {
@@ -131,6 +135,7 @@ def _run_stages(context: Context) -> None:
     if not all(steps.done(student.stage) for student in graph.students):
         with context.stage("students", "training on pseudo-labels"):
             steps.train_students(context)
+    context.lanes.close()
     _do(context, graph.evaluation, "every system on both test splits", lambda c: steps.evaluate(c, history))
 
 
@@ -141,32 +146,22 @@ def _do(context: Context, stage: Stage, what: str, step: Callable[[Context], Non
 
 
 @contextmanager
-def _beside(context: Context, work: Callable[[Context, int], None]) -> Iterator[Callable[[], None]]:
-    """Does work on the lanes that the rounds leave free, or after them where they leave none.
+def _beside(context: Context, work: Callable[[Context], None]) -> Iterator[Callable[[], None]]:
+    """Does work in the background, on what the main line of stages leaves free.
 
     Gives a function that waits for the work's end.
     """
-    own = min(context.config.boosting.width, context.plan.lanes)
-    free = context.plan.lanes - own
+
+    def recorded() -> None:
+        with context.stage("baselines", "experts and students that the ensemble is compared with"):
+            work(context)
+
     with ThreadPoolExecutor(1, thread_name_prefix="baselines") as pool:
-        running: Future[None] | None = None
-        if free:
-            context.reserve(free)
-            running = pool.submit(_recorded, context, work, free)
-
-        def finish() -> None:
-            if running is None:
-                _recorded(context, work, context.plan.lanes)
-            else:
-                running.result()
-                context.reserve(0)
-
-        yield finish
-
-
-def _recorded(context: Context, work: Callable[[Context, int], None], lanes: int) -> None:
-    with context.stage("baselines", "experts and students that the ensemble is compared with"):
-        work(context, lanes)
+        if context.plan.keep_lanes:
+            running = pool.submit(recorded)
+            yield running.result
+        else:
+            yield recorded
 
 
 class _Manifest:

@@ -77,7 +77,7 @@ def make_corpus(context: Context) -> None:
 
 def pretrain(context: Context) -> None:
     """Pre-trains the tiny bases that are not in the cache yet, the strong one first: it takes longest."""
-    context.train([base_spec(context.graph, base) for base in context.graph.bases if base.tiny is not None])
+    context.lanes.train([base_spec(context.graph, base) for base in context.graph.bases if base.tiny is not None])
 
 
 def make_tokens(context: Context) -> None:
@@ -184,7 +184,7 @@ def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
     )
 
 
-def train_baselines(context: Context, lanes: int) -> None:
+def train_baselines(context: Context) -> None:
     """Trains what waits for no boosting round: baseline experts, and the students of true labels. Long ones first."""
     graph = context.graph
     specs = [expert_spec(graph, expert) for expert in graph.baseline_experts]
@@ -193,7 +193,7 @@ def train_baselines(context: Context, lanes: int) -> None:
             if not done(student.data):
                 make_student_data(context, student)
             specs.append(student_spec(graph, student))
-    context.train(sorted(specs, key=lambda spec: -spec.recipe.epochs), lanes=lanes)
+    context.lanes.train(sorted(specs, key=lambda spec: -spec.recipe.epochs), priority=1)
 
 
 def train_students(context: Context) -> None:
@@ -202,7 +202,7 @@ def train_students(context: Context) -> None:
     for student in waiting:
         if not done(student.data):
             make_student_data(context, student)
-    context.train([student_spec(context.graph, student) for student in waiting])
+    context.lanes.train([student_spec(context.graph, student) for student in waiting])
 
 
 def evaluate(context: Context, history: list[Facts]) -> None:

@@ -126,7 +126,7 @@ def _run_round(context: Context, r: Round, history: list[Facts]) -> Facts:
 def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], weights: RoundWeights) -> _Attempt:
     """Trains and scores the experts of a round on these weights."""
     config = context.config
-    trained = context.train([expert_spec(context.graph, expert, weights=weights) for expert in experts])
+    trained = context.lanes.train([expert_spec(context.graph, expert, weights=weights) for expert in experts])
     with_bases = config.boosting.prior == "pretrained"
     models = [str(expert.stage.path) for expert in experts]
     bases = [expert.base.path for expert in experts] if with_bases else []

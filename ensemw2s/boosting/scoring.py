@@ -68,7 +68,7 @@ def predictions(
     parts: dict[int, NDArray[np.int32]] = {}
     done = 0
     arguments = {"models": models, "batch_size": labeling.batch_size}
-    for row in stream(work, Scorer, arguments, labeling=labeling, actors=actors):
+    for row in stream(work, Scorer, arguments, labeling=labeling, actors=actors, reuse=True):
         parts[row["start"]] = np.frombuffer(row["tokens"], np.int32).reshape(len(models), -1)
         done += row["rows"]
         if on_progress is not None:

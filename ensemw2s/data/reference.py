@@ -77,7 +77,7 @@ def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.floa
         work.append(
             (str(k), scratch / f"fold-{k}.parquet", Group(f"reference-{k}", (one("reference", output),)), False)
         )
-    context.train(specs)
+    context.lanes.train(specs)
     columns = evaluate_all(work, data=config.data, labeling=config.labeling, actors=context.actors, shown=0)
     losses = np.zeros(len(table))
     for k in range(reference.folds):

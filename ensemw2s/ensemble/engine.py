@@ -220,7 +220,7 @@ class _BatchDecoder:
                 ids, attention_mask=self.mask[:, : self.width + step], past_key_values=cache, logits_to_keep=1
             )[:, :, -1]
             combined = combine(members, self.model.weights, self.model.rule)
-            tokens = choose(combined, sampling, None if uniform is None else uniform[: len(going), step])
+            tokens = choose(combined, sampling, None if uniform is None else uniform[going, step])
             self._record(going, step, members, combined, tokens)
             done = torch.isin(tokens, ends)
             finished = going[done]

@@ -7,7 +7,9 @@ are such workers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import DataError, EnsemW2SError, ResourceError
@@ -53,7 +55,13 @@ def read_chunk(chunk: Chunk) -> pa.Table:
 
 
 def stream(
-    work: list[Chunk], worker: type, arguments: dict[str, Any], *, labeling: LabelingConfig, actors: int
+    work: list[Chunk],
+    worker: type,
+    arguments: dict[str, Any],
+    *,
+    labeling: LabelingConfig,
+    actors: int,
+    reuse: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Runs `worker(**arguments)(chunk)` for every chunk on a pool of actors, and yields the results as they come.
 
@@ -63,6 +71,8 @@ def stream(
         arguments: Constructor arguments, plain values.
         labeling: Size of an actor and of the pool.
         actors: Largest size of the pool.
+        reuse: Where no GPU is used, work in Ray's pooled processes in place of actors: they outlive this call, so that
+            many short streams pay for starting up once. (A pooled process would hold on to GPU memory.)
 
     Raises:
         EnsemW2SError: What the worker raised, if it is one of ours.
@@ -71,18 +81,25 @@ def stream(
     if not work:
         return
     largest = min(actors, len(work))
-    dataset = ray.data.from_items([{"chunk": chunk} for chunk in work], override_num_blocks=len(work)).map(
-        _Adapter,
-        fn_constructor_args=(worker, arguments),
-        compute=ActorPoolStrategy(
-            min_size=min(labeling.min_actors, largest),
-            max_size=largest,
-            initial_size=largest,
-            max_tasks_in_flight_per_actor=2,
-        ),
-        num_cpus=labeling.cpus_per_actor,
-        num_gpus=labeling.gpus_per_actor or None,
-    )
+    items = ray.data.from_items([{"chunk": chunk} for chunk in work], override_num_blocks=len(work))
+    if reuse and not labeling.gpus_per_actor:
+        dataset = items.map(
+            _in_pooled_process,
+            fn_args=(worker, json.dumps(arguments)),
+            compute=TaskPoolStrategy(size=largest),
+            num_cpus=labeling.cpus_per_actor,
+        )
+    else:
+        smallest = min(labeling.min_actors, largest)
+        dataset = items.map(
+            _Actor,
+            fn_constructor_args=(worker, arguments),
+            compute=ActorPoolStrategy(
+                min_size=smallest, max_size=largest, initial_size=largest, max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=labeling.cpus_per_actor,
+            num_gpus=labeling.gpus_per_actor or None,
+        )
     try:
         for row in dataset.iter_rows():
             yield row
@@ -97,7 +114,17 @@ def stream(
         raise ResourceError(f"decoding stopped: {str(error).strip().splitlines()[0]}") from error
 
 
-class _Adapter:
+@lru_cache(maxsize=1)
+def _worker(worker: type, arguments: str) -> Any:
+    return worker(**json.loads(arguments))
+
+
+def _in_pooled_process(row: dict[str, Any], worker: type, arguments: str) -> dict[str, Any]:
+    result: dict[str, Any] = _worker(worker, arguments)(row["chunk"])
+    return result
+
+
+class _Actor:
     """Hands the chunk in a Ray Data row to the worker; the worker's flat dictionary is the row that comes out."""
 
     def __init__(self, worker: type, arguments: dict[str, Any]) -> None:

@@ -1,17 +1,21 @@
 """Many training runs on Ray Train: a list of specs goes in, their trained models lie in their output folders after.
 
 A lane is one `TorchTrainer` run whose workers train one spec after another, so that starting up is paid once a lane. A
-board (one small actor) hands out the specs, so that lanes stay busy until none is left, and collects the progress.
+board (one small actor) hands out the specs, so that lanes stay busy while any is left, and collects the progress.
 """
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -25,7 +29,7 @@ from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import EnsemW2SError, TrainingError
 from ensemw2s.training.spec import TrainSpec
 
-POLL = 0.5
+POLL = 0.3
 """Seconds between two looks at the board."""
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -35,100 +39,172 @@ OnProgress = Callable[[str, int, int, str], None]
 class Board:
     """Which specs wait, which lane has which, and how far each is."""
 
-    def __init__(self, specs: list[str]) -> None:
-        self._waiting = list(range(len(specs)))
-        self._specs = specs
-        self._held: dict[int, int] = {}
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, int, str, str]] = []
+        self._count = 0
+        self._held: dict[int, tuple[str, str]] = {}
+        self._finished: set[str] = set()
         self._progress: dict[str, tuple[int, int, float]] = {}
+        self._closed = False
+        self._changed = asyncio.Condition()
 
-    def take(self, lane: int) -> str | None:
-        """The next spec of a lane, as JSON. A lane that comes back without having finished gets the same one again."""
-        if lane not in self._held:
-            if not self._waiting:
-                return None
-            self._held[lane] = self._waiting.pop(0)
-        return self._specs[self._held[lane]]
+    async def add(self, specs: list[tuple[str, str]], priority: int) -> None:
+        """Puts up specs (ticket, JSON); lower priorities are taken first, among equals the earlier one."""
+        async with self._changed:
+            for ticket, text in specs:
+                self._count += 1
+                heapq.heappush(self._waiting, (priority, self._count, ticket, text))
+            self._changed.notify_all()
 
-    def finish(self, lane: int) -> None:
-        self._held.pop(lane, None)
+    async def take(self, lane: int) -> str | None:
+        """Waits for the next spec of a lane; none: there will be no more.
 
-    def report(self, name: str, done: int, total: int, loss: float) -> None:
+        A lane that comes back without having finished (its workers died) gets the same spec again.
+        """
+        async with self._changed:
+            while lane not in self._held:
+                if self._waiting:
+                    _, _, ticket, text = heapq.heappop(self._waiting)
+                    self._held[lane] = (ticket, text)
+                elif self._closed:
+                    return None
+                else:
+                    await self._changed.wait()
+            return self._held[lane][1]
+
+    async def finish(self, lane: int) -> None:
+        """Says that a lane has trained its spec."""
+        self._finished.add(self._held.pop(lane)[0])
+
+    async def close(self) -> None:
+        """Lets lanes end when nothing waits."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def report(self, name: str, done: int, total: int, loss: float) -> None:
+        """Takes the progress of a spec."""
         self._progress[name] = (done, total, loss)
 
-    def progress(self) -> dict[str, tuple[int, int, float]]:
-        return dict(self._progress)
+    async def look(self) -> tuple[set[str], dict[str, tuple[int, int, float]]]:
+        """Tickets of finished specs, and the progress since the last look."""
+        progress, self._progress = self._progress, {}
+        return self._finished, progress
 
 
-def train_all(
-    specs: list[TrainSpec],
-    *,
-    training: TrainingConfig,
-    lanes: int,
-    scratch: Path,
-    on_progress: OnProgress | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Trains specs side by side; those whose finished output is there are not trained again.
+class Lanes:
+    """Trains lists of specs on Ray Train runs that stay up in between.
 
     Args:
-        specs: What to train; long ones first make the lanes end together.
         training: Workers of a lane and their resources.
-        lanes: Ray Train runs side by side, at most.
+        count: Lanes side by side, at most.
         scratch: Folder for Ray Train's own files; they are removed at the end.
-        on_progress: Called from this thread with name, steps done, steps in all and a note.
-
-    Returns:
-        The facts of each spec's train.json, by name.
-
-    Raises:
-        TrainingError: If a lane failed more often than `training.max_failures`; finished specs stay.
+        keep: Lanes stay up between calls of `train`. Else each call ends with its lanes, and calls wait for each other.
+        on_progress: Called with name, steps done, steps in all and a note.
     """
-    waiting = [spec for spec in specs if not store.is_done(Path(spec.output), spec.fingerprint)]
-    if waiting:
-        board = Board.remote([spec.model_dump_json() for spec in waiting])
-        count = min(lanes, len(waiting))
-        with ThreadPoolExecutor(count, thread_name_prefix="lane") as pool:
-            runs = [pool.submit(_run_lane, lane, board, training, scratch) for lane in range(count)]
-            pending = set(runs)
-            while pending:
-                _, pending = wait(pending, timeout=POLL)
-                _show(board, on_progress)
-        ray.kill(board)
-        for run in runs:
-            run.result()
-    return {spec.name: store.read_json(Path(spec.output) / "train.json") for spec in specs}
 
+    def __init__(
+        self, training: TrainingConfig, count: int, scratch: Path, *, keep: bool, on_progress: OnProgress | None = None
+    ) -> None:
+        self._training, self._count, self._scratch, self._keep = training, count, scratch, keep
+        self._on_progress = on_progress
+        self._board: Any = None
+        self._runs: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+        self._starting = threading.Lock()
+        self._alone = threading.Lock()
 
-def _show(board: Any, on_progress: OnProgress | None) -> None:
-    if on_progress is not None:
-        for name, (done, total, loss) in ray.get(board.progress.remote()).items():
-            on_progress(name, done, total, f"loss {loss:.3f}")
+    def __enter__(self) -> Lanes:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(abandon=error is not None)
 
-def _run_lane(lane: int, board: Any, training: TrainingConfig, scratch: Path) -> None:
-    """One Ray Train run, from start to end."""
-    name = f"lane-{lane}-{uuid.uuid4().hex[:8]}"  # a name that was used before would resume that run
-    resources = {"CPU": training.cpus_per_worker}
-    if training.gpus_per_worker:
-        resources["GPU"] = training.gpus_per_worker
-    trainer = TorchTrainer(
-        lane_worker,
-        train_loop_config={"lane": lane, "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=training.workers, use_gpu=training.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(scratch.resolve()),
-            failure_config=FailureConfig(max_failures=training.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _reason(error) from error
-    finally:
-        shutil.rmtree(scratch / name, ignore_errors=True)
+    def train(self, specs: list[TrainSpec], *, priority: int = 0) -> dict[str, dict[str, Any]]:
+        """Trains specs side by side; those whose finished output is there are not trained again. Thread-safe.
+
+        Args:
+            specs: What to train; long ones first make the lanes end together.
+            priority: Specs of lower priority values are begun first.
+
+        Returns:
+            The facts of each spec's train.json, by name.
+
+        Raises:
+            TrainingError: If a lane failed more often than `training.max_failures`; finished specs stay.
+        """
+        waiting = [spec for spec in specs if not store.is_done(Path(spec.output), spec.fingerprint)]
+        if waiting and self._keep:
+            self._train(waiting, priority)
+        elif waiting:
+            with self._alone:
+                try:
+                    self._train(waiting, priority)
+                finally:
+                    self.close()
+        return {spec.name: store.read_json(Path(spec.output) / "train.json") for spec in specs}
+
+    def close(self, *, abandon: bool = False) -> None:
+        """Ends the lanes, after what they are training unless `abandon` is set. A later `train` starts new ones."""
+        if self._board is None:
+            return
+        if abandon:
+            ray.kill(self._board)  # lanes fail at their next look at the board, or with the end of Ray
+        else:
+            ray.get(self._board.close.remote())
+            for run in self._runs:
+                run.exception()
+            ray.kill(self._board)
+        self._board, self._runs = None, []
+
+    def _train(self, specs: list[TrainSpec], priority: int) -> None:
+        tickets = {uuid.uuid4().hex: spec.model_dump_json() for spec in specs}
+        with self._starting:
+            if self._board is None:
+                self._board = Board.remote()
+            ray.get(self._board.add.remote(list(tickets.items()), priority))
+            for lane in range(len(self._runs), min(self._count, len(self._runs) + len(specs))):
+                self._runs.append(self._pool.submit(self._run_lane, lane, self._board))
+        while True:
+            finished, progress = ray.get(self._board.look.remote())
+            for name, (done, total, loss) in progress.items():
+                if self._on_progress is not None:
+                    self._on_progress(name, done, total, f"loss {loss:.3f}")
+            if tickets.keys() <= finished:
+                return
+            for run in self._runs:
+                if run.done():
+                    run.result()  # a lane only ends by itself when it failed
+            time.sleep(POLL)
+
+    def _run_lane(self, lane: int, board: Any) -> None:
+        """One Ray Train run, from start to end."""
+        training = self._training
+        name = f"lane-{lane}-{uuid.uuid4().hex[:8]}"  # a name that was used before would resume that run
+        resources = {"CPU": training.cpus_per_worker}
+        if training.gpus_per_worker:
+            resources["GPU"] = training.gpus_per_worker
+        trainer = TorchTrainer(
+            lane_worker,
+            train_loop_config={"lane": lane, "board": board},
+            scaling_config=ScalingConfig(
+                num_workers=training.workers, use_gpu=training.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(self._scratch.resolve()),
+                failure_config=FailureConfig(max_failures=training.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _reason(error) from error
+        finally:
+            shutil.rmtree(self._scratch / name, ignore_errors=True)
 
 
 def _reason(error: ray.train.TrainingFailedError) -> EnsemW2SError:
