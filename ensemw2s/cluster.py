@@ -139,6 +139,8 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
                 ray.init(address=where, **common)
             else:
                 local = local_resources(config)
+                # a process for each training run that looks out for notices which a lone machine never gets
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
                 ray.init(
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),

@@ -99,6 +99,7 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
         progress.say(f"{graph.root}: {resources}; {plan.lanes} training lanes, up to {plan.actors} decoding actors")
         training, scratch = graph.config.training, graph.root / ".ray"
         with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
+            lanes.start(sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/"))))
             _run_stages(Context(graph, plan, progress, lanes, on_stage=manifest.add))
         shutil.rmtree(scratch, ignore_errors=True)
     manifest.save()

@@ -159,14 +159,22 @@ class Lanes:
             ray.kill(self._board)
         self._board, self._runs = None, []
 
-    def _train(self, specs: list[TrainSpec], priority: int) -> None:
-        tickets = {uuid.uuid4().hex: spec.model_dump_json() for spec in specs}
+    def start(self, wanted: int) -> None:
+        """Starts lanes, if they are to stay up, before there is work for them; `wanted` is how many can be of use."""
+        if self._keep:
+            self._start(wanted)
+
+    def _start(self, wanted: int) -> None:
         with self._starting:
             if self._board is None:
                 self._board = Board.remote()
-            ray.get(self._board.add.remote(list(tickets.items()), priority))
-            for lane in range(len(self._runs), min(self._count, len(self._runs) + len(specs))):
+            for lane in range(len(self._runs), min(self._count, wanted)):
                 self._runs.append(self._pool.submit(self._run_lane, lane, self._board))
+
+    def _train(self, specs: list[TrainSpec], priority: int) -> None:
+        tickets = {uuid.uuid4().hex: spec.model_dump_json() for spec in specs}
+        self._start(len(self._runs) + len(specs))
+        ray.get(self._board.add.remote(list(tickets.items()), priority))
         while True:
             finished, progress = ray.get(self._board.look.remote())
             for name, (done, total, loss) in progress.items():
