@@ -242,7 +242,8 @@ class Corpus(Section):
     hard prompts, or the files named here.
     """
 
-    documents: PositiveInt = Field(120_000, description="How many short documents to generate.")
+    weak_documents: PositiveInt = Field(60_000, description="Short documents that a weak base reads, at most.")
+    strong_documents: PositiveInt = Field(120_000, description="Short documents that the strong base reads, at most.")
     templates: list[str] = Field(
         ["{{ prompt }} : {{ answer }}", "{{ answer }} < {{ prompt }}"],
         description="Jinja templates of a document, over prompt, answer and the source row; used in equal parts.",

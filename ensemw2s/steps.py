@@ -62,11 +62,12 @@ def make_corpus(context: Context) -> None:
     splits, pretraining = read_splits(context), config.models.pretraining
     tiny_names = {base.tiny for base in context.graph.bases if base.tiny is not None}
     seed = int(stage.settings["seed"])
-    texts = {
-        role: corpus.documents(config.data, pretraining.corpus, splits, role=role, seed=seed)
-        for role in ("weak", "strong")
-        if f"tiny-{role}" in tiny_names
+    sizes: dict[corpus.Role, int] = {
+        "weak": pretraining.corpus.weak_documents,
+        "strong": pretraining.corpus.strong_documents,
     }
+    amounts = {role: amount for role, amount in sizes.items() if f"tiny-{role}" in tiny_names}
+    texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=seed)
     task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
     tokenizer = tiny.train_tokenizer([text for part in texts.values() for text in part] + task, pretraining.vocabulary)
     with store.publish(stage.path, stage.description) as folder:

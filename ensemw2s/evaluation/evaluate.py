@@ -191,7 +191,9 @@ def evaluate_all(
     }
     parts: dict[str, dict[str, dict[int, Rows]]] = defaultdict(lambda: defaultdict(dict))
     pieces.sort(key=lambda chunk: str(chunk["group"]))  # an actor holds one group at a time
-    for done, row in enumerate(stream(pieces, Evaluator, arguments, labeling=labeling, actors=actors), start=1):
+    for done, row in enumerate(
+        stream(pieces, Evaluator, arguments, labeling=labeling, actors=actors, reuse=True), start=1
+    ):
         for voter, columns in json.loads(row["columns"]).items():
             parts[row["split"]][voter][row["start"]] = columns
         if on_progress is not None:

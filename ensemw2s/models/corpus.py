@@ -8,12 +8,12 @@ hard answers: the easy training examples and the bare hard prompts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from ensemw2s.config import Corpus, DataConfig, FilesSource
 from ensemw2s.data.columns import compile_template, render_row
@@ -26,33 +26,43 @@ from ensemw2s.errors import DataError
 _ALPHABETS = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _BATCH = 4096
 
+Role = Literal["weak", "strong"]
+
 
 def documents(
-    data: DataConfig, corpus: Corpus, splits: Splits, *, role: Literal["weak", "strong"], seed: int
-) -> list[str]:
-    """The documents that a tiny base of this role reads.
+    data: DataConfig, corpus: Corpus, splits: Splits, *, amounts: dict[Role, int], seed: int
+) -> dict[Role, list[str]]:
+    """The documents that tiny bases read.
 
     Args:
         data: Where examples come from and how a prompt looks.
-        corpus: Formats, amount and corruption.
+        corpus: Formats and corruption.
         splits: The run's splits, to keep their held-out prompts out.
-        role: Weak and strong bases see the task's own format in other shares.
+        amounts: Documents for each role, at most; weak and strong bases see the same examples in other formats.
         seed: Seed of generation, formats and corruption.
 
     Returns:
-        Documents in a seeded random order.
+        Each role's documents, in the order of the source.
     """
-    rng = np.random.default_rng([seed, 0 if role == "weak" else 1])
+    generators = {role: np.random.default_rng([seed, number]) for number, role in enumerate(amounts)}
+    texts: dict[Role, list[str]] = {role: [] for role in amounts}
     if corpus.paths:
-        texts = list(itertools.islice(_texts(corpus.paths, corpus.text_column), corpus.documents))
+        read = list(itertools.islice(_texts(corpus.paths, corpus.text_column), max(amounts.values())))
+        texts = {role: read[:amount] for role, amount in amounts.items()}
     else:
-        task_fraction = corpus.weak_task_fraction if role == "weak" else corpus.strong_task_fraction
+        fractions = {"weak": corpus.weak_task_fraction, "strong": corpus.strong_task_fraction}
+        templates = [compile_template(text) for text in corpus.templates]
         rows = _generated(data, splits, seed) if data.source.kind == "reasoning_gym" else _known(splits)
-        texts = list(itertools.islice(_render(rows, data, corpus, task_fraction, rng), corpus.documents))
-    return [
-        _corrupt(text, rng) if wrong else text
-        for text, wrong in zip(texts, rng.random(len(texts)) < corpus.corrupted, strict=True)
-    ]
+        for turn, row in enumerate(itertools.islice(rows, max(amounts.values()))):
+            other = templates[turn // 2 % len(templates)] if templates else None
+            for role, rng in generators.items():
+                if turn < amounts[role]:
+                    as_task = rng.random() < fractions[role] or other is None
+                    texts[role].append(_task(row, data) if as_task or row["answer"] is None else other(row))
+    return {
+        role: [_corrupt(text, rng) if rng.random() < corpus.corrupted else text for text in texts[role]]
+        for role, rng in generators.items()
+    }
 
 
 def _texts(paths: list[str], column: str) -> Iterator[str]:
@@ -91,17 +101,10 @@ def _known(splits: Splits) -> Iterator[dict[str, Any]]:
         yield {**example, "answer": None}
 
 
-def _render(
-    rows: Iterable[dict[str, Any]], data: DataConfig, corpus: Corpus, task_fraction: float, rng: np.random.Generator
-) -> Iterator[str]:
-    templates = [compile_template(text) for text in corpus.templates]
-    for turn, row in enumerate(rows):
-        if row["answer"] is None:
-            yield data.prompt_template.replace("{prompt}", row["prompt"])
-        elif rng.random() < task_fraction or not templates:
-            yield data.prompt_template.replace("{prompt}", row["prompt"]) + data.answer_prefix + row["answer"]
-        else:
-            yield templates[turn // 2 % len(templates)](row)
+def _task(row: dict[str, Any], data: DataConfig) -> str:
+    """A row in the task's own format; without an answer, the bare prompt."""
+    prompt = data.prompt_template.replace("{prompt}", row["prompt"])
+    return prompt if row["answer"] is None else f"{prompt}{data.answer_prefix}{row['answer']}"
 
 
 def _corrupt(text: str, rng: np.random.Generator) -> str:
@@ -115,7 +118,7 @@ def _corrupt(text: str, rng: np.random.Generator) -> str:
     return text[:place] + others[int(rng.integers(len(others)))] + text[place + 1 :]
 
 
-def tokenize_documents(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, context: int) -> pa.Table:
+def tokenize_documents(texts: list[str], tokenizer: PreTrainedTokenizerFast, *, context: int) -> pa.Table:
     """Documents as a token table: the beginning-of-sequence token is the prompt, text and end token the answer.
 
     Args:
@@ -127,9 +130,10 @@ def tokenize_documents(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, 
         A table with TOKENS_SCHEMA.
     """
     answers: list[list[int]] = []
+    backend = tokenizer.backend_tokenizer  # the wrapper around it spends more time on its bookkeeping
     for start in range(0, len(texts), _BATCH):
-        encoded = tokenizer(texts[start : start + _BATCH], add_special_tokens=False)["input_ids"]
-        answers += [[*ids[: context - 2], tokenizer.eos_token_id] for ids in encoded]
+        encoded = backend.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+        answers += [[*found.ids[: context - 2], tokenizer.eos_token_id] for found in encoded]
     columns = {
         "id": [f"document-{i}" for i in range(len(texts))],
         "prompt_ids": [[tokenizer.bos_token_id]] * len(texts),
