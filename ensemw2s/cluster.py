@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ensemw2s.config import ClusterConfig, Config
 from ensemw2s.errors import ResourceError
@@ -129,10 +130,9 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
     joined = ray.is_initialized()
     if not joined:
         where = address(config)
-        common = {
+        common: dict[str, Any] = {
             "log_to_driver": debug,
             "logging_level": logging.INFO if debug else logging.ERROR,
-            "configure_logging": True,
         }
         try:
             if where is not None:
@@ -141,6 +141,8 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
                 local = local_resources(config)
                 # a process for each training run that looks out for notices which a lone machine never gets
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+                # a lane is five small processes: no warning about that on a machine with two cores
+                os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
                 ray.init(
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),
@@ -173,7 +175,6 @@ def _quiet(debug: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not debug:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -246,6 +246,7 @@ class Corpus(Section):
     strong_documents: PositiveInt = Field(120_000, description="Short documents that the strong base reads, at most.")
     templates: list[str] = Field(
         ["{{ prompt }} : {{ answer }}", "{{ answer }} < {{ prompt }}"],
+        min_length=1,
         description="Jinja templates of a document, over prompt, answer and the source row; used in equal parts.",
     )
     corrupted: Fraction = Field(0.25, description="Share of documents in which one character is replaced by another.")

@@ -1,4 +1,4 @@
-"""The one place that knows the order of the stages: data, bases, rounds, ensemble, labels, students, evaluation, report.
+"""The one place that knows the order of the stages: data, bases, rounds, ensemble, labels, students, evaluation.
 
 A config goes in, a finished run directory comes out. Every stage that is done already is skipped, so the same command
 continues a run that was killed, and does nothing for one that is complete.

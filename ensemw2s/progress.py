@@ -1,4 +1,4 @@
-"""Progress that people see: bars on a terminal, plain lines otherwise. Work reports counts, this decides what to show."""
+"""Progress that people see: counts go in; bars on a terminal come out, plain lines otherwise."""
 
 from __future__ import annotations
 

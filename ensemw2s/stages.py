@@ -358,7 +358,7 @@ class _Builder:
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
-    """What identifies a base model that is not ours: hub id and revision, or a folder with its files' sizes and hashes."""
+    """What identifies a base model that is not ours: hub id and revision, or a folder with its files' hashes."""
     folder = Path(model.base).expanduser()
     if not folder.is_dir():
         return {"base": model.base, "revision": model.revision}

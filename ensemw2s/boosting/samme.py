@@ -126,8 +126,8 @@ def weighted_error(w: Floats, errors: Bools) -> float:
 def alpha(error: float, *, prior: Prior = "none", classes: int | None = None, reference: float | None = None) -> float:
     """Vote of an expert: log((1-ε)/ε) + prior.
 
-    The prior is log(ε_ref/(1-ε_ref)), so that an expert as good as the reference gets 0: `none` has ε_ref = 1/2, `samme`
-    a uniform guess over the classes, ε_ref = 1 - 1/K, `pretrained` the base model before fine-tuning.
+    The prior is log(ε_ref/(1-ε_ref)), so that an expert as good as the reference gets 0: `none` has ε_ref = 1/2,
+    `samme` a uniform guess over the classes, ε_ref = 1 - 1/K, `pretrained` the base model before fine-tuning.
 
     Args:
         error: Weighted error ε in [0, 1].

@@ -31,7 +31,7 @@ class Scorer:
         self._model = EnsembleForCausalLM(load_members(models, device=device), [1.0] * len(models))
 
     def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """Returns the first row's number and the models' tokens, int32 bytes of [models, answer tokens of the chunk]."""
+        """Returns the first row's number and the models' tokens: int32 bytes of [models, answer tokens]."""
         from ensemw2s.ensemble.engine import score
         from ensemw2s.labeling.stream import read_chunk
 

@@ -192,7 +192,7 @@ class Figures:
 def label_facts(labels: pa.Table, hard_labels: pa.Table) -> Facts:
     """How good pseudo-labels are, and what agreement says about it; prompts without a known answer do not count."""
     truth = dict(zip(hard_labels["id"].to_pylist(), hard_labels["answer"].to_pylist(), strict=True))
-    rows = [row for row in labels.select(["id", "answer", "agreement", "finish_reason"]).to_pylist()]
+    rows = labels.select(["id", "answer", "agreement", "finish_reason"]).to_pylist()
     known = [row for row in rows if truth.get(row["id"]) is not None]
     right = m.exact_match([row["answer"] for row in known], [truth[row["id"]] for row in known])
     return {

@@ -120,8 +120,7 @@ def _row(identity: str, prompt: str, generation: Generation, loaded: Loaded) -> 
 
 def answer_text(generation: Generation, loaded: Loaded) -> str:
     """The decoded text without the end token and surrounding white space."""
-    text: str = loaded.tokenizer.decode(generation.token_ids, skip_special_tokens=True)
-    return text.strip()
+    return str(loaded.tokenizer.decode(generation.token_ids, skip_special_tokens=True)).strip()
 
 
 def part_name(chunk: Chunk) -> str:

@@ -84,7 +84,7 @@ def stream(
     items = ray.data.from_items([{"chunk": chunk} for chunk in work], override_num_blocks=len(work))
     if reuse and not labeling.gpus_per_actor:
         dataset = items.map(
-            _in_pooled_process,
+            _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
             fn_args=(worker, json.dumps(arguments)),
             compute=TaskPoolStrategy(size=largest),
             num_cpus=labeling.cpus_per_actor,
@@ -92,7 +92,7 @@ def stream(
     else:
         smallest = min(labeling.min_actors, largest)
         dataset = items.map(
-            _Actor,
+            _Actor,  # type: ignore[arg-type]  # and that a class may be given
             fn_constructor_args=(worker, arguments),
             compute=ActorPoolStrategy(
                 min_size=smallest, max_size=largest, initial_size=largest, max_tasks_in_flight_per_actor=2
@@ -101,8 +101,7 @@ def stream(
             num_gpus=labeling.gpus_per_actor or None,
         )
     try:
-        for row in dataset.iter_rows():
-            yield row
+        yield from dataset.iter_rows()
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         while cause is not None and not isinstance(cause, EnsemW2SError):

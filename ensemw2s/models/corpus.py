@@ -54,11 +54,11 @@ def documents(
         templates = [compile_template(text) for text in corpus.templates]
         rows = _generated(data, splits, seed) if data.source.kind == "reasoning_gym" else _known(splits)
         for turn, row in enumerate(itertools.islice(rows, max(amounts.values()))):
-            other = templates[turn // 2 % len(templates)] if templates else None
+            other = templates[turn // 2 % len(templates)]
             for role, rng in generators.items():
                 if turn < amounts[role]:
-                    as_task = rng.random() < fractions[role] or other is None
-                    texts[role].append(_task(row, data) if as_task or row["answer"] is None else other(row))
+                    as_task = rng.random() < fractions[role] or row["answer"] is None
+                    texts[role].append(_task(row, data) if as_task else other(row))
     return {
         role: [_corrupt(text, rng) if rng.random() < corpus.corrupted else text for text in texts[role]]
         for role, rng in generators.items()

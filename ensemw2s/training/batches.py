@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,8 +144,8 @@ def collate(data: TrainingSet, rows: NDArray[np.int64], *, pad_id: int, total: f
         total: What token weights are divided by: the sum over the whole step, all workers.
 
     Returns:
-        `input_ids`, `attention_mask` [batch, seq] int64; `labels` [batch, seq] int64, the token that each position is to
-        predict, -100 where none; `weights` [batch, seq] float32; with soft targets `soft_ids` and
+        `input_ids`, `attention_mask` [batch, seq] int64; `labels` [batch, seq] int64, the token that each position is
+        to predict, -100 where none; `weights` [batch, seq] float32; with soft targets `soft_ids` and
         `soft_probabilities` [batch, seq, k].
     """
     tokens = data.tokens
@@ -153,7 +154,7 @@ def collate(data: TrainingSet, rows: NDArray[np.int64], *, pad_id: int, total: f
     ]
     width = max(len(s) for s in sequences)
     shape = (len(rows), width)
-    out = {
+    out: dict[str, NDArray[Any]] = {
         "input_ids": np.full(shape, pad_id, np.int64),
         "attention_mask": np.zeros(shape, np.int64),
         "labels": np.full(shape, -100, np.int64),

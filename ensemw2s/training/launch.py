@@ -20,9 +20,9 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import LoggingConfig
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 
 from ensemw2s import store
 from ensemw2s.config import TrainingConfig
@@ -167,7 +167,7 @@ class Lanes:
     def _start(self, wanted: int) -> None:
         with self._starting:
             if self._board is None:
-                self._board = Board.remote()
+                self._board = Board.remote()  # type: ignore[attr-defined]
             for lane in range(len(self._runs), min(self._count, wanted)):
                 self._runs.append(self._pool.submit(self._run_lane, lane, self._board))
 
@@ -200,7 +200,7 @@ class Lanes:
             scaling_config=ScalingConfig(
                 num_workers=training.workers, use_gpu=training.gpus_per_worker > 0, resources_per_worker=resources
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[arg-type]  # annotated with the classes of Train v1
                 name=name,
                 storage_path=str(self._scratch.resolve()),
                 failure_config=FailureConfig(max_failures=training.max_failures),

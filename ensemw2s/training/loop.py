@@ -1,7 +1,7 @@
 """The training loop of one DeepSpeed worker: a spec goes in, a folder with the trained model comes out. No Ray inside.
 
-It runs under Ray Train (see `launch`), under `torchrun -m ensemw2s.training.loop SPEC.json`, or in one bare process. One
-worker and many give the same update up to rounding: token weights are normalised over the whole step, and which
+It runs under Ray Train (see `launch`), under `torchrun -m ensemw2s.training.loop SPEC.json`, or in one bare process.
+One worker and many give the same update up to rounding: token weights are normalised over the whole step, and which
 examples form a step does not depend on the number of workers.
 """
 
@@ -184,7 +184,8 @@ class _Run:
         mean = float(total) / self.steps_per_epoch
         if not np.isfinite(mean):
             raise TrainingError(
-                f"{spec.name}: the loss is {mean} in epoch {epoch + 1}: lower the learning rate ({spec.recipe.learning_rate})"
+                f"{spec.name}: the loss is {mean} in epoch {epoch + 1}: lower its learning_rate, which is "
+                f"{spec.recipe.learning_rate}"
             )
         return round(mean, 6)
 
@@ -207,7 +208,7 @@ class _Run:
         return right / len(data)
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """Copies of the weights to save, on the CPU of worker 0; with ZeRO 3 they are gathered, so all workers call it."""
+        """Copies of the weights to save, on worker 0's CPU; with ZeRO 3 they are gathered, so all workers call it."""
         import deepspeed
 
         trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
@@ -243,7 +244,9 @@ def build(
     """The model that training starts from, its tokenizer, and for adapters the base they belong to."""
     tokenizer = loading.load_tokenizer(start.path, revision=start.revision)
     if start.tiny is not None:
-        return tiny.create_tiny(start.tiny, tokenizer, seed).to(device), tokenizer, None
+        fresh = tiny.create_tiny(start.tiny, tokenizer, seed)
+        fresh.to(device)  # type: ignore[arg-type]  # transformers wraps `to` in a way that loses its signature
+        return fresh, tokenizer, None
     if (Path(start.path) / ADAPTER_CONFIG).exists():  # a warm start from the adapters of an earlier round
         return loading.load_trained(start.path, device=device, trainable=True), tokenizer, None
     model = loading.load_causal_lm(start.path, device=device, revision=start.revision)

@@ -39,7 +39,7 @@ def loss(
 
 
 def _logconf(log_p: torch.Tensor, xent: torch.Tensor, objective: Objective, progress: float) -> torch.Tensor:
-    """(1-c) · CE(label) + c · CE(own hardened prediction), a token; c rises linearly (Burns et al. 2023, section 4.3)."""
+    """(1-c) · CE(label) + c · CE(own hardened prediction), c rising linearly (Burns et al. 2023, section 4.3)."""
     warmup = objective.confidence_warmup
     weight = objective.confidence_weight * (min(1.0, progress / warmup) if warmup > 0 else 1.0)
     own = -log_p.max(dim=-1).values  # the hardened prediction is a constant target: its gradient is that of CE

@@ -14,7 +14,8 @@ from ensemw2s.training.spec import Objective, Start, TrainSpec
 
 def base_spec(graph: Graph, base: Base) -> TrainSpec:
     """Pre-training of a tiny base on the corpus of its role."""
-    assert base.tiny is not None and graph.corpus is not None
+    assert base.tiny is not None
+    assert graph.corpus is not None
     role = base.tiny.removeprefix("tiny-")
     pretraining = graph.config.models.pretraining
     recipe: Recipe = getattr(pretraining, role)
