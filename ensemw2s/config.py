@@ -6,16 +6,13 @@ else. The fingerprints of the stages (see `store`) are computed from these field
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ensemw2s.config_messages import explain, nearest
+from ensemw2s.config_tree import apply_override, dump_tree, read_tree
 from ensemw2s.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -44,19 +41,10 @@ def _raise_all(wrong: list[str]) -> None:
         raise ValueError("\n".join(wrong))
 
 
-def _nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:
-    """What to say after an unknown name: the nearest valid one, and all of them."""
-    close = difflib.get_close_matches(name, list(valid), 1, cutoff)
-    return (f"; did you mean {close[0]}?" if close else ".") + f" Valid: {', '.join(valid)}"
-
-
 class Section(BaseModel):
     """A part of the config: frozen, no unknown keys, numbers are finite, defaults are validated too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-# ---------------------------------------------------------------- data
 
 
 class Columns(Section):
@@ -189,9 +177,6 @@ class DataConfig(Section):
         return self
 
 
-# ---------------------------------------------------------------- models and training
-
-
 class Lora(Section):
     """Low-rank adapters (peft) in place of full fine-tuning."""
 
@@ -310,9 +295,6 @@ class TrainingConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="Restarts of a lane whose worker died.")
 
 
-# ---------------------------------------------------------------- the method
-
-
 class Member(Section):
     """Overrides for one expert; experts take the list's entries in turn over rounds and width."""
 
@@ -409,7 +391,7 @@ class EvaluationConfig(Section):
     @field_validator("systems")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
-        _raise_all([f"{name} is not a system{_nearest(name, SYSTEMS)}" for name in value if name not in SYSTEMS])
+        _raise_all([f"{name} is not a system{nearest(name, SYSTEMS)}" for name in value if name not in SYSTEMS])
         return [name for name in SYSTEMS if name in value]
 
 
@@ -462,9 +444,6 @@ class Config(Section):
         return self
 
 
-# ---------------------------------------------------------------- reading
-
-
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a YAML file, applies `a.b=value` overrides and validates the whole.
 
@@ -475,22 +454,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         ConfigError: With every mistake of the file, each with its dotted key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path} is not UTF-8 text: byte {error.start} cannot be read") from None
-    try:
-        loader = _Loader(text)
-        loader.name = str(path)
-        tree = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"config {path} must be a mapping of keys to values, not {type(tree).__name__}")
+    tree = read_tree(path)
     for override in overrides or []:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_config(tree, origin=str(path))
 
 
@@ -499,131 +465,11 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = list(dict.fromkeys(line for item in error.errors() for line in _explain(item)))
+        lines = list(dict.fromkeys(line for item in error.errors() for line in explain(item, Config)))
         count = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
         raise ConfigError("\n".join([f"{origin} has {count}:", *(f"  {line}" for line in lines)])) from None
 
 
 def dump_config(config: Config) -> str:
     """The config as YAML that `load_config` reads back."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Plain values only; text with a line break that is none in other formats is quoted, else YAML loses it."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only, and a key that stands twice in a mapping is an error: YAML would drop the first silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"found the key {key} twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override}: expected dotted.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
-    node: Any = tree
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        where = ".".join(parts[: i + 1])
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise ConfigError(f"--set {override}: {where} does not exist, the list has {len(node)} items")
-            if last:
-                node[int(part)] = value
-            else:
-                node = node[int(part)]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                node = node.setdefault(part, {})
-                if node is None:
-                    raise ConfigError(f"--set {override}: {where} is null in the config and has no keys")
-        else:
-            raise ConfigError(f"--set {override}: {'.'.join(parts[:i])} is {node!r} and has no keys")
-
-
-def _explain(item: Any) -> list[str]:
-    """The lines for one pydantic error: dotted key, what is wrong, what would be right."""
-    key, sections = _locate(item["loc"])
-    name, kind, value = key.rpartition(".")[2], item["type"], item.get("input")
-    if kind == "extra_forbidden":
-        valid = sorted({field for section in sections for field in section.model_fields})
-        return [f"{key}: unknown key{_nearest(name, valid, 0.5).replace('Valid:', 'Valid keys:')}"]
-    if kind == "missing":
-        return [f"{key}: is missing"]
-    if kind == "union_tag_not_found":
-        return [f"{key}.kind: is missing, valid: {', '.join(_kinds(sections))}"]
-    if kind == "union_tag_invalid":
-        tag = str(item["ctx"]["tag"])
-        return [f"{key}.kind: {tag} is unknown{_nearest(tag, _kinds(sections))}"]
-    if kind in ("model_type", "model_attributes_type"):
-        return [f"{key}: must be a mapping of keys to values (it is {value!r})"]
-    message = item["msg"].removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(value, (dict, BaseModel)):  # a rule of a section, which names its own keys
-        return [f"{key}.{line}" if key else line for line in message.splitlines()]
-    message = message[0].lower() + message[1:]
-    shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (it is {value!r})"
-    return [f"{key or 'config'}: {line}{shown}" for line in message.splitlines()]
-
-
-def _locate(loc: tuple[str | int, ...]) -> tuple[str, list[type[Section]]]:
-    """Dotted key of a pydantic error location, and the sections in which its last key was looked up.
-
-    Pydantic puts the kinds of sources and the options of unions into its locations; the user's file has no such keys.
-    """
-    key: list[str] = []
-    current: Any = Config
-    looked_in: list[type[Section]] = [Config]
-    for part in loc:
-        options = _sections(current)
-        looked_in = options or looked_in
-        if len(options) > 1 and part in _kinds(options):
-            current = next(section for section in options if section.model_fields["kind"].default == part)
-            looked_in = [current]
-            continue
-        fields = [section.model_fields[part] for section in options if part in section.model_fields]
-        if fields:
-            current = fields[0].annotation
-        elif isinstance(part, str) and not options:
-            continue
-        elif isinstance(part, str):
-            current = None
-        key.append(str(part))
-    return ".".join(key), _sections(current) or looked_in
-
-
-def _kinds(sections: list[type[Section]]) -> list[str]:
-    return [section.model_fields["kind"].default for section in sections if "kind" in section.model_fields]
-
-
-def _sections(annotation: Any) -> list[type[Section]]:
-    """All section classes inside a type annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    origin = typing.get_origin(annotation)
-    if origin in (Annotated, Union, types.UnionType, list):
-        return [s for arg in typing.get_args(annotation) for s in _sections(arg)]
-    return []
+    return dump_tree(config.model_dump(mode="json"))

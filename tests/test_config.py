@@ -196,7 +196,7 @@ def test_a_value_out_of_bounds_is_named_with_its_bound(changes: dict[str, Any], 
         ({"models__weak": [{"base": "x"}, {"base": "x", "nam": "y"}]}, "models.weak.1.nam", "name"),
         ({"models__strong": {"base": "x", "lora": {"ran": 4}}}, "models.strong.lora.ran", "rank"),
         ({"boosting__members": [{"modle": "weak-0"}]}, "boosting.members.0.modle", "model"),
-        ({"models__pretraining": {"corpus": {"document": 4}}}, "models.pretraining.corpus.document", "documents"),
+        ({"models__pretraining": {"corpus": {"corrupt": 4}}}, "models.pretraining.corpus.corrupt", "corrupted"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_and_the_valid_ones(
@@ -397,7 +397,7 @@ def test_a_set_value_is_validated_too(write: Write) -> None:
     clip=st.none() | st.floats(1.0, 1e9, exclude_min=True),
     template=TEXT.map(lambda text: f"{text}{{prompt}}{text}"),
     seeds=st.lists(st.integers(0, 2**40), min_size=1, max_size=4),
-    documents=st.lists(TEXT, max_size=3),
+    documents=st.lists(TEXT, min_size=1, max_size=3),
 )
 def test_a_dumped_config_is_read_back_the_same(
     rounds: int, rate: float, clip: float | None, template: str, seeds: list[int], documents: list[str]
