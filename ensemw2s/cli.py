@@ -1,32 +1,323 @@
-"""The command line."""
+"""The command line: arguments in, one call into the package, a table on stdout and an exit code out.
+
+A command imports what it needs when it runs, so that `--help` answers at once. Their docstrings are the manual.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer()
+from ensemw2s import __version__, options
+from ensemw2s.errors import ArtifactError, ConfigError
+from ensemw2s.outcome import Output, before_work, outcome
+
+if TYPE_CHECKING:
+    from ensemw2s.labeling.inputs import Settings
+
+app = typer.Typer(
+    name="ensemw2s",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 the work failed, for the reason on stderr; 2 bad usage or config; 130 Ctrl-C.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ensemw2s {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def root() -> None:
-    pass
-
-
-@app.command()
-def run(
-    config: Path,
-    set_: Annotated[list[str] | None, typer.Option("--set")] = None,
-    fresh: bool = False,
-    debug: bool = False,
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
-    from ensemw2s import pipeline
-    from ensemw2s.config import load_config
+    """Weak-to-strong generalization: boosted weak experts label hard data, and a strong student learns from it.
 
-    pipeline.run(load_config(config, set_), fresh=fresh, debug=debug)
+    One YAML file describes a run. It takes easy examples with answers and hard ones without; trains weak experts on
+    the easy ones, each round weighing the tokens that earlier rounds got wrong; combines the experts token by token
+    into an ensemble; labels the hard prompts with it; trains a strong student on these labels; and compares all of it
+    with baselines. Training and decoding run on Ray, on this machine or on a cluster that the config names.
+
+        ensemw2s plan configs/quickstart.yaml      what would run, and on what
+        ensemw2s run configs/quickstart.yaml       run it, or go on with it
+        ensemw2s report runs/quickstart            its table and report.html again
+    """
+
+
+@app.command(rich_help_panel="Runs")
+def run(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete stages that were made with another config, and redo them.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run a config to its end, or go on where an earlier run of it stopped.
+
+    Reads the config and the data, models and tokenizers that it names. All of these, and whether the work fits on
+    this machine, are checked before anything starts. Leaves the folder STORAGE/NAME with every stage in it, among
+    them ensemble/, labels/, students/, results.json, report.html and plots/ (docs/run-directory.md).
+
+    A stage that is done is not done again: the same command continues a run that was killed, and does nothing for
+    one that is complete. A stage that was made with another config stops the run and says what changed, unless
+    --fresh is given.
+
+        ensemw2s run configs/quickstart.yaml
+        ensemw2s run configs/quickstart.yaml --set name=three --set boosting.rounds=3
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s import pipeline, preflight
+        from ensemw2s.config import load_config
+        from ensemw2s.progress import Progress
+
+        loaded = load_config(config, set_)
+        with before_work():
+            preflight.check(loaded)
+        pipeline.run(loaded, fresh=fresh, debug=debug, progress=Progress(Output()))
+
+
+@app.command(rich_help_panel="Runs")
+def plan(config: options.ConfigFile, set_: options.Overrides = None, debug: options.Debug = False) -> None:
+    """Print what `run` would do: stages, sizes, resources, and what is done already.
+
+    Shows every stage in order as done, to do, or changed (made with another config, and what differs), with examples,
+    models, parameters, epochs and optimizer steps where they are known. All that `run` checks before it starts is
+    checked here, too. Changes nothing on disk and starts no Ray. The resources are those of this machine; if the
+    config or RAY_ADDRESS names a cluster, that cluster is asked for its own.
+
+        ensemw2s plan configs/quickstart.yaml
+        ensemw2s plan configs/quickstart.yaml --set training.workers=2
+    """
+    with outcome(debug=debug):
+        from ensemw2s import cluster, planning, preflight
+        from ensemw2s.config import load_config
+        from ensemw2s.stages import build_graph
+
+        loaded = load_config(config, set_)
+        with before_work():
+            preflight.check(loaded)
+            graph = build_graph(loaded)
+            laid_out = planning.lay_out(graph, planning.survey(graph), planning.parameters(graph))
+            resources = planning.resources_for(loaded, debug=debug)
+            division = cluster.plan_resources(loaded, resources)
+        planning.print_plan(
+            laid_out,
+            Output(),
+            resources=resources,
+            division=division,
+            free_bytes=preflight.free_bytes(graph.root),
+            address=cluster.address(loaded.cluster),
+        )
+
+
+@app.command(rich_help_panel="Runs")
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False, help="Folder of a finished run.")],
+    debug: options.Debug = False,
+) -> None:
+    """Print a run's table again, and write its report.html and plots/ again.
+
+    Reads RUN_DIR/results.json and nothing else, so it works on a results.json that was copied from elsewhere, too.
+
+        ensemw2s report runs/quickstart
+    """
+    with outcome(debug=debug):
+        from ensemw2s import store
+        from ensemw2s.evaluation.report import print_table, write_report
+
+        path = run_dir / "results.json"
+        if not path.exists():
+            raise ConfigError(f"{run_dir} has no results.json; a run writes it at its end (ensemw2s run CONFIG)")
+        results = store.read_json(path)
+        if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
+            raise ArtifactError(f"{path} is not the results.json of a run: it has no systems")
+        html = write_report(results, run_dir)
+        print_table(results, Output())
+        _say(f"\nreport: {html}")
+
+
+@app.command(rich_help_panel="Saved models")
+def label(
+    ensemble: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder with ensemble.json.")],
+    input_: options.Inputs,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the labels; a new one, or to continue.")
+    ],
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete labels in the folder that were made otherwise, and label again.")
+    ] = False,
+    debug: options.Debug = False,
+    prompt_column: options.PromptColumn = "prompt",
+    id_column: options.IdColumn = None,
+    prompt_template: options.PromptTemplate = None,
+    chat_template: options.ChatTemplate = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    batch_size: options.BatchSize = None,
+    actors: options.Actors = None,
+    cpus_per_actor: options.ActorCpus = None,
+    gpus_per_actor: options.ActorGpus = None,
+    address: options.Address = None,
+    cpus: options.Cpus = None,
+) -> None:
+    """Label prompts with a saved ensemble.
+
+    Reads rows with a prompt; every row gets a label. Leaves part-*.parquet in the output folder, with id, prompt,
+    answer, token_ids, logprob (of the whole answer), agreement (share of the vote behind each token, averaged),
+    n_tokens, finish_reason (stop or length) and token_agreement; and labels.json, which says what they were made
+    from. The same command continues after a stop. Labels of another ensemble, input or option are never mixed in.
+
+    Prompts must look as they did in training. Where the ensemble lies in a run's folder, the template and the
+    settings of decoding are those of that run's config.yaml; elsewhere give --prompt-template and --max-new-tokens.
+
+        ensemw2s label --ensemble runs/quickstart/ensemble --input prompts.jsonl --output labels
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s.config import ClusterConfig
+        from ensemw2s.labeling import command
+        from ensemw2s.progress import Progress
+
+        settings = _settings(
+            str(ensemble),
+            input_,
+            {"prompt": prompt_column, "id": id_column},
+            prompt_template=prompt_template,
+            chat_template=chat_template,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            max_actors=actors,
+            cpus_per_actor=cpus_per_actor,
+            gpus_per_actor=gpus_per_actor,
+        )
+        work = command.LabelWork(ensemble, output, settings, ClusterConfig(address=address, cpus=cpus))
+        with before_work():
+            waiting = command.prepare(work, fresh=fresh)
+        if waiting:
+            command.label(work, Progress(Output()), debug=debug)
+        _say(command.summary(output) + ("" if waiting else "; nothing to do"))
+
+
+@app.command(rich_help_panel="Saved models")
+def evaluate(
+    model: Annotated[
+        str, typer.Option(metavar="DIR", show_default=False, help="Ensemble, model or adapters; or a hub id.")
+    ],
+    input_: options.Inputs,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="PATH", show_default=False, help="Write the figures there, too.")
+    ] = None,
+    debug: options.Debug = False,
+    prompt_column: options.PromptColumn = "prompt",
+    answer_column: options.AnswerColumn = "answer",
+    choices_column: options.ChoicesColumn = None,
+    id_column: options.IdColumn = None,
+    prompt_template: options.PromptTemplate = None,
+    chat_template: options.ChatTemplate = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    batch_size: options.BatchSize = None,
+    actors: options.Actors = None,
+    cpus_per_actor: options.ActorCpus = None,
+    gpus_per_actor: options.ActorGpus = None,
+    address: options.Address = None,
+    cpus: options.Cpus = None,
+) -> None:
+    """Evaluate a saved ensemble, expert or student on labelled examples.
+
+    Reads rows with a prompt and its true answer. Prints the exact match of greedy answers with its 95 % bootstrap
+    interval, and under teacher forcing the token accuracy, the negative log-likelihood a token and, with
+    --choices-column, how often the true option is the likeliest. Leaves nothing but the file of --json.
+
+    Where the model lies in a run's folder, template and settings of decoding are those of that run's config.yaml.
+
+        ensemw2s evaluate --model runs/quickstart/ensemble --input test.jsonl
+        ensemw2s evaluate --model runs/quickstart/students/student_ensemw2s --input test.jsonl --json student.json
+    """
+    with outcome(debug=debug):
+        from ensemw2s import store
+        from ensemw2s.config import ClusterConfig
+        from ensemw2s.evaluation import command
+        from ensemw2s.progress import Progress
+
+        settings = _settings(
+            model,
+            input_,
+            {"prompt": prompt_column, "answer": answer_column, "choices": choices_column, "id": id_column},
+            prompt_template=prompt_template,
+            chat_template=chat_template,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            max_actors=actors,
+            cpus_per_actor=cpus_per_actor,
+            gpus_per_actor=gpus_per_actor,
+        )
+        work = command.EvaluateWork(model, settings, ClusterConfig(address=address, cpus=cpus))
+        with before_work():
+            if json is not None and not json.absolute().parent.is_dir():
+                raise ConfigError(f"--json {json}: there is no folder {json.absolute().parent}")
+            voter = command.prepare(work)
+        found = command.evaluate(work, voter, Progress(Output()), debug=debug)
+        command.print_figures(found, Output())
+        if json is not None:
+            store.write_json(json, found)
+
+
+@app.command(rich_help_panel="Saved models")
+def models(
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", show_default=False, help="Folders or hub ids.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """List the embedded models, or the facts of others.
+
+    Without arguments: the tiny family that a config names as tiny-weak and tiny-strong, for machines with no model
+    hub; a run pre-trains them itself. With folders (models, LoRA adapters, ensembles) or hub ids: parameters,
+    vocabulary, context, architecture, and a hash of the tokenizer. Models whose hash is equal can vote together.
+
+        ensemw2s models
+        ensemw2s models runs/quickstart/ensemble runs/quickstart/students/student_ensemw2s
+    """
+    with outcome(debug=debug):
+        from ensemw2s import listing
+
+        if paths:
+            with before_work():
+                found = [facts for path in paths for facts in listing.facts(path)]
+            listing.print_facts(found, Output())
+        else:
+            listing.print_embedded(Output())
+
+
+def _settings(model: str, inputs: list[str], columns: dict[str, Any], **given: Any) -> Settings:
+    """The settings of the run that the model lies in, or defaults, with the options on top; says which."""
+    from ensemw2s.config import Columns, FilesSource
+    from ensemw2s.labeling.inputs import settings_for
+
+    source = FilesSource(paths=inputs, columns=Columns(**columns))
+    settings = settings_for(model, source, given)
+    origin = "defaults (the model lies in no run's folder)"
+    if settings.run is not None:
+        origin = f"those of {settings.run / 'config.yaml'}"
+    chat = ", chat template" if settings.data.chat_template else ""
+    longest = settings.labeling.max_new_tokens
+    _say(f"settings: {origin} and options: prompt template {settings.data.prompt_template!r}{chat}, ", end="")
+    _say(f"at most {longest} tokens an answer")
+    return settings
+
+
+def _say(text: str, end: str = "\n") -> None:
+    Output().print(text, end=end, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:
+    """Entry point of the `ensemw2s` command."""
     app()

@@ -160,7 +160,11 @@ def _beside(context: Context, work: Callable[[Context], None]) -> Iterator[Calla
     with ThreadPoolExecutor(1, thread_name_prefix="baselines") as pool:
         if context.plan.keep_lanes:
             running = pool.submit(recorded)
-            yield running.result
+            try:
+                yield running.result
+            except BaseException:
+                context.lanes.close(abandon=True)  # else the end of the background work would be waited for
+                raise
         else:
             yield recorded
 

@@ -7,7 +7,7 @@ only between the two, so a run that was killed anywhere goes on from the last fi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,12 +105,13 @@ class _Attempt:
 def _run_round(context: Context, r: Round, history: list[Facts]) -> Facts:
     began = time.time()
     data = TokenData.read(context.graph.tokens.path / "easy_train.parquet")
-    attempt = _attempt(context, data, r.experts, round_weights(context, history, r.number))
+    experts, retries = _warmed(context, r.experts, history), _warmed(context, r.retries, history)
+    attempt = _attempt(context, data, experts, round_weights(context, history, r.number))
     reset = False
     if attempt.alpha <= 0 and context.config.boosting.on_failure == "retry" and attempt.weights.masks:
         context.progress.say(f"  round {r.number}: alpha {attempt.alpha:.3f}, tried again with uniform weights")
         uniform = attempt.weights.model_copy(update={"masks": []})
-        attempt, reset = _attempt(context, data, r.retries, uniform), True
+        attempt, reset = _attempt(context, data, retries, uniform), True
     facts = _facts(context, r, attempt, reset=reset, began=began)
     masks = {"round": attempt.mask}
     if context.config.boosting.error_from == "ensemble" and facts["accepted"]:
@@ -121,6 +122,17 @@ def _run_round(context: Context, r: Round, history: list[Facts]) -> Facts:
         write_masks(folder / "errors.parquet", data.ids, _lengths(data), masks)
         store.write_json(folder / "round.json", facts)
     return facts
+
+
+def _warmed(context: Context, experts: tuple[Expert, ...], history: list[Facts]) -> tuple[Expert, ...]:
+    """Experts with a warm start take it from the second try of the round before, if that is the one that counts."""
+    if not (history and history[-1]["reset"]):
+        return experts
+    before = context.graph.rounds[history[-1]["round"] - 1].retries
+    return tuple(
+        replace(expert, warm_from=before[k].stage) if expert.warm_from is not None else expert
+        for k, expert in enumerate(experts)
+    )
 
 
 def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], weights: RoundWeights) -> _Attempt:

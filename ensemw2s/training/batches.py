@@ -66,21 +66,22 @@ def _soft_targets(tables: list[pa.Table], tokens: TokenData) -> tuple[NDArray[np
     rows: list[tuple[list[int], list[float]]] = []
     answers = iter(tokens.answer_ids)
     for table in tables:
-        if "top_tokens" not in table.column_names:
-            rows += [([int(token)], [0.0]) for _ in range(len(table)) for token in next(answers)]
-            continue
-        for top_tokens, top_logprobs in zip(
-            table["top_tokens"].to_pylist(), table["top_logprobs"].to_pylist(), strict=True
-        ):
-            next(answers)
-            rows += list(zip(top_tokens, top_logprobs, strict=True))
+        soft = "top_tokens" in table.column_names
+        top_tokens = table["top_tokens"].to_pylist() if soft else [None] * len(table)
+        top_logprobs = table["top_logprobs"].to_pylist() if soft else [None] * len(table)
+        for likely, logprobs in zip(top_tokens, top_logprobs, strict=True):
+            answer = next(answers)
+            if likely is None:
+                rows += [([int(token)], [0.0]) for token in answer]
+            else:
+                rows += list(zip(likely, logprobs, strict=True))
     k = max(len(ids) for ids, _ in rows)
     ids = np.zeros((len(rows), k), np.int64)
-    logprobs = np.full((len(rows), k), -np.inf, np.float32)
+    scores = np.full((len(rows), k), -np.inf, np.float32)
     for i, (row_ids, row_logprobs) in enumerate(rows):
         ids[i, : len(row_ids)] = row_ids
-        logprobs[i, : len(row_ids)] = row_logprobs
-    probabilities = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
+        scores[i, : len(row_ids)] = row_logprobs
+    probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
     return ids, probabilities / probabilities.sum(axis=1, keepdims=True)
 
 

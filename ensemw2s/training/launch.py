@@ -24,7 +24,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 
-from ensemw2s import store
+from ensemw2s import errors, store
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import EnsemW2SError, TrainingError
 from ensemw2s.training.spec import TrainSpec
@@ -44,6 +44,7 @@ class Board:
         self._count = 0
         self._held: dict[int, tuple[str, str]] = {}
         self._finished: set[str] = set()
+        self._failed: dict[str, tuple[str, str]] = {}
         self._progress: dict[str, tuple[int, int, float]] = {}
         self._closed = False
         self._changed = asyncio.Condition()
@@ -76,6 +77,11 @@ class Board:
         """Says that a lane has trained its spec."""
         self._finished.add(self._held.pop(lane)[0])
 
+    async def fail(self, lane: int, kind: str, message: str) -> None:
+        """Says that a lane's spec failed with one of our errors, which would come again at every other try."""
+        if lane in self._held:
+            self._failed[self._held.pop(lane)[0]] = (kind, message)
+
     async def close(self) -> None:
         """Lets lanes end when nothing waits."""
         async with self._changed:
@@ -86,10 +92,10 @@ class Board:
         """Takes the progress of a spec."""
         self._progress[name] = (done, total, loss)
 
-    async def look(self) -> tuple[set[str], dict[str, tuple[int, int, float]]]:
-        """Tickets of finished specs, and the progress since the last look."""
+    async def look(self) -> tuple[set[str], dict[str, tuple[str, str]], dict[str, tuple[int, int, float]]]:
+        """Finished tickets, failed ones with class and text of the error, and the progress since the last look."""
         progress, self._progress = self._progress, {}
-        return self._finished, progress
+        return self._finished, self._failed, progress
 
 
 class Lanes:
@@ -133,7 +139,9 @@ class Lanes:
             The facts of each spec's train.json, by name.
 
         Raises:
-            TrainingError: If a lane failed more often than `training.max_failures`; finished specs stay.
+            EnsemW2SError: What a spec failed with, if it is one of ours; it is not tried again.
+            TrainingError: If the workers of a lane died more often than `training.max_failures`.
+                In both cases finished specs stay.
         """
         waiting = [spec for spec in specs if not store.is_done(Path(spec.output), spec.fingerprint)]
         if waiting and self._keep:
@@ -142,8 +150,10 @@ class Lanes:
             with self._alone:
                 try:
                     self._train(waiting, priority)
-                finally:
-                    self.close()
+                except BaseException:
+                    self.close(abandon=True)
+                    raise
+                self.close()
         return {spec.name: store.read_json(Path(spec.output) / "train.json") for spec in specs}
 
     def close(self, *, abandon: bool = False) -> None:
@@ -174,12 +184,16 @@ class Lanes:
     def _train(self, specs: list[TrainSpec], priority: int) -> None:
         tickets = {uuid.uuid4().hex: spec.model_dump_json() for spec in specs}
         self._start(len(self._runs) + len(specs))
-        ray.get(self._board.add.remote(list(tickets.items()), priority))
+        board = self._board
+        ray.get(board.add.remote(list(tickets.items()), priority))
         while True:
-            finished, progress = ray.get(self._board.look.remote())
+            finished, failed, progress = ray.get(board.look.remote())
             for name, (done, total, loss) in progress.items():
                 if self._on_progress is not None:
                     self._on_progress(name, done, total, f"loss {loss:.3f}")
+            for ticket in tickets.keys() & failed.keys():
+                kind, message = failed[ticket]
+                raise getattr(errors, kind, TrainingError)(message)
             if tickets.keys() <= finished:
                 return
             for run in self._runs:
@@ -248,6 +262,10 @@ def lane_worker(config: dict[str, Any]) -> None:
         text = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if first else None)
         if text is None:
             return
-        loop.train(TrainSpec.model_validate_json(text), on_step=on_step)
+        try:
+            loop.train(TrainSpec.model_validate_json(text), on_step=on_step)
+        except EnsemW2SError as error:
+            ray.get(board.fail.remote(lane, type(error).__name__, str(error)))
+            raise  # other workers of the lane may be waiting for this one
         if first:
             ray.get(board.finish.remote(lane))

@@ -7,6 +7,7 @@ examples form a step does not depend on the number of workers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -235,7 +236,7 @@ def training_set(spec: TrainSpec) -> TrainingSet:
     data = read_training_set(spec.tokens, soft=spec.objective.kind == "soft")
     if spec.weights is None:
         return data
-    return TrainingSet(data.tokens, spec.weights.multipliers(data.lengths))
+    return dataclasses.replace(data, multipliers=spec.weights.multipliers(data.lengths))
 
 
 def build(
@@ -294,6 +295,7 @@ def _device() -> torch.device:
 
 def main(arguments: list[str]) -> None:
     """Trains the specs in the JSON files named on the command line, one after the other."""
+    init_distributed(_device())  # also where every spec turns out to be finished
     for path in arguments:
         spec = TrainSpec.model_validate_json(Path(path).read_text(encoding="utf-8"))
         facts = train(spec)

@@ -1,0 +1,154 @@
+"""`ensemw2s evaluate`: any saved model and a labelled file go in, the METRICS of results.json come out.
+
+A run evaluates its own systems on its own splits (`steps.evaluate`); this is for other data, and for models that have
+left their run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ensemw2s import cluster
+from ensemw2s.config import ClusterConfig
+from ensemw2s.data.readers import make_reader
+from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
+from ensemw2s.ensemble.voter import Voter
+from ensemw2s.errors import ConfigError
+from ensemw2s.evaluation import metrics
+from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.systems import Group
+from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
+from ensemw2s.labeling.inputs import Settings, check_input, check_resources, pool_size, write_examples
+from ensemw2s.models.adapters import ADAPTER_CONFIG
+from ensemw2s.models.loading import load_tokenizer, model_info
+from ensemw2s.progress import Progress
+
+SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class EvaluateWork:
+    """What `ensemw2s evaluate` was asked for.
+
+    Attributes:
+        model: Folder of an ensemble artifact, a model or adapters, or a hub id.
+        settings: Input, rendering and decoding.
+        cluster: Which Ray.
+        seed: Seed of the bootstrap resamples.
+    """
+
+    model: str
+    settings: Settings
+    cluster: ClusterConfig
+    seed: int = 0
+
+
+def prepare(work: EvaluateWork) -> Voter:
+    """Checks everything that can be checked without Ray, and says who answers.
+
+    Raises:
+        ArtifactError: If an ensemble is damaged.
+        DataError: If the input cannot be used.
+        ModelError: If a model cannot be loaded.
+        ResourceError: If no actor could ever run.
+    """
+    folder = Path(work.model).expanduser()
+    check_input(work.settings.source, labelled=True)
+    check_resources(work.cluster, work.settings.labeling)
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)
+        return Voter(name="model", ensemble=str(folder.resolve()))
+    if (folder / "results.json").exists() and (folder / "ensemble").is_dir():
+        raise ConfigError(f"--model {folder} is a run; name {folder / 'ensemble'} or one of {folder / 'students'}/*")
+    load_tokenizer(work.model)
+    if not (folder / ADAPTER_CONFIG).exists():
+        model_info(work.model)
+    return Voter(name="model", models=[str(folder.resolve()) if folder.is_dir() else work.model], weights=[1.0])
+
+
+def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: bool = False) -> dict[str, Any]:
+    """Decodes and scores every example, on Ray.
+
+    Returns:
+        `model`, `input` (files with their hashes), `settings`, and `metrics` as in results.json.
+
+    Raises:
+        EnsemW2SError: Whatever stops it.
+    """
+    settings = work.settings
+    with tempfile.TemporaryDirectory(prefix=".ensemw2s-", dir=_shared(work)) as scratch:
+        path = Path(scratch) / "examples.parquet"
+        write_examples(settings.source, path, labelled=True, group=settings.labeling.chunk_size)
+        with cluster.connect(work.cluster, debug=debug) as resources, progress:
+            columns = evaluate_all(
+                [("input", path, Group("model", (voter,)), True)],
+                data=settings.data,
+                labeling=settings.labeling,
+                actors=pool_size(resources, settings.labeling),
+                shown=0,
+                on_progress=lambda done, total, note: progress.update("evaluation", done, total, note),
+            )
+        table = pq.read_table(path, columns=["answer", "choices"])
+    found = figures(columns["input"]["model"], table["answer"].to_pylist(), table["choices"].to_pylist(), work.seed)
+    kept = ("prompt_template", "answer_prefix", "chat_template")
+    return {
+        "model": work.model,
+        "input": make_reader(settings.source).identity()["files"],
+        "settings": {
+            **{f"data.{key}": getattr(settings.data, key) for key in kept},
+            "labeling.max_new_tokens": settings.labeling.max_new_tokens,
+        },
+        "metrics": found,
+    }
+
+
+def _shared(work: EvaluateWork) -> Path | None:
+    """Where the converted input lies: with a cluster beside the current folder, which its nodes are to share."""
+    return None if cluster.address(work.cluster) is None else Path.cwd()
+
+
+def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed: int) -> dict[str, Any]:
+    """METRICS of one voter. Pure.
+
+    Args:
+        rows: Per-example columns of `evaluation.evaluate`.
+        truths: n true answers.
+        choices: Options of each example, or None.
+        seed: Seed of the bootstrap resamples.
+    """
+    chosen = zip(rows["option"], truths, choices, strict=True)
+    return metrics.metrics(
+        metrics.exact_match(rows["answer"], truths),
+        token_correct=rows["token_correct"],
+        n_tokens=rows["n_tokens"],
+        nll_sum=rows["nll"],
+        option_correct=[option == truth for option, truth, among in chosen if among is not None] or None,
+        samples=SAMPLES,
+        seed=seed,
+    )
+
+
+def print_figures(found: dict[str, Any], console: Console) -> None:
+    """Prints what `evaluate` found as a small table."""
+    m = found["metrics"]
+    table = Table(title=Text(f"{found['model']}, n = {m['n']}"), title_justify="left", box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    interval = f"95 % interval {percent_range(m['ci95'])}"
+    table.add_row("Exact match", percent(m["exact_match"]), interval, style="bold")
+    table.add_row("Token accuracy", percent(m["token_accuracy"]), "teacher-forced, end token included")
+    table.add_row("NLL", plain(m["nll"], 3), "nats a token")
+    if m["option_accuracy"] is not None:
+        table.add_row("Option accuracy", percent(m["option_accuracy"]), "likeliest of the choices")
+    console.print(table)
+    if m["nll"] is None:
+        console.print(f"NLL {NOTHING}: a true token got no probability at all", highlight=False)

@@ -1,0 +1,184 @@
+"""Files and options of a person who labels or evaluates with a saved model: what the actors need comes out.
+
+That is one parquet file of examples, and the settings with which prompts are rendered and decoded. Its own module
+because both commands read their input the same way, and find the run that a model comes from the same way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from ensemw2s import cluster
+from ensemw2s.cluster import Resources
+from ensemw2s.config import ClusterConfig, DataConfig, FilesSource, LabelingConfig, SplitConfig
+from ensemw2s.config_tree import read_tree
+from ensemw2s.data.columns import render_row
+from ensemw2s.data.examples import EXAMPLE_SCHEMA, example_id
+from ensemw2s.data.readers import make_reader
+from ensemw2s.errors import ConfigError, DataError, ResourceError
+
+RENDERING = ("prompt_template", "answer_prefix", "chat_template", "max_prompt_tokens", "max_answer_tokens")
+"""Keys of `data` that decide how a prompt and its answer become tokens."""
+
+SectionT = TypeVar("SectionT", DataConfig, LabelingConfig)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How prompts are rendered and decoded.
+
+    Attributes:
+        data: Template, answer prefix, limits; its source is the input.
+        labeling: Pool of actors and decoding.
+        run: Folder of the run whose config these come from; none: they are defaults and options.
+    """
+
+    data: DataConfig
+    labeling: LabelingConfig
+    run: Path | None
+
+    @property
+    def source(self) -> FilesSource:
+        assert isinstance(self.data.source, FilesSource)
+        return self.data.source
+
+
+def settings_for(model: str, source: FilesSource, options: dict[str, Any]) -> Settings:
+    """The settings of the run that a model lies in, or the defaults, with the options that were given on top.
+
+    Args:
+        model: Folder of a model or ensemble, or a hub id.
+        source: The input.
+        options: Values for keys of `data` and `labeling`; None where not given.
+
+    Raises:
+        ConfigError: If the run's config.yaml cannot be read, or an option has a value that it cannot have.
+    """
+    run = run_of(Path(model).expanduser())
+    data = DataConfig(source=source, split=SplitConfig(mode="random"))
+    labeling = LabelingConfig()
+    if run is not None:  # only what is needed: an older run may have other keys elsewhere
+        tree = read_tree(run / "config.yaml")
+        data = _with(data, {key: tree.get("data", {}).get(key) for key in RENDERING})
+        labeling = _with(labeling, {**tree.get("labeling", {}), "soft_top_k": 0})
+    if options.get("max_actors") is not None:
+        labeling = labeling.model_copy(update={"min_actors": 1})
+    of_data = {key: value for key, value in options.items() if key in RENDERING}
+    of_labeling = {key: value for key, value in options.items() if key not in RENDERING}
+    return Settings(_with(data, of_data), _with(labeling, of_labeling), run)
+
+
+def _with(section: SectionT, options: dict[str, Any]) -> SectionT:
+    """A config section with the options that are not None."""
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return type(section).model_validate(section.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{'-'.join(map(str, first['loc']))}".replace("_", "-")
+        raise ConfigError(f"{option}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run directory that a folder lies in: the nearest one above it with config.yaml and manifest.json."""
+    if not folder.is_dir():
+        return None
+    resolved = folder.resolve()
+    return next(
+        (p for p in (resolved, *resolved.parents) if (p / "config.yaml").is_file() and (p / "manifest.json").is_file()),
+        None,
+    )
+
+
+def check_input(source: FilesSource, *, labelled: bool) -> None:
+    """Finds what the first row of each file shows to be wrong.
+
+    Raises:
+        DataError: A file that cannot be read, a column that is missing, a value that cannot be used, or no rows.
+    """
+    rows = 0
+    for origin, row in make_reader(source).sample("easy"):
+        render_row(source.columns, row, origin=origin, answer_optional=not labelled)
+        rows += 1
+    if rows == 0:
+        raise DataError(f"there are no rows in {', '.join(source.paths)}")
+
+
+def write_examples(source: FilesSource, path: Path, *, labelled: bool, group: int) -> int:
+    """Writes all rows of the input as one parquet file (EXAMPLE_SCHEMA), put in place whole.
+
+    No row is dropped, so that every one gets an answer. Without an id column the id is a hash of the prompt, with
+    `-2`, `-3` and so on where the same prompt comes again.
+
+    Args:
+        source: Files and columns.
+        path: The parquet file.
+        labelled: Every row must have an answer.
+        group: Rows of a row group; the grain in which actors read.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        DataError: A row cannot be used, or an id comes twice.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    total = 0
+    try:
+        with pq.ParquetWriter(temporary, EXAMPLE_SCHEMA) as writer:
+            rows = _examples(source, labelled)
+            while batch := list(itertools.islice(rows, group)):
+                writer.write_table(pa.Table.from_pylist(batch, schema=EXAMPLE_SCHEMA))
+                total += len(batch)
+        if total == 0:
+            raise DataError(f"there are no rows in {', '.join(source.paths)}")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return total
+
+
+def _examples(source: FilesSource, labelled: bool) -> Iterator[dict[str, Any]]:
+    seen: Counter[str] = Counter()
+    for origin, row in make_reader(source).rows("easy", 0):
+        example = render_row(source.columns, row, origin=origin, answer_optional=not labelled)
+        identity = example["id"] or example_id(example["prompt"])
+        seen[identity] += 1
+        if seen[identity] > 1:
+            if example["id"] is not None:
+                raise DataError(f"{origin}: the id {identity} is there before; ids must be unique")
+            identity = f"{identity}-{seen[identity]}"
+        yield {**example, "id": identity, "difficulty": example["difficulty"] or 0.0}
+
+
+def pool_size(resources: Resources, labeling: LabelingConfig) -> int:
+    """Largest number of actors that fit.
+
+    Raises:
+        ResourceError: If fewer than `labeling.min_actors` fit.
+    """
+    fit = resources.fits(labeling.cpus_per_actor, labeling.gpus_per_actor)
+    if fit < labeling.min_actors:
+        raise ResourceError(
+            f"{fit} actors of {labeling.cpus_per_actor:g} CPUs and {labeling.gpus_per_actor:g} GPUs fit on "
+            f"{resources}, and it takes {labeling.min_actors}: lower --cpus-per-actor or --gpus-per-actor"
+        )
+    return fit if labeling.max_actors is None else min(fit, labeling.max_actors)
+
+
+def check_resources(where: ClusterConfig, labeling: LabelingConfig) -> None:
+    """Raises `ResourceError` if a Ray is to be started here and no actor would ever fit."""
+    if cluster.address(where) is None:
+        pool_size(cluster.local_resources(where), labeling)

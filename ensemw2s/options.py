@@ -1,0 +1,58 @@
+"""Arguments and options that several commands share: their names, bounds and help, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _option(name: str, text: str, panel: str | None = None, **rest: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=panel, show_default=rest.pop("show_default", False), **rest)
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", show_default=False, help="YAML file; docs/config.md has every key.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    _option("--set", "Replace a value of the config, as in boosting.rounds=3; repeatable.", metavar="KEY=VALUE"),
+]
+Debug = Annotated[bool, _option("--debug", "Show traces, and the logs of Ray and of its workers.")]
+
+Inputs = Annotated[
+    list[str],
+    _option("--input", "Parquet, jsonl or csv: a file, a folder or a URI; repeatable.", "Input", metavar="PATH"),
+]
+PromptColumn = Annotated[
+    str, _option("--prompt-column", "Column of the prompt, or a Jinja template.", "Input", show_default=True)
+]
+IdColumn = Annotated[str | None, _option("--id-column", "Column of a unique id; none: a hash of the prompt.", "Input")]
+AnswerColumn = Annotated[
+    str, _option("--answer-column", "Column of the true answer, or a Jinja template.", "Input", show_default=True)
+]
+ChoicesColumn = Annotated[
+    str | None, _option("--choices-column", "Column with the options of multiple-choice questions.", "Input")
+]
+
+PromptTemplate = Annotated[
+    str | None, _option("--prompt-template", "Text around the prompt, which {prompt} stands for.", "Decoding")
+]
+ChatTemplate = Annotated[
+    bool | None,
+    _option("--chat-template/--no-chat-template", "Render prompts with the tokenizer's chat template.", "Decoding"),
+]
+MaxNewTokens = Annotated[
+    int | None, _option("--max-new-tokens", "Longest answer, in tokens, the end included.", "Decoding", min=1)
+]
+BatchSize = Annotated[int | None, _option("--batch-size", "Prompts decoded at a time by an actor.", "Decoding", min=1)]
+
+Actors = Annotated[int | None, _option("--actors", "Most actors at a time; none: as many as fit.", "Resources", min=1)]
+ActorCpus = Annotated[float | None, _option("--cpus-per-actor", "CPUs of an actor.", "Resources", min=0.01)]
+ActorGpus = Annotated[float | None, _option("--gpus-per-actor", "GPUs of an actor.", "Resources", min=0)]
+Address = Annotated[
+    str | None,
+    _option("--address", "Ray cluster to join, or auto; none: RAY_ADDRESS, else one is started here.", "Resources"),
+]
+Cpus = Annotated[int | None, _option("--cpus", "CPUs of a Ray started here; none: all.", "Resources", min=1)]

@@ -1,0 +1,80 @@
+"""How a command ends: what it raises goes in, one line on stderr and an exit code come out, and no trace unasked.
+
+Apart from the commands so that the codes are decided in one place: 0 done, 1 the work failed, 2 bad usage or config,
+130 stopped by Ctrl-C, 141 the reader of the output left (as the shell says of a program that a closed pipe ends).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from ensemw2s.errors import ConfigError, DataError, EnsemW2SError, ModelError, ResourceError
+
+FAILED, BAD_USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+
+
+class Output(Console):
+    """Standard output. A closed pipe is an error like another, for `outcome` to deal with."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@contextmanager
+def before_work() -> Iterator[None]:
+    """Around checks before anything starts: data, models and resources that do not fit the config make it a bad one."""
+    try:
+        yield
+    except (DataError, ModelError, ResourceError) as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextmanager
+def outcome(*, debug: bool, resumable: bool = False) -> Iterator[None]:
+    """Around a whole command: turns whatever stops it into a line and an exit code.
+
+    Args:
+        debug: Show the trace, too.
+        resumable: What is finished is used when the same command is given again.
+    """
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, "stopped" + (": the same command continues from what is finished" if resumable else ""))
+    except BrokenPipeError:
+        # what is still buffered would raise again when Python flushes it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(CLOSED_PIPE) from None
+    except ConfigError as error:
+        _end(BAD_USAGE, f"error: {error}", debug=debug)
+    except EnsemW2SError as error:
+        _end(FAILED, f"error: {_line(error)}", debug=debug)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _end(FAILED, f"error: {where}{error.strerror or _line(error)}", debug=debug)
+    except Exception as error:
+        hint = "" if debug else "; run with --debug for the trace"
+        _end(FAILED, f"internal error: {type(error).__name__}: {_line(error)}{hint}", debug=debug)
+
+
+def _end(code: int, line: str, *, debug: bool = False) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(line, file=sys.stderr, flush=True)
+    raise typer.Exit(code) from None
+
+
+def _line(error: BaseException) -> str:
+    """The message on one line."""
+    return " ".join(str(error).split()) or "no message"
