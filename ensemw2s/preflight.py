@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from ensemw2s import cluster
 from ensemw2s.config import Config, ModelConfig
 from ensemw2s.data.sources import check_source
+from ensemw2s.data.tokens import render
 from ensemw2s.errors import ConfigError, ModelError, ResourceError
 from ensemw2s.models.loading import check_same_tokenizer, load_tokenizer, model_info, tokenizer_hash
 from ensemw2s.stages import run_directory
@@ -46,30 +49,41 @@ def check_models(config: Config) -> None:
         raise ConfigError(
             "models.weak: embedded tiny models and others have different tokenizers; use one kind for all weak bases"
         )
-    ready = [(name, model) for name, model in zip(names, weak, strict=True) if not model.is_tiny]
-    tokenizers = []
-    for name, model in [*ready, *([] if config.models.strong.is_tiny else [("strong", config.models.strong)])]:
-        _check_model(name, model)
-        tokenizers.append((name, load_tokenizer(model.base, model.revision)))
-    check_same_tokenizer([pair for pair in tokenizers if pair[0] != "strong"])
+    own = [_tokenizer(name, model) for name, model in zip(names, weak, strict=True) if not model.is_tiny]
+    strong = None if config.models.strong.is_tiny else _tokenizer("strong", config.models.strong)
+    check_same_tokenizer(list(zip(names, own, strict=False)))
+    if config.data.chat_template:
+        _check_chat(config, [*own, *([strong] if strong is not None else [])])
     if config.student.objective == "soft":
-        _check_soft(config, dict(tokenizers))
+        _check_soft(own[0] if own else None, strong)
 
 
-def _check_model(name: str, model: ModelConfig) -> None:
+def _tokenizer(name: str, model: ModelConfig) -> PreTrainedTokenizerBase:
+    """Checks that a model is there, and gives its tokenizer."""
     try:
         model_info(model.base, model.revision)
+        return load_tokenizer(model.base, model.revision)
     except ModelError as error:
         raise ModelError(f"models: {name}: {error}") from error
 
 
-def _check_soft(config: Config, tokenizers: dict[str, object]) -> None:
-    """Soft labels are distributions over the weak models' tokens, so the student must have the same ones."""
-    strong, weak = tokenizers.get("strong"), tokenizers.get(config.models.weak_names[0])
-    same = strong is None and weak is None
-    if strong is not None and weak is not None:
-        same = tokenizer_hash(strong) == tokenizer_hash(weak)  # type: ignore[arg-type]
-    if not same:
+def _check_chat(config: Config, tokenizers: list[PreTrainedTokenizerBase]) -> None:
+    """A chat template is rendered by every model that reads prompts, the student among them."""
+    if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):
+        raise ConfigError("data.chat_template is true, but embedded tiny models have no chat template; set it to false")
+    for tokenizer in tokenizers:
+        render("prompt", config.data, tokenizer)
+
+
+def _check_soft(weak: PreTrainedTokenizerBase | None, strong: PreTrainedTokenizerBase | None) -> None:
+    """Soft labels are distributions over the weak models' tokens, so the student must have the same ones.
+
+    Args:
+        weak: Tokenizer of the weak models; none: the one that is trained for tiny models.
+        strong: The same of the strong model.
+    """
+    both = [tokenizer_hash(tokenizer) if tokenizer is not None else None for tokenizer in (weak, strong)]
+    if both[0] != both[1]:
         raise ConfigError(
             "student.objective soft needs weak and strong models of one tokenizer, but models.strong has another: use "
             "logconf or xent"

@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines about the same task."""
@@ -25,11 +26,11 @@ class Progress:
         self._said: dict[str, float] = {}
         if self.console.is_terminal:
             self._bars = RichProgress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,
                 transient=True,
             )
@@ -46,16 +47,19 @@ class Progress:
             self._bars.stop()
 
     def say(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """One line that stays; square brackets in it are text."""
+        self._print(Text(text))
+
+    def _print(self, line: Text) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Announces a stage, and says how long it took."""
         began = time.monotonic()
-        self.say(f"[bold]{name}[/bold]  {what}")
+        self._print(Text.assemble((name, "bold"), f"  {what}"))
         yield
-        self.say(f"[dim]{name}  done in {time.monotonic() - began:.1f} s[/dim]")
+        self._print(Text(f"{name}  done in {time.monotonic() - began:.1f} s", "dim"))
 
     def update(self, task: str, done: int, total: int, note: str = "") -> None:
         """Sets how far a task is; one that reached its total disappears."""

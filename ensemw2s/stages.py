@@ -174,6 +174,7 @@ class _Builder:
                 for stage in (
                     data,
                     ensemble,
+                    *(base.stage for base in weak if "base_zero_shot" in systems),
                     *(e.stage for e in (single, matched, *bagging) if e is not None),
                     *labels.values(),
                     *(s.stage for s in students),
@@ -188,10 +189,12 @@ class _Builder:
 
     def _corpus(self, data: Stage) -> Stage | None:
         models = self.config.models
-        if not any(model.is_tiny for model in (*models.weak, models.strong)):
+        roles = sorted({model.base for model in (*models.weak, models.strong) if model.is_tiny})
+        if not roles:
             return None
         settings = {
             **settings_of(models.pretraining, "models.pretraining", without=("weak", "strong")),
+            "roles": roles,
             "seed": derive_seed(self.config.seed, "corpus"),
         }
         return self._cached(Stage("corpus", Path(), settings, (data,)))
@@ -334,7 +337,7 @@ class _Builder:
             others["bagging"] = tuple(expert.stage for expert in bagging)
         for maker, inputs in others.items():
             name = f"baselines/labels/{maker}"
-            combine = settings_of(self.config.ensemble, "ensemble")
+            combine = settings_of(self.config.ensemble, "ensemble") if maker == "bagging" else {}
             labels[maker] = Stage(name, self.root / name, {**settings, **combine}, (data, *inputs))
         return labels
 
@@ -351,7 +354,8 @@ class _Builder:
             path = self.root / "tokens" / "students" / name
             table = Stage(f"tokens/students/{name}", path, {**kept, "student": name}, inputs)
             seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
-            settings = {**settings_of(recipe, "student"), **self._training(), "seed": seed}
+            lora = strong.lora.model_dump(mode="json") if strong.lora else None
+            settings = {**settings_of(recipe, "student"), **self._training(), "lora": lora, "seed": seed}
             stage = Stage(f"students/{name}", self.root / "students" / name, settings, (table, strong.stage))
             students.append(Student(name, table, stage, seed))
         return tuple(students)

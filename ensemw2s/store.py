@@ -6,6 +6,7 @@ without one is unfinished work and is done again; a marker that does not match n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from ensemw2s.errors import ArtifactError, ResourceError
 MARKER = ".complete.json"
 _WORKING = ".partial-"
 _STARTED = ".started.json"
+_SUFFIX = 8
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,23 @@ def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial(path)
-    working = path.parent / f"{_WORKING}{path.name}-{uuid.uuid4().hex[:8]}"
+    working = path.parent / f"{_WORKING}{path.name}-{uuid.uuid4().hex[:_SUFFIX]}"
     working.mkdir()
     try:
         yield working
         write_json(working / MARKER, description)
         _put_in_place(working, path)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(working, ignore_errors=True)
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if _disk_full(error):
             raise ResourceError(f"no space left for {path}: free some, then run the same command again") from error
         raise
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whether an error says so; safetensors has its own kind, which gives the number in its text only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def _put_in_place(working: Path, path: Path) -> None:
@@ -149,19 +154,23 @@ def _put_in_place(working: Path, path: Path) -> None:
 
 def remove_partial(path: Path) -> None:
     """Removes what an interrupted `publish` of this folder left behind."""
-    for leftover in path.parent.glob(f"{_WORKING}{path.name}-*"):
+    for leftover in path.parent.glob(f"{_WORKING}{path.name}-{'?' * _SUFFIX}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically: temporary file, fsync, rename."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2, ensure_ascii=False)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            json.dump(value, handle, indent=2, ensure_ascii=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:

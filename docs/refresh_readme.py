@@ -1,0 +1,62 @@
+"""Writes the figures of a finished run into README.md and copies its picture, so that no number there is typed.
+
+    python docs/refresh_readme.py runs/quickstart
+
+Everything between `<!-- figures: NAME -->` and `<!-- end of figures -->` is replaced, NAME being the run's name.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ensemw2s import store
+from ensemw2s.evaluation.report import print_table
+from ensemw2s.evaluation.wording import seconds
+
+ROOT = Path(__file__).parent.parent
+
+
+def block(results: dict[str, Any], picture: str) -> str:
+    """The figures as Markdown: the picture, what the terminal showed, and how it came about."""
+    console = Console(file=io.StringIO(), width=100, no_color=True)
+    print_table({key: value for key, value in results.items() if key != "stages"}, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    versions = results.get("versions") or {}
+    built = ", ".join(f"{name} {versions[name].split('+')[0]}" for name in ("torch", "ray", "deepspeed"))
+    fresh = all(stage["status"] == "ran" for stage in results["stages"])
+    took = f" It took {seconds(results['total_seconds'])}." if fresh else ""
+    return (
+        f"![Exact match of every system, ID and OOD]({picture})\n\n```text\n{shown}\n```\n\n"
+        f"One run, seed {results['seed']}, {results['created'][:10]}, with {built}.{took}"
+    )
+
+
+def main(run: Path) -> None:
+    """Refreshes the figures of one run."""
+    results = store.read_json(run / "results.json")
+    images = ROOT / "docs" / "images"
+    images.mkdir(exist_ok=True)
+    shutil.copyfile(run / "plots" / "systems.png", images / "systems.png")
+    readme = ROOT / "README.md"
+    marks = rf"(<!-- figures: {re.escape(results['name'])} -->\n).*?(\n<!-- end of figures -->)"
+    figures = block(results, "docs/images/systems.png")
+    text, found = re.subn(
+        marks, lambda m: f"{m[1]}{figures}{m[2]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    if found != 1:
+        raise SystemExit(f"{readme} has {found} blocks for {results['name']}, expected one")
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,374 @@
+"""Whole runs of the command line for tests: a small study, processes that are watched, and what a run left to compare.
+
+Tests that start Ray do it in processes of their own, each with a Ray folder of its own, and no process may outlive its
+test: orphans come back to this process (it is their subreaper), so that none is missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+LIMIT = 480.0
+"""Seconds that anything may take before a test gives up; on two quiet cores nothing takes a sixth of it."""
+
+GONE = 30.0
+"""Seconds in which the processes of a run that ended, or was killed, must be gone."""
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Idle helpers of Ray that look for their killed node for a minute before they go; they hold nothing of a run."""
+
+AGENTS_GONE = 100.0
+"""Seconds in which these must be gone."""
+
+Tree = dict[str, Any]
+
+
+# The smallest study that still has everything: two weak bases, two rounds, three chunks of pseudo-labels.
+STUDY: Tree = {
+    "name": "small",
+    "seed": 1,
+    "data": {
+        "source": {
+            "kind": "files",
+            "columns": {"prompt": "question", "answer": "reply", "difficulty": "level"},
+        },
+        "split": {"mode": "difficulty", "difficulty_from": "column", "easy_max": 3},
+        "sizes": {"easy_train": 120, "easy_validation": 40, "id_test": 40, "hard_unlabelled": 60, "ood_test": 40},
+    },
+    "models": {
+        "weak": [
+            {"base": "tiny-weak", "pretraining_seed": 0},
+            {"base": "tiny-weak", "pretraining_seed": 1},
+        ],
+        "strong": {"base": "tiny-strong"},
+        "pretraining": {
+            "vocabulary": 64,
+            "corpus": {"weak_documents": 600, "strong_documents": 600},
+            "weak": {"epochs": 3, "learning_rate": 0.005, "batch_size": 32},
+            "strong": {"epochs": 3, "learning_rate": 0.005, "batch_size": 32},
+        },
+    },
+    "training": {"cpus_per_worker": 0.5, "lanes": 2},
+    "expert": {"epochs": 8, "learning_rate": 0.005, "batch_size": 16},
+    "boosting": {"rounds": 2},
+    "labeling": {"cpus_per_actor": 0.5, "max_new_tokens": 12, "batch_size": 32, "chunk_size": 25},
+    "student": {"epochs": 4, "learning_rate": 0.005, "batch_size": 32},
+    "evaluation": {"bootstrap_samples": 200, "examples": 3},
+    "cluster": {"cpus": 2, "object_store_mb": 100},
+}
+
+
+def changed(tree: Tree, values: Tree) -> Tree:
+    """A copy of a tree with other values under dotted keys; None takes a key away."""
+    tree = copy.deepcopy(tree)
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if value is None:
+            node.pop(last, None)
+        else:
+            node[last] = value
+    return tree
+
+
+def questions() -> list[Tree]:
+    """Rows of a jsonl file of one's own: three digits to sort (level 3), or four (level 4)."""
+    import reasoning_gym
+
+    rows, rng = {}, random.Random(0)
+    for level, count in ((3, 260), (4, 160)):
+        setting = {"min_numbers": level, "max_numbers": level, "min_value": 0, "max_value": 9}
+        data = reasoning_gym.create_dataset(
+            "number_sorting", seed=rng.randrange(2**31), size=2 * count, min_decimals=0, max_decimals=0, **setting
+        )
+        for row in data:
+            facts = row["metadata"]
+            numbers, answer = (
+                " ".join(f"{float(n):g}" for n in facts[key]) for key in ("original_numbers", "sorted_numbers")
+            )
+            question = f"{'up' if facts['direction'] == 'ascending' else 'down'} {numbers} ="
+            rows[question] = {"question": question, "reply": answer, "level": level}
+    return list(rows.values())
+
+
+def write_jsonl(path: Path, rows: list[Tree]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended."""
+
+    code: int
+    output: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """The output with single spaces, as terminals wrap lines where they like."""
+        return " ".join(self.output.split())
+
+
+@dataclass
+class Running:
+    """A command that runs in a process group of its own, its output in a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, what: str, happened: Callable[[], Any], limit: float = LIMIT) -> Any:
+        """Looks many times a second whether something happened, and gives back what `happened` did."""
+        while not (found := happened()):
+            assert self.process.poll() is None, f"ended before: {what}\n{self.tail()}"
+            assert time.monotonic() - self.began < limit, f"not within {limit:.0f} s: {what}\n{self.tail()}"
+            time.sleep(0.003)
+        return found
+
+    def wait_for_text(self, text: str) -> None:
+        self.wait_for(f"output of {text!r}", lambda: text in self.output)
+
+    def wait(self, limit: float = LIMIT) -> Finished:
+        """Waits for the end."""
+        try:
+            self.process.wait(max(1.0, limit - (time.monotonic() - self.began)))
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {limit:.0f} s\n{self.tail()}")
+        return Finished(self.process.returncode, self.output, time.monotonic() - self.began)
+
+    def descendants(self, name: str) -> list[psutil.Process]:
+        """Its living processes with this in their title."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself."""
+        self.process.kill()
+        self.process.wait()
+        assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
+
+    def tail(self, lines: int = 60) -> str:
+        return "\n".join(["the end of its output:", *self.output.splitlines()[-lines:]])
+
+
+class Workplace:
+    """A folder in which commands run, and all that they leave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.storage = folder / "runs"
+        self.ray = Path(tempfile.mkdtemp(prefix="ew-", dir="/tmp"))  # paths of sockets must be short
+        self._started: list[Running] = []
+
+    @property
+    def run_folder(self) -> Path:
+        return self.storage / "small"
+
+    def study(self, source: Path, **values: Any) -> Path:
+        """Writes a config: `STUDY` on a jsonl file, with other values under dotted keys."""
+        own = {"storage": str(self.storage), "data.source.paths": [str(source)], **values}
+        return self.config(changed(STUDY, own))
+
+    def config(self, tree: Tree) -> Path:
+        path = self.folder / f"config-{len(list(self.folder.glob('config-*')))}.yaml"
+        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        return path
+
+    def start(self, *arguments: str | Path) -> Running:
+        """Starts `ensemw2s` with these arguments."""
+        script = Path(sys.executable).with_name("ensemw2s")
+        command = [str(script)] if script.exists() else [sys.executable, "-m", "ensemw2s.cli"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
+        environment |= {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TMPDIR": str(self.ray),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "160",
+        }
+        log = self.folder / f"output-{len(self._started)}.txt"
+        with log.open("wb") as handle:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started.append(Running(process, log))
+        return self._started[-1]
+
+    def run(self, *arguments: str | Path, limit: float = LIMIT) -> Finished:
+        """Runs `ensemw2s` to its end."""
+        return self.start(*arguments).wait(limit)
+
+    def done(self, *arguments: str | Path, limit: float = LIMIT) -> Finished:
+        """Runs `ensemw2s` to its end, which must be a good one."""
+        running = self.start(*arguments)
+        finished = running.wait(limit)
+        assert finished.code == 0, running.tail()
+        return finished
+
+    def take_storage(self, other: Workplace, *, only_cache: bool = False) -> None:
+        """Copies another workplace's runs, or its pre-trained bases alone."""
+        part = "cache" if only_cache else ""
+        shutil.copytree(other.storage / part, self.storage / part)
+
+    def files(self, *patterns: str, without: tuple[str, ...] = ()) -> dict[str, str]:
+        """Relative path → SHA-256 of files of the run's folder."""
+        return {
+            path.relative_to(self.run_folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for pattern in patterns
+            for path in sorted(self.run_folder.glob(pattern))
+            if path.is_file() and path.name not in without
+        }
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the run's folder."""
+        return json.loads((self.run_folder / name).read_text(encoding="utf-8"))
+
+    def sessions(self) -> list[str]:
+        """Names of the Rays that were started here."""
+        return sorted(path.name for path in self.ray.glob("ray/session_2*"))
+
+    def end(self) -> None:
+        """Ends what a failed test left, by process group."""
+        for running in self._started:
+            if running.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(running.process.pid, signal.SIGKILL)
+                running.process.wait()
+
+
+def survivors(known: set[int], limit: float = GONE, *, but: tuple[str, ...] = ()) -> list[str]:
+    """Waits until this process has no other descendants than the known; those that stay are ended and named."""
+    until = time.monotonic() + limit
+    while left := [process for process, title in _descendants(known) if not title.startswith(but or "\0")]:
+        if time.monotonic() > until:
+            names = []
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    names.append(f"{process.pid} {' '.join(process.cmdline())[:120].rstrip()}")
+                    process.kill()
+            psutil.wait_procs(left, 5)
+            _descendants(known)
+            return names
+        time.sleep(0.05)
+    return []
+
+
+def _descendants(known: set[int]) -> list[tuple[psutil.Process, str]]:
+    """Living descendants and their command lines; dead orphans are reaped on the way."""
+    living = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.pid in known:
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE:
+                living.append((process, " ".join(process.cmdline())))
+            elif process.ppid() == os.getpid():
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(process.pid, os.WNOHANG)
+    return living
+
+
+def become_subreaper() -> None:
+    """Orphans of this process's children become its own children (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def known_processes() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+@contextlib.contextmanager
+def workplace_in(folder: Path) -> Iterator[Workplace]:
+    """A workplace that leaves no process behind."""
+    become_subreaper()
+    known = known_processes()
+    place = Workplace(folder)
+    try:
+        yield place
+    finally:
+        place.end()
+        left = survivors(known, but=AGENTS) + survivors(known, AGENTS_GONE)
+        shutil.rmtree(place.ray, ignore_errors=True)
+    assert left == [], f"outlived the test: {left}"
+
+
+@pytest.fixture(scope="module")
+def ray_environment() -> Iterator[None]:
+    """For modules that start a Ray in this process: settings of their own, and nothing left when it was stopped."""
+    become_subreaper()
+    known = known_processes()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ew-", dir="/tmp") as folder:
+        for key in [key for key in os.environ if key.startswith("RAY_")]:
+            patch.delenv(key)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+        assert (left := survivors(known)) == [], f"outlived their Ray: {left}"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Workplace]:
+    """A folder of this test's own in which commands run."""
+    with workplace_in(tmp_path) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def own_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl file of one's own with two levels of difficulty."""
+    if os.environ.get("DEV_KEEP"):  # TEMPORARY
+        return write_jsonl(Path("/work/scratch/t/own2.jsonl"), questions())
+    return write_jsonl(tmp_path_factory.mktemp("data") / "own.jsonl", questions())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, own_jsonl: Path) -> Workplace:
+    """A finished run of all systems that nobody disturbed. Read it; copy its storage to change anything."""
+    if os.environ.get("DEV_KEEP"):  # TEMPORARY
+        place = Workplace(Path("/work/scratch/t/kept"))
+        if not (place.run_folder / "results.json").exists():
+            place.folder.mkdir(exist_ok=True)
+            place.done("run", place.study(own_jsonl))
+        return place
+    with workplace_in(tmp_path_factory.mktemp("undisturbed")) as place:
+        place.done("run", place.study(own_jsonl))
+    return place

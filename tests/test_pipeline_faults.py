@@ -1,0 +1,137 @@
+"""Real kills of whole runs: the same command again goes on, and ends with the bytes of a run that nobody disturbed.
+
+Moments are not slept for but seen: in what a run says, and in the files that appear.
+"""
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+SYSTEMS = ["ensemw2s", "student_ensemw2s"]  # the baselines are not needed to come to labels and a student
+
+SAME = ("rounds/*/errors.parquet", "rounds/**/*.safetensors", "ensemble/**/*", "labels/*.parquet")
+STUDENT = ("tokens/students/student_ensemw2s/*.parquet", "students/student_ensemw2s/*.safetensors")
+
+
+def after(pattern: str, count: int = 1) -> Callable:
+    """When so many files of this name are there."""
+    return lambda place, running: len(list(place.storage.glob(pattern))) >= count
+
+
+def said(text: str) -> Callable:
+    """When the run says this."""
+    return lambda place, running: text in running.output
+
+
+MOMENTS = {
+    "the first base is trained": after("cache/models-*/.complete.json"),
+    "round 1 begins": said("boosting round 1"),
+    "the expert of round 1 is trained, not scored": after("small/rounds/1/experts/0/.complete.json"),
+    "round 1 is over": after("small/rounds/1/round.json"),
+    "round 2 begins": said("boosting round 2"),
+    "the expert of round 2 is trained, not scored": after("small/rounds/2/experts/0/.complete.json"),
+    "the ensemble is put together": after("small/ensemble/.complete.json"),
+    "some prompts are labelled": after("small/labels/part-*.parquet"),
+    "the student begins": after("small/tokens/students/student_ensemw2s/.complete.json"),
+    "the evaluation begins": said("every system on both test splits"),
+}
+UNFINISHED = {
+    "the expert of round 1 is trained, not scored": "rounds/1/.complete.json",
+    "round 2 begins": "rounds/2/.complete.json",
+    "some prompts are labelled": "labels/.complete.json",
+    "the student begins": "evaluation/.complete.json",
+}
+
+
+@pytest.fixture
+def study(workplace, own_jsonl):
+    return workplace.study(own_jsonl, **{"evaluation.systems": SYSTEMS})
+
+
+def outcome(place) -> tuple:
+    """What must not depend on whether a run was disturbed."""
+    rounds = [place.json(f"rounds/{t}/round.json") for t in (1, 2)]
+    figures = [(r["alpha"], r["weighted_error"], r["weights"], r["accepted"]) for r in rounds]
+    systems = place.json("results.json")["systems"]
+    metrics = {name: {split: systems[name][split] for split in ("id", "ood")} for name in SYSTEMS}
+    return place.files(*SAME, *STUDENT, without=(".complete.json",)), figures, metrics
+
+
+def parts(place) -> dict[str, int]:
+    """The parts of the labels that are there, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in place.run_folder.glob("labels/part-*.parquet")}
+
+
+def kill_when(place, study, moment: str, *, later: float = 0.0) -> None:
+    """Starts the run and kills its driver at a moment."""
+    running = place.start("run", study)
+    running.wait_for(moment, lambda: MOMENTS[moment](place, running))
+    time.sleep(later)
+    running.kill()
+    if not later and moment in UNFINISHED:
+        assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
+
+
+def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(workplace, undisturbed, study) -> None:
+    kill_when(workplace, study, "the first base is trained")
+    kill_when(workplace, study, "round 2 begins")
+    first = workplace.json("rounds/1/round.json")
+    kill_when(workplace, study, "some prompts are labelled")
+    kept = parts(workplace)
+    workplace.done("run", study)
+    assert outcome(workplace) == outcome(undisturbed)
+    assert workplace.json("rounds/1/round.json") == first, "a finished round was done again"
+    assert kept.items() <= parts(workplace).items(), "prompts were labelled twice"
+    assert "nothing to do" in workplace.done("run", study).text
+
+
+def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_happened(workplace, undisturbed, study) -> None:
+    running = workplace.start("run", study)
+    running.wait_for("a trained base", lambda: after("cache/models-*/.complete.json")(workplace, running))
+    assert kill_all(running.descendants("ray::RayTrainWorker")) == 2
+    assert len(list(workplace.storage.glob("cache/models-*/.complete.json"))) < 3, "killed too late to be in the middle"
+    running.wait_for("the labels begin", lambda: after("small/labels/.started.json")(workplace, running))
+    running.wait_for("a decoding actor", lambda: running.descendants("ray::MapWorker"))
+    assert kill_all(running.descendants("ray::MapWorker")) > 0
+    finished = running.wait()
+    assert finished.code == 0, running.tail()
+    assert outcome(workplace) == outcome(undisturbed)
+
+
+def kill_all(processes: list[psutil.Process]) -> int:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return len(processes)
+
+
+def test_ctrl_c_ends_a_run_soon_and_leaves_no_process(workplace, undisturbed, study) -> None:
+    workplace.take_storage(undisturbed, only_cache=True)
+    running = workplace.start("run", study)
+    running.wait_for_text("boosting round 1")
+    running.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    finished = running.wait()
+    assert finished.code != 0
+    assert time.monotonic() - began < 60
+    assert not (workplace.run_folder / "rounds" / "1" / ".complete.json").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_ten_times_at_random_ends_as_if_nothing_had_happened(workplace, undisturbed, study, seed) -> None:
+    rng = random.Random(seed)
+    names = list(MOMENTS)
+    for place in sorted(rng.randrange(len(names)) for _ in range(10)):
+        kill_when(workplace, study, names[place], later=rng.choice([0.0, 0.2, 1.0, 3.0]) * rng.random())
+        if (workplace.run_folder / "results.json").exists():
+            break
+    workplace.done("run", study)
+    assert outcome(workplace) == outcome(undisturbed)

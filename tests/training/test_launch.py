@@ -1,0 +1,116 @@
+"""Lists of training specs on real Ray Train runs: side by side, only once, and what a failure leaves."""
+
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig
+from ensemw2s.errors import ModelError
+from ensemw2s.models import corpus, tiny
+from ensemw2s.training.spec import Start, TrainSpec
+
+pytestmark = pytest.mark.ray
+
+TRAINING = TrainingConfig(cpus_per_worker=0.5, lanes=2, max_failures=2)
+
+
+@pytest.fixture(scope="module")
+def _ray_here(tmp_path_factory, ray_environment):
+    """A Ray of this process; it is gone at the end."""
+    from ensemw2s import cluster
+
+    with cluster.connect(ClusterConfig(cpus=2, object_store_mb=100)) as resources:
+        yield resources
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """A folder with a tokenizer and a table of tokens."""
+    folder = tmp_path_factory.mktemp("text")
+    documents = [f"{a} {b} -> {max(a, b)} {min(a, b)}" for a in range(10) for b in range(10)]
+    tokenizer = tiny.train_tokenizer(documents, 64)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    pq.write_table(corpus.tokenize_documents(documents, tokenizer, context=64), folder / "documents.parquet")
+    return folder
+
+
+@pytest.fixture
+def spec(text, tmp_path):
+    def make(name: str, *, epochs: int = 2, base: Path | None = None) -> TrainSpec:
+        start = Start(path=str(text / "tokenizer"), tiny="tiny-weak") if base is None else Start(path=str(base))
+        return TrainSpec(
+            name=name,
+            output=str(tmp_path / name),
+            fingerprint={"name": name},
+            start=start,
+            tokens=[str(text / "documents.parquet")],
+            recipe=Recipe(epochs=epochs, batch_size=10),
+            seed=1,
+        )
+
+    return make
+
+
+@pytest.fixture
+def lanes(_ray_here, tmp_path):
+    from ensemw2s.training.launch import Lanes
+
+    seen: list[tuple[str, int, int, str]] = []
+
+    def make(keep: bool) -> Lanes:
+        return Lanes(TRAINING, 2, tmp_path / "scratch", keep=keep, on_progress=lambda *facts: seen.append(facts))
+
+    make.seen = seen
+    return make
+
+
+@pytest.fixture
+def damaged_base(text, tmp_path) -> Path:
+    """A base whose weights are cut off."""
+    from ensemw2s.models.loading import load_tokenizer, save_trained
+
+    tokenizer = load_tokenizer(text / "tokenizer")
+    save_trained(tiny.create_tiny("tiny-weak", tokenizer, 0), tokenizer, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return tmp_path / "base"
+
+
+def span(facts: dict) -> tuple[float, float]:
+    return facts["finished"] - facts["seconds"], facts["finished"]
+
+
+def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> None:
+    specs = [spec(f"model-{i}", epochs=12) for i in range(4)]
+    with lanes(keep=True) as open_lanes:
+        facts = open_lanes.train(specs)
+        assert list(facts) == [s.name for s in specs]
+        spans = sorted(span(f) for f in facts.values())
+        assert any(later[0] < earlier[1] for earlier, later in pairwise(spans)), spans
+        assert {name for name, *_ in lanes.seen} == set(facts)
+        assert all(0 < done <= total == 120 and note.startswith("loss ") for _, done, total, note in lanes.seen)
+        began = time.monotonic()
+        again = open_lanes.train([*specs, spec("one-more", epochs=1)])
+        assert time.monotonic() - began < 20, "the lanes did not stay up"
+    assert {name: again[name] for name in facts} == facts
+    assert again["one-more"]["epochs"] == 1
+    weights = [(tmp_path / s.name / "model.safetensors").read_bytes() for s in specs]
+    assert len(set(weights)) == 1, "equal specs gave different weights on different lanes"
+
+
+def test_a_spec_that_fails_gives_its_reason_at_once_and_the_finished_ones_stay(
+    lanes, spec, damaged_base, tmp_path
+) -> None:
+    good, bad = spec("good"), spec("bad", base=damaged_base)
+    with lanes(keep=False) as closed_lanes:
+        closed_lanes.train([good])
+        trained = (tmp_path / "good" / "train.json").stat().st_mtime_ns
+        with pytest.raises(ModelError, match="a safetensors file is damaged"):
+            closed_lanes.train([bad, good])
+    assert json.loads((tmp_path / "good" / "train.json").read_text())["name"] == "good"
+    assert (tmp_path / "good" / "train.json").stat().st_mtime_ns == trained
+    assert not (tmp_path / "bad").exists()
