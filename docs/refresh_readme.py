@@ -34,7 +34,8 @@ def block(results: dict[str, Any], picture: str) -> str:
     fresh = all(stage["status"] == "ran" for stage in results["stages"])
     took = f" It took {seconds(results['total_seconds'])}." if fresh else ""
     return (
-        f"![Exact match of every system, ID and OOD]({picture})\n\n```text\n{shown}\n```\n\n"
+        f"```text\n{shown}\n```\n\n"
+        f'<img src="{picture}" width="560" alt="Exact match of every system on easy (ID) and hard (OOD) examples">\n\n'
         f"One run, seed {results['seed']}, {results['created'][:10]}, with {built}.{took}"
     )
 
@@ -42,17 +43,17 @@ def block(results: dict[str, Any], picture: str) -> str:
 def main(run: Path) -> None:
     """Refreshes the figures of one run."""
     results = store.read_json(run / "results.json")
-    images = ROOT / "docs" / "images"
-    images.mkdir(exist_ok=True)
-    shutil.copyfile(run / "plots" / "systems.png", images / "systems.png")
     readme = ROOT / "README.md"
-    marks = rf"(<!-- figures: {re.escape(results['name'])} -->\n).*?(\n<!-- end of figures -->)"
+    marks = rf"(<!-- figures: {re.escape(results['name'])} -->\n)(?:.*?\n)?(<!-- end of figures -->)"
     figures = block(results, "docs/images/systems.png")
     text, found = re.subn(
-        marks, lambda m: f"{m[1]}{figures}{m[2]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL
+        marks, lambda m: f"{m[1]}{figures}\n{m[2]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL
     )
     if found != 1:
         raise SystemExit(f"{readme} has {found} blocks for {results['name']}, expected one")
+    images = ROOT / "docs" / "images"
+    images.mkdir(exist_ok=True)
+    shutil.copyfile(run / "plots" / "systems.png", images / "systems.png")
     readme.write_text(text, encoding="utf-8")
 
 

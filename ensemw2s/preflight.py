@@ -12,6 +12,7 @@ from ensemw2s.config import Config, ModelConfig
 from ensemw2s.data.sources import check_source
 from ensemw2s.data.tokens import render
 from ensemw2s.errors import ConfigError, ModelError, ResourceError
+from ensemw2s.models import corpus
 from ensemw2s.models.loading import check_same_tokenizer, load_tokenizer, model_info, tokenizer_hash
 from ensemw2s.stages import run_directory
 
@@ -29,6 +30,8 @@ def check(config: Config) -> None:
     check_storage(config)
     check_source(config.data)
     check_models(config)
+    if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):
+        corpus.check(config.data, config.models.pretraining.corpus)
     if cluster.address(config.cluster) is None:
         cluster.plan_resources(config, cluster.local_resources(config.cluster))
 

@@ -71,6 +71,14 @@ def test_a_missing_column_is_found(make):
         preflight.check(make(data={"source": source}))
 
 
+def test_a_template_of_the_corpus_that_rows_cannot_fill_is_found_where_a_tiny_model_reads_it(make, models):
+    pretraining = {"corpus": {"templates": ["{{ metadata.numbers }}"]}}
+    bases = {"weak": [{"base": models["one"]}], "strong": {"base": models["one"]}, "pretraining": pretraining}
+    preflight.check(make(models=bases))
+    with pytest.raises(DataError, match=r"models.pretraining.corpus.templates: '{{ metadata.numbers }}' failed"):
+        preflight.check(make(models={**bases, "strong": {"base": "tiny-strong"}}))
+
+
 def test_a_missing_model_is_named_with_its_place(make, tmp_path):
     with pytest.raises(ModelError, match=r"models: weak-0: model \./nowhere: there is no such folder"):
         preflight.check(make(["./nowhere"]))

@@ -63,11 +63,13 @@ def predictions(
     """
     from ensemw2s.labeling.stream import chunks, stream
 
-    work = chunks(table, labeling.chunk_size)
+    work = chunks(table.resolve(), labeling.chunk_size)
     total = work[-1]["stop"] if work else 0
     parts: dict[int, NDArray[np.int32]] = {}
     done = 0
-    arguments = {"models": models, "batch_size": labeling.batch_size}
+    # workers do not share this process's working folder; a hub id stays as it is
+    places = [str(Path(model).resolve()) if Path(model).exists() else model for model in models]
+    arguments = {"models": places, "batch_size": labeling.batch_size}
     for row in stream(work, Scorer, arguments, labeling=labeling, actors=actors, reuse=True):
         parts[row["start"]] = np.frombuffer(row["tokens"], np.int32).reshape(len(models), -1)
         done += row["rows"]

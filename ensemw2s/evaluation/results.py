@@ -44,7 +44,7 @@ class Figures:
     ) -> None:
         self.config, self.columns, self.members, self.trained = config, columns, members, trained
         self.answers = {split: table["answer"].to_pylist() for split, table in truths.items()}
-        self.has_choices = {split: table["choices"].null_count < len(table) for split, table in truths.items()}
+        self.has_choices = {split: np.asarray(table["choices"].is_valid(), bool) for split, table in truths.items()}
         self.statistics = {
             "samples": config.evaluation.bootstrap_samples,
             "seed": derive_seed(config.seed, "statistics"),
@@ -99,14 +99,15 @@ class Figures:
         return self._of_rows(columns[name], exact, split)
 
     def _of_rows(self, rows: Rows, exact: np.ndarray, split: str, option: np.ndarray | None = None) -> Facts:
-        if option is None and self.has_choices[split]:
+        asked = self.has_choices[split]
+        if option is None:
             option = np.array([o == t for o, t in zip(rows["option"], self.answers[split], strict=True)])
         return m.metrics(
             exact,
             token_correct=rows["token_correct"],
             n_tokens=rows["n_tokens"],
             nll_sum=rows["nll"],
-            option_correct=option if self.has_choices[split] else None,
+            option_correct=option[asked] if asked.any() else None,
             **self.statistics,
         )
 

@@ -8,7 +8,7 @@ hard answers: the easy training examples and the bare hard prompts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from ensemw2s.config import Corpus, DataConfig, FilesSource
-from ensemw2s.data.columns import compile_template, render_row
+from ensemw2s.data.columns import Row, compile_template, render_row
 from ensemw2s.data.examples import content_key
 from ensemw2s.data.sources import iterate_rows
 from ensemw2s.data.splits import Splits
@@ -51,8 +51,8 @@ def documents(
         texts = {role: read[:amount] for role, amount in amounts.items()}
     else:
         fractions = {"weak": corpus.weak_task_fraction, "strong": corpus.strong_task_fraction}
-        templates = [compile_template(text) for text in corpus.templates]
-        rows = _generated(data, splits, seed) if data.source.kind == "reasoning_gym" else _known(splits)
+        templates = [_template(text) for text in corpus.templates]
+        rows = _generated(data, splits, seed) if _is_endless(data) else _known(splits)
         for turn, row in enumerate(itertools.islice(rows, max(amounts.values()))):
             other = templates[turn // 2 % len(templates)]
             for role, rng in generators.items():
@@ -63,6 +63,43 @@ def documents(
         role: [_corrupt(text, rng) if rng.random() < corpus.corrupted else text for text in texts[role]]
         for role, rng in generators.items()
     }
+
+
+def check(data: DataConfig, corpus: Corpus) -> None:
+    """Finds what is wrong with the settings of the corpus, at the cost of a row.
+
+    Raises:
+        DataError: A template uses what rows do not have, or the files lack the text column.
+    """
+    if corpus.paths:
+        if next(_texts(corpus.paths, corpus.text_column), None) is None:
+            raise DataError(f"models.pretraining.corpus.paths: {', '.join(corpus.paths)} hold no rows")
+        return
+    row = next(iterate_rows(data.source, part="easy", seed=0))
+    example = render_row(data.source.columns, row, answer_optional=True)
+    example["answer"] = example["answer"] or "?"  # rows without one are not used with templates
+    for text in corpus.templates:
+        _template(text)({**row, **example} if _is_endless(data) else example)
+
+
+def _is_endless(data: DataConfig) -> bool:
+    """Whether both easy and hard examples are generated, as many as one likes."""
+    return all(source.kind == "reasoning_gym" for source in (data.source, data.hard_source or data.source))
+
+
+def _template(text: str) -> Callable[[Row], str]:
+    """A compiled template whose failure names it."""
+    render = compile_template(text)
+
+    def fill(row: Row) -> str:
+        try:
+            return render(row)
+        except Exception as error:  # a template may fail in any way that its data and filters can
+            raise DataError(
+                f"models.pretraining.corpus.templates: {text!r} failed: {error}; a row has {', '.join(row)}"
+            ) from None
+
+    return fill
 
 
 def _texts(paths: list[str], column: str) -> Iterator[str]:

@@ -13,7 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,9 @@ from ensemw2s.training.spec import TrainSpec
 POLL = 0.3
 """Seconds between two looks at the board."""
 
+PATIENCE = 60.0
+"""Seconds in which lanes that are abandoned must end: a step, or the start of a lane."""
+
 OnProgress = Callable[[str, int, int, str], None]
 
 
@@ -46,7 +50,7 @@ class Board:
         self._finished: set[str] = set()
         self._failed: dict[str, tuple[str, str]] = {}
         self._progress: dict[str, tuple[int, int, float]] = {}
-        self._closed = False
+        self._closed = self._abandoned = False
         self._changed = asyncio.Condition()
 
     async def add(self, specs: list[tuple[str, str]], priority: int) -> None:
@@ -75,22 +79,26 @@ class Board:
 
     async def finish(self, lane: int) -> None:
         """Says that a lane has trained its spec."""
-        self._finished.add(self._held.pop(lane)[0])
+        if lane in self._held:
+            self._finished.add(self._held.pop(lane)[0])
 
     async def fail(self, lane: int, kind: str, message: str) -> None:
         """Says that a lane's spec failed with one of our errors, which would come again at every other try."""
         if lane in self._held:
             self._failed[self._held.pop(lane)[0]] = (kind, message)
 
-    async def close(self) -> None:
-        """Lets lanes end when nothing waits."""
+    async def close(self, abandon: bool) -> None:
+        """Lets lanes end when nothing waits, or at once, with what they are at unfinished."""
         async with self._changed:
-            self._closed = True
+            self._closed, self._abandoned = True, abandon
+            if abandon:
+                self._waiting, self._held = [], {}
             self._changed.notify_all()
 
-    async def report(self, name: str, done: int, total: int, loss: float) -> None:
-        """Takes the progress of a spec."""
+    async def report(self, name: str, done: int, total: int, loss: float) -> bool:
+        """Takes the progress of a spec. Returns whether its training is still wanted."""
         self._progress[name] = (done, total, loss)
+        return not self._abandoned
 
     async def look(self) -> tuple[set[str], dict[str, tuple[str, str]], dict[str, tuple[int, int, float]]]:
         """Finished tickets, failed ones with class and text of the error, and the progress since the last look."""
@@ -157,17 +165,18 @@ class Lanes:
         return {spec.name: store.read_json(Path(spec.output) / "train.json") for spec in specs}
 
     def close(self, *, abandon: bool = False) -> None:
-        """Ends the lanes, after what they are training unless `abandon` is set. A later `train` starts new ones."""
-        if self._board is None:
+        """Ends the lanes, after what they are training unless `abandon` is set. A later `train` starts new ones.
+
+        Lanes are waited for in any case: the end of Ray under their feet would end this process, without a word.
+        """
+        board, runs = self._board, self._runs
+        if board is None:
             return
-        if abandon:
-            ray.kill(self._board)  # lanes fail at their next look at the board, or with the end of Ray
-        else:
-            ray.get(self._board.close.remote())
-            for run in self._runs:
-                run.exception()
-            ray.kill(self._board)
         self._board, self._runs = None, []
+        with suppress(ray.exceptions.RayError) if abandon else nullcontext():
+            ray.get(board.close.remote(abandon))
+        wait(runs, timeout=PATIENCE if abandon else None)
+        ray.kill(board)
 
     def start(self, wanted: int) -> None:
         """Starts lanes, if they are to stay up, before there is work for them; `wanted` is how many can be of use."""
@@ -242,6 +251,10 @@ def _reason(error: ray.train.TrainingFailedError) -> EnsemW2SError:
     return TrainingError(f"training failed: {lines[-1] if lines else type(failures[0]).__name__}")
 
 
+class _Abandoned(Exception):
+    """Nobody waits for the training any more."""
+
+
 def lane_worker(config: dict[str, Any]) -> None:
     """What each worker of a lane does: takes specs from the board until none is left, all workers the same one."""
     from ray.train.collective import broadcast_from_rank_zero
@@ -249,14 +262,17 @@ def lane_worker(config: dict[str, Any]) -> None:
     from ensemw2s.training import loop
 
     board, lane = config["board"], config["lane"]
-    first = ray.train.get_context().get_world_rank() == 0
-    said = 0.0
+    context = ray.train.get_context()
+    first, alone = context.get_world_rank() == 0, context.get_world_size() == 1
+    said, wanted = 0.0, None
 
     def on_step(name: str, done: int, total: int, loss: float) -> None:
-        nonlocal said
+        nonlocal said, wanted
         if done == total or time.monotonic() - said > POLL:
             said = time.monotonic()
-            board.report.remote(name, done, total, loss)
+            if wanted is not None and not ray.get(wanted):  # the answer to the last report, so there is no waiting
+                raise _Abandoned
+            wanted = board.report.remote(name, done, total, loss)
 
     while True:
         text = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if first else None)
@@ -264,8 +280,11 @@ def lane_worker(config: dict[str, Any]) -> None:
             return
         try:
             loop.train(TrainSpec.model_validate_json(text), on_step=on_step)
-        except EnsemW2SError as error:
-            ray.get(board.fail.remote(lane, type(error).__name__, str(error)))
-            raise  # other workers of the lane may be waiting for this one
-        if first:
-            ray.get(board.finish.remote(lane))
+        except (_Abandoned, EnsemW2SError) as error:
+            if isinstance(error, EnsemW2SError):
+                ray.get(board.fail.remote(lane, type(error).__name__, str(error)))
+            if not alone:
+                raise  # the other workers may be waiting for this one
+        else:
+            if first:
+                ray.get(board.finish.remote(lane))

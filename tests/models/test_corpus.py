@@ -136,10 +136,12 @@ def test_of_files_only_easy_training_examples_and_bare_hard_prompts_are_read(tmp
     assert not any("sum" in text for text in hard), "an answer to a hard prompt got in"
     assert all("sum" in text for text in easy)
     assert {text.startswith("P:") for text in easy} == {True, False}
-    held_out = [
-        p for name in ("easy_validation", "id_test", "ood_test") for p in splits.tables()[name]["prompt"].to_pylist()
-    ]
-    assert not any(prompt in text for prompt in held_out for text in made)
+    held_out = {
+        prompt
+        for name in ("easy_validation", "id_test", "ood_test")
+        for prompt in splits.tables()[name]["prompt"].to_pylist()
+    }
+    assert not held_out & {text.removeprefix("P:").split("=")[0] + "=" for text in made}
 
 
 def test_files_of_ones_own_are_read_in_their_order(tmp_path, splits):
@@ -170,6 +172,22 @@ def test_a_template_that_a_row_cannot_fill_is_named(tmp_path):
     settings = PLAIN.model_copy(update={"templates": ["{{ metadata.numbers }}"]})
     with pytest.raises(DataError, match=r"corpus.templates: .*metadata.numbers.* failed: .*; a row has .*prompt"):
         texts(data, make_splits(data, seed=0), settings)
+    with pytest.raises(DataError, match=r"corpus.templates: .*metadata.numbers.* failed"):
+        corpus.check(data, settings)
+    corpus.check(generated(), settings.model_copy(update={"templates": ["{{ metadata.direction }} {{ answer }}"]}))
+    corpus.check(data, PLAIN)
+
+
+def test_files_without_the_text_are_found_before_anything_starts(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text("")
+    settings = PLAIN.model_copy(update={"paths": [str(path)]})
+    with pytest.raises(DataError, match=r"own.jsonl"):
+        corpus.check(generated(), settings)
+    path.write_text('{"body": "x"}\n')
+    with pytest.raises(DataError, match=r"corpus.text_column: text is no text column of .*own.jsonl"):
+        corpus.check(generated(), settings)
+    corpus.check(generated(), settings.model_copy(update={"text_column": "body"}))
 
 
 def test_documents_become_answers_after_the_begin_token_and_are_cut_to_the_context():

@@ -1,0 +1,53 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ensemw2s.boosting.scoring import Scorer
+from ensemw2s.data.tokens import TOKENS_SCHEMA
+from ensemw2s.labeling.stream import chunks
+from ensemw2s.models import loading, tiny
+
+SIZES = [(3, 2), (9, 1), (1, 6), (4, 4), (2, 3)]
+"""Tokens of prompt and answer of each example."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two models, and a token table."""
+    root = tmp_path_factory.mktemp("scoring")
+    tokenizer = tiny.train_tokenizer(["0 1 2 3 4 5 6 7 8 9 sort up"] * 9, 64)
+    for seed in (0, 1):
+        loading.save_trained(tiny.create_tiny("tiny-weak", tokenizer, seed), tokenizer, root / str(seed))
+    rng = np.random.default_rng(0)
+    rows = [
+        {"id": str(i), "prompt_ids": rng.integers(1, 30, p).tolist(), "answer_ids": rng.integers(1, 30, a).tolist()}
+        for i, (p, a) in enumerate(SIZES)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=TOKENS_SCHEMA), root / "tokens.parquet")
+    return root
+
+
+@torch.no_grad()
+def naive(folder, rows) -> list[int]:
+    """The likeliest token at every answer position, each prefix read anew and alone."""
+    model, found = loading.load_causal_lm(folder), []
+    for row in rows:
+        tokens = list(row["prompt_ids"])
+        for token in row["answer_ids"]:
+            found.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+            tokens.append(token)
+    return found
+
+
+def test_each_models_choice_at_every_answer_token_in_the_tables_order(place):
+    scorer = Scorer([str(place / "0"), str(place / "1")], batch_size=2)
+    rows = pq.read_table(place / "tokens.parquet").to_pylist()
+    parts = {}
+    for chunk in reversed(chunks(place / "tokens.parquet", 3)):
+        found = scorer(chunk)
+        assert found["rows"] == chunk["stop"] - chunk["start"]
+        parts[found["start"]] = np.frombuffer(found["tokens"], np.int32).reshape(2, -1)
+    tokens = np.concatenate([parts[0], parts[3]], axis=1)
+    assert tokens.tolist() == [naive(place / "0", rows), naive(place / "1", rows)]

@@ -1,0 +1,187 @@
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ensemw2s.config import DataConfig, LabelingConfig, ReasoningGymSource
+from ensemw2s.data.examples import example_table
+from ensemw2s.data.tokens import tokenize_examples
+from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.voter import Loaded
+from ensemw2s.evaluation.evaluate import Evaluator, _joined, evaluate
+from ensemw2s.labeling.stream import chunks
+from ensemw2s.models import loading, tiny
+
+LABELING = LabelingConfig(max_new_tokens=5, batch_size=2)
+DATA = DataConfig(source=ReasoningGymSource(dataset="number_sorting"), prompt_template="sort {prompt} =")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.train_tokenizer(["sort 0 1 2 3 4 5 6 7 8 9 up = down"] * 9, 64)
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    made = [tiny.create_tiny("tiny-weak", tokenizer, seed).eval() for seed in (0, 1)]
+    with torch.no_grad():
+        for model in made:
+            model.model.norm.weight.mul_(4.0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pair(models, tokenizer) -> Loaded:
+    return Loaded(EnsembleForCausalLM(models, [0.75, 0.25], names=["first", "second"]), tokenizer)
+
+
+def examples(*rows: tuple) -> pa.Table:
+    return example_table(
+        {"id": f"e{i}", "prompt": prompt, "answer": answer, "difficulty": 0.0, "choices": (*rest, None)[0]}
+        for i, (prompt, answer, *rest) in enumerate(rows)
+    )
+
+
+SUMS = examples(("3 1 2", "1 2 3"), ("9 8", "8 9"), ("up 5 4 1 7", "1 4 5 7"))
+
+
+@torch.no_grad()
+def naive(models, weights, tokenizer, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each answer token, and whether it is the likeliest, each prefix read anew and alone."""
+    table = tokenize_examples(examples((prompt, answer)), tokenizer, DATA)
+    [tokens], [target] = table["prompt_ids"].to_pylist(), table["answer_ids"].to_pylist()
+    logprobs, right = [], []
+    for token in target:
+        probs = [torch.softmax(m(torch.tensor([tokens]), use_cache=False).logits[0, -1].double(), -1) for m in models]
+        combined = sum(w * p for w, p in zip(weights, probs, strict=True))
+        logprobs.append(float(combined[token].log()))
+        right.append(int(combined.argmax()) == token)
+        tokens = [*tokens, token]
+    return np.array(logprobs), np.array(right)
+
+
+def test_teacher_forcing_gives_tokens_right_and_their_likelihood(pair, models, tokenizer):
+    found = evaluate(SUMS, pair, DATA, LABELING, decoded=False, shown=0)
+    assert found.keys() == {"n_tokens", "token_correct", "nll", "forced", "option"}
+    for i, row in enumerate(SUMS.to_pylist()):
+        logprobs, right = naive(models, [0.75, 0.25], tokenizer, row["prompt"], row["answer"])
+        assert found["n_tokens"][i] == len(right)
+        assert found["token_correct"][i] == right.sum()
+        assert found["forced"][i] == right.all()
+        assert found["nll"][i] == pytest.approx(-logprobs.sum(), abs=1e-3)
+
+
+def test_decoding_counts_the_tokens_of_every_member(pair, models, tokenizer):
+    alone = Loaded(EnsembleForCausalLM(models[:1], [1.0]), tokenizer)
+    one = evaluate(SUMS, alone, DATA, LABELING, decoded=True, shown=0)
+    twice = Loaded(EnsembleForCausalLM([models[0], models[0]], [0.5, 0.5]), tokenizer)
+    two = evaluate(SUMS, twice, DATA, LABELING, decoded=True, shown=0)
+    assert two["answer"] == one["answer"]
+    assert two["n_decoded"] == [2 * n for n in one["n_decoded"]]
+    assert two["agreement"] == [1.0] * 3
+    assert all(seconds > 0 for seconds in one["seconds"])
+    assert len(set(one["seconds"])) == 1
+
+
+def test_tokens_with_their_votes_are_kept_for_the_first_examples(pair, models, tokenizer):
+    found = evaluate(SUMS, pair, DATA, LABELING, decoded=True, shown=2)
+    assert [tokens is None for tokens in found["tokens"]] == [False, False, True]
+    for i in range(2):
+        tokens = found["tokens"][i]
+        assert 2 * len(tokens) == found["n_decoded"][i]
+        assert np.mean([t["agreement"] for t in tokens]) == pytest.approx(found["agreement"][i], abs=1e-6)
+        for t in tokens:
+            assert [(v["member"], v["alpha"]) for v in t["votes"]] == [("first", 0.75), ("second", 0.25)]
+            share = sum(v["alpha"] for v in t["votes"] if v["token"] == t["text"])
+            assert share == pytest.approx(t["agreement"], abs=1e-6)
+    json.dumps(found)
+
+
+CHOICES = ["1 2 3", "3 2 1", "7"]
+
+
+def test_the_option_is_the_one_with_the_highest_likelihood_of_the_whole(pair, models, tokenizer):
+    table = examples(("3 1 2", "7", CHOICES), ("9 8", "8 9"), ("2 2", "2", ["9", "2"]))
+    found = evaluate(table, pair, DATA, LABELING, decoded=False, shown=0)["option"]
+    for i, choices in ((0, CHOICES), (2, ["9", "2"])):
+        totals = [naive(models, [0.75, 0.25], tokenizer, table["prompt"][i].as_py(), c)[0].sum() for c in choices]
+        assert found[i] == choices[int(np.argmax(totals))]
+    assert found[1] is None
+
+
+def test_of_options_that_are_equally_likely_the_first_is_chosen(models, tokenizer, monkeypatch):
+    from ensemw2s.evaluation import evaluate as module
+
+    real = module.score
+
+    def level(*arguments, **options):
+        return [type(s)(np.full(2, -1.0), *list(vars(s).values())[1:]) for s in real(*arguments, **options)]
+
+    monkeypatch.setattr(module, "score", level)
+    alone = Loaded(EnsembleForCausalLM(models[:1], [1.0]), tokenizer)
+    table = examples(("3 1 2", "7", CHOICES), ("3 1", "7", CHOICES[::-1]))
+    assert evaluate(table, alone, DATA, LABELING, decoded=False, shown=0)["option"] == ["1 2 3", "7"]
+
+
+def test_hard_votes_keep_the_likelihood_finite(models, tokenizer):
+    alone = Loaded(EnsembleForCausalLM(models[:1], [1.0], "vote"), tokenizer)
+    found = evaluate(SUMS, alone, DATA, LABELING, decoded=False, shown=0)
+    assert all(math.isfinite(nll) for nll in found["nll"])
+
+
+def test_the_batch_size_changes_nothing(pair):
+    one = evaluate(SUMS, pair, DATA, LABELING, decoded=True, shown=0)
+    other = evaluate(SUMS, pair, DATA, LabelingConfig(max_new_tokens=5, batch_size=1), decoded=True, shown=0)
+    for key in ("answer", "n_decoded", "token_correct", "forced", "option"):
+        assert one[key] == other[key]
+    np.testing.assert_allclose(one["nll"], other["nll"], atol=1e-3)
+
+
+@pytest.fixture
+def worker(models, tokenizer, tmp_path) -> Evaluator:
+    for i, model in enumerate(models):
+        loading.save_trained(model, tokenizer, tmp_path / f"m{i}")
+    folders = [str(tmp_path / f"m{i}") for i in range(2)]
+    groups = [
+        {
+            "name": "weak",
+            "voters": [
+                {"name": "expert_single", "models": folders[:1], "weights": [1.0]},
+                {"name": "ensemw2s", "models": folders, "weights": [0.75, 0.25]},
+            ],
+        },
+        {"name": "other", "voters": [{"name": "student", "models": folders[1:], "weights": [1.0]}]},
+    ]
+    pq.write_table(SUMS, tmp_path / "test.parquet")
+    return Evaluator(groups, DATA.model_dump(mode="json"), LABELING.model_dump(mode="json"))
+
+
+def test_chunks_of_a_split_join_to_what_the_whole_gives(worker, pair, tmp_path):
+    fields = {"split": "ood", "group": "weak", "decoded": True, "shown": 2}
+    parts = {}
+    for chunk in reversed(chunks(tmp_path / "test.parquet", 2, **fields)):
+        found = worker(chunk)
+        assert (found["split"], found["group"], found["rows"]) == ("ood", "weak", chunk["stop"] - chunk["start"])
+        parts[found["start"]] = json.loads(found["columns"])
+    joined = _joined({start: columns["ensemw2s"] for start, columns in parts.items()})
+    whole = evaluate(SUMS, pair, DATA, LABELING, decoded=True, shown=2)
+    assert joined["answer"] == whole["answer"]
+    assert joined["forced"] == whole["forced"]
+    assert [tokens is None for tokens in joined["tokens"]] == [False, False, True]
+    others = _joined({start: columns["expert_single"] for start, columns in parts.items()})
+    assert others["tokens"] == [None] * 3, "tokens are kept of the ensemble alone"
+
+
+def test_a_worker_changes_to_another_group_and_back(worker, tmp_path):
+    def answers(group: str) -> dict:
+        [chunk] = chunks(tmp_path / "test.parquet", 5, split="id", group=group, decoded=True, shown=0)
+        return {name: rows["answer"] for name, rows in json.loads(worker(chunk)["columns"]).items()}
+
+    first, other = answers("weak"), answers("other")
+    assert first.keys() == {"expert_single", "ensemw2s"}
+    assert other.keys() == {"student"}
+    assert answers("weak") == first

@@ -1,0 +1,155 @@
+"""Whole runs of the method's other choices. Each run takes several, so that all of them meet the real engines once."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors import safe_open
+
+from ensemw2s.boosting.masks import read_mask
+from ensemw2s.ensemble.artifact import Ensemble
+from ensemw2s.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+
+SYSTEMS = ["ensemw2s", "student_ensemw2s"]
+IDLE = 1e-9
+"""A learning rate with which nothing is learned."""
+
+TEMPLATED = {
+    "kind": "reasoning_gym",
+    "dataset": "number_sorting",
+    "easy": {"min_numbers": 3, "max_numbers": 3, "min_decimals": 0, "max_decimals": 0, "min_value": 0, "max_value": 9},
+    "hard": {"min_numbers": 4, "max_numbers": 4, "min_decimals": 0, "max_decimals": 0, "min_value": 0, "max_value": 9},
+    "columns": {
+        "prompt": "{{ metadata.direction }} {{ metadata.original_numbers | join(' ') | replace('.0', '') }} =",
+        "answer": "{{ metadata.sorted_numbers | join(' ') | replace('.0', '') }}",
+    },
+}
+
+
+def test_committees_of_experts_on_windows_with_a_round_that_fails_and_is_tried_again(workplace, own_jsonl) -> None:
+    """Generated data, split at random; width 2 with members, windows, bootstrap, the ensemble's errors, retry."""
+    study = workplace.study(
+        own_jsonl,
+        **{
+            "data.source": TEMPLATED,
+            "data.split": {"mode": "random"},
+            "models.pretraining.corpus.weak_task_fraction": 0.0,
+            "expert.epochs": 16,
+            "boosting": {
+                "rounds": 3,
+                "width": 2,
+                "unit": "window",
+                "window": 2,
+                "shrinkage": 1.0,
+                "weighting": "bootstrap",
+                "error_from": "ensemble",
+                "on_failure": "retry",
+                "members": [
+                    {"model": "weak-1"},
+                    {"model": "weak-0", "learning_rate": 0.004, "epochs": 20},
+                    {"learning_rate": IDLE, "epochs": 1},
+                    {"learning_rate": IDLE, "epochs": 1},
+                ],
+            },
+            "ensemble.combine": "vote",
+            "student.keep_fraction": 0.5,
+            "student.mix_easy": False,
+            "student.objective": "xent",
+            "evaluation.systems": SYSTEMS,
+        },
+    )
+    finished = workplace.done("run", study)
+    first, second = workplace.json("results.json")["rounds"]
+    assert "tried again with uniform weights" in finished.text
+
+    assert first["accepted"]
+    assert [e["base"] for e in first["experts"]] == ["weak-1", "weak-0"]
+    assert sum(e["weight"] for e in first["experts"]) == pytest.approx(first["alpha"])
+    epochs = [workplace.json(f"rounds/1/experts/{k}/train.json")["epochs"] for k in (0, 1)]
+    assert epochs == [16, 20]
+    errors = {column: mask(workplace, 1, column) for column in ("round", "expert_0", "expert_1")}
+    assert errors["expert_0"].mean() == pytest.approx(first["experts"][0]["error"])
+    assert not (errors["round"] & ~(errors["expert_0"] | errors["expert_1"])).any(), "a vote made an error of its own"
+
+    assert (second["accepted"], second["reset"]) == (False, True)
+    assert [e["name"] for e in second["experts"]] == ["rounds/2/experts/0-retry", "rounds/2/experts/1-retry"]
+    assert second["weights"]["min"] == second["weights"]["max"] == pytest.approx(1)
+    assert not (workplace.run_folder / "rounds" / "3").exists(), "boosting went on after a round without a vote"
+
+    ensemble = Ensemble.from_pretrained(workplace.run_folder / "ensemble")
+    assert [m.name for m in ensemble.members] == ["round-1-expert-0", "round-1-expert-1"]
+    assert ensemble.manifest.combine == "vote"
+    labels = workplace.json("results.json")["labels"]["ensemw2s"]
+    usable = labels["finish_reasons"].get("stop", 0)
+    learned = pq.read_table(workplace.run_folder / "tokens" / "students" / "student_ensemw2s" / "train.parquet")
+    assert 0 < len(learned) <= round(0.5 * usable)
+
+
+def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, workplace, own_jsonl) -> None:
+    """LoRA, two workers with ZeRO 2, prior pretrained, warm start, a skipped round, soft labels, difficulty by loss."""
+    pretrained = undisturbed.json("manifest.json")["fingerprints"]["models/weak-0"][:16]
+    base = undisturbed.storage / "cache" / f"models-{pretrained}"
+    study = workplace.study(
+        own_jsonl,
+        **{
+            "data.source.columns": {"prompt": "question", "answer": "reply"},
+            "data.split": {
+                "mode": "difficulty",
+                "difficulty_from": "reference_loss",
+                "reference": {"folds": 2, "epochs": 2, "learning_rate": 0.005},
+            },
+            "models.weak": [{"base": str(base), "lora": {"rank": 4}}],
+            "models.strong": {"base": str(base)},
+            "training": {"workers": 2, "cpus_per_worker": 0.5, "lanes": 1, "zero_stage": 2},
+            "boosting": {
+                "rounds": 3,
+                "prior": "pretrained",
+                "warm_start": "previous",
+                "on_failure": "skip",
+                "members": [{"learning_rate": IDLE, "epochs": 1}, {}, {}],
+            },
+            "ensemble.combine": "log_probability",
+            "labeling.soft_top_k": 4,
+            "student.objective": "soft",
+            "evaluation.systems": SYSTEMS,
+        },
+    )
+    workplace.done("run", study)
+    rounds = workplace.json("results.json")["rounds"]
+    assert [r["accepted"] for r in rounds] == [False, True, True]
+    assert rounds[0]["alpha"] == 0, "what learned nothing must be exactly as good as its base"
+    assert rounds[0]["weighted_error"] == rounds[0]["reference_error"]
+    assert all(r["weighted_error"] < r["reference_error"] for r in rounds[1:])
+    assert rounds[2]["experts"][0]["train_loss"] < rounds[1]["experts"][0]["train_loss"], "the warm start was cold"
+
+    for t in (1, 2, 3):
+        folder = workplace.run_folder / "rounds" / str(t) / "experts" / "0"
+        assert (folder / ADAPTER_CONFIG).exists()
+        assert not (folder / "model.safetensors").exists()
+        with safe_open(folder / ADAPTER_WEIGHTS, "np") as adapter:
+            assert all("lora_" in name for name in adapter.keys())  # noqa: SIM118
+        facts = workplace.json(f"rounds/{t}/experts/0/train.json")
+        assert (facts["workers"], facts["zero_stage"]) == (2, 2)
+        assert facts["trained_parameters"] < facts["parameters"] / 2
+
+    ensemble = Ensemble.from_pretrained(workplace.run_folder / "ensemble")
+    assert [(m.name, m.weight > 0) for m in ensemble.manifest.members] == [
+        ("round-1-expert-0", False), ("round-2-expert-0", True), ("round-3-expert-0", True),
+    ]  # fmt: skip
+
+    labels = pq.read_table(workplace.run_folder / "labels").to_pylist()
+    for row in labels:
+        assert len(row["top_tokens"]) == len(row["top_logprobs"]) == row["n_tokens"]
+        assert all(len(tokens) == 4 for tokens in row["top_tokens"])
+        assert [tokens[0] for tokens in row["top_tokens"]] == row["token_ids"], "greedy is not the most likely token"
+
+    data = workplace.run_folder / "data"
+    easy, hard = (pq.read_table(data / f"{name}.parquet")["difficulty"].to_numpy() for name in ("id_test", "ood_test"))
+    assert np.isfinite([*easy, *hard]).all()
+    assert easy.max() < hard.min()
+    assert not (workplace.run_folder / ".reference").exists()
+
+
+def mask(workplace, number: int, column: str) -> np.ndarray:
+    return read_mask(workplace.run_folder / "rounds" / str(number) / "errors.parquet", column)
