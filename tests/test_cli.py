@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -215,6 +216,23 @@ def test_every_config_that_comes_along_is_valid(path: Path) -> None:
     assert load_config(path).name == path.stem
 
 
+def test_the_readme_makes_a_file_that_its_config_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemw2s.config import load_config
+    from ensemw2s.data.splits import make_splits
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "my-data.jsonl" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    result = call("plan", ROOT / "configs" / "my-data.yaml")
+    assert result.exit_code == 0, result.stderr
+    splits = make_splits(load_config(ROOT / "configs" / "my-data.yaml").data, seed=0)
+    assert max(splits.easy_train["difficulty"].to_pylist()) < min(splits.ood_test["difficulty"].to_pylist())
+    in_readme = yaml.safe_load(next(t for t in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "my-data" in t))
+    in_file = yaml.safe_load((ROOT / "configs" / "my-data.yaml").read_text(encoding="utf-8"))
+    assert in_readme["data"] == in_file["data"]
+
+
 def test_a_report_is_made_from_results_alone(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     result = call("report", tmp_path)
@@ -237,103 +255,6 @@ def test_a_report_of_no_run_or_of_damaged_results_says_so(tmp_path: Path) -> Non
     assert "it has no systems" in call("report", tmp_path).stderr
 
 
-def test_the_embedded_family_is_listed() -> None:
-    text = words(call("models").stdout)
-    assert "tiny-weak LlamaForCausalLM 2 32 4 512 30 k" in text
-    assert "tiny-strong LlamaForCausalLM 3 64 4 512 159 k" in text
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two random experts (a, b), their ensemble, and adapters on one of them."""
-    from ensemw2s.config import Lora
-    from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
-    from ensemw2s.models import loading, tiny
-
-    root = tmp_path_factory.mktemp("saved")
-    tokenizer = tiny.train_tokenizer(["sort 0 1 2 3 4 5 6 7 8 9"] * 5, 40)
-    for seed, name in enumerate(("a", "b")):
-        loading.save_trained(tiny.create_tiny("tiny-weak", tokenizer, seed), tokenizer, root / name)
-    members = [MemberSource(f"m{i}", root / name, 1.0 + i, 1.0 + i, i + 1) for i, name in enumerate(("a", "b"))]
-    save_ensemble(root / "ensemble", members=members, rule="probability", tokenizer=tokenizer)
-    adapted = loading.attach_lora(loading.load_causal_lm(root / "a"), Lora(rank=2), seed=0)
-    base = loading.BaseReference(path=str(root / "a"), revision=None)
-    loading.save_trained(adapted, tokenizer, root / "lora", base=base)
-    return root
-
-
-def test_facts_of_models_adapters_and_ensembles_are_listed(saved: Path) -> None:
-    result = call("models", saved / "a", saved / "lora", saved / "ensemble")
-    assert result.exit_code == 0, result.stderr
-    text = words(result.stdout)
-    assert text.count("architecture LlamaForCausalLM") == 4
-    assert f"LoRA of rank 2 (0.0 MB) on {saved / 'a'}" in text or "LoRA of rank 2" in text
-    assert "model, round 1, 33.3% of the vote" in text
-    assert "model, round 2, 66.7% of the vote" in text
-    hashes = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("  tokenizer")}
-    assert len(hashes) == 1
-    assert len(hashes.pop()) == 64
-
-
-def test_a_model_that_cannot_be_listed_exits_2(tmp_path: Path) -> None:
-    result = call("models", tmp_path)
-    assert result.exit_code == 2
-    assert "config.json is missing" in result.stderr
-
-
-def test_labels_never_go_into_a_folder_that_holds_something_else(saved: Path, tmp_path: Path) -> None:
-    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "sort 1 2"}])
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    (kept / "thesis.txt").write_text("years of work")
-    for more in ((), ("--fresh",)):
-        result = call("label", "--ensemble", saved / "ensemble", "--input", prompts, "--output", kept, *more)
-        assert result.exit_code == 2
-        assert "holds something else" in result.stderr
-        assert (kept / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.parametrize(
-    ("rows", "options", "reason"),
-    [
-        ([{"question": "x"}], (), "has no column 'prompt'"),
-        (
-            [{"prompt": "x", "key": "1"}, {"prompt": "y", "key": "1"}],
-            ("--id-column", "key"),
-            "the id 1 is there before",
-        ),
-        ([{"prompt": "x"}], ("--prompt-template", "no place"), "--prompt-template: must contain {prompt}"),
-        ([{"prompt": "x"}], ("--cpus", "1", "--cpus-per-actor", "2"), "0 actors of 2 CPUs and 0 GPUs fit on 1 node"),
-        ([], (), "there are no rows"),
-    ],
-    ids=["column", "ids", "template", "resources", "empty"],
-)
-def test_what_is_wrong_with_prompts_or_options_is_said_before_ray_starts(
-    saved: Path, tmp_path: Path, rows: list[dict[str, Any]], options: tuple[str, ...], reason: str
-) -> None:
-    prompts = write_rows(tmp_path / "prompts.jsonl", rows)
-    output = tmp_path / "labels"
-    result = call("label", "--ensemble", saved / "ensemble", "--input", prompts, "--output", output, *options)
-    assert result.exit_code == 2, result.output
-    assert reason in result.stderr
-    assert not list(tmp_path.glob("labels/part-*"))
-
-
-def test_a_run_is_not_its_ensemble(saved: Path, tmp_path: Path) -> None:
-    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "sort 1 2"}])
-    result = call("label", "--ensemble", saved, "--input", prompts, "--output", tmp_path / "labels")
-    assert result.exit_code == 2
-    assert f"its ensemble is {saved / 'ensemble'}" in result.stderr
-
-
-def test_a_damaged_ensemble_exits_1(tmp_path: Path) -> None:
-    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "sort 1 2"}])
-    (tmp_path / "ensemble.json").write_text("{")
-    result = call("label", "--ensemble", tmp_path, "--input", prompts, "--output", tmp_path / "labels")
-    assert result.exit_code == 1
-    assert "ensemble.json cannot be read" in result.stderr
-
-
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     reading, writing = os.pipe()
@@ -347,38 +268,3 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, "")
-
-
-@pytest.mark.ray
-def test_a_saved_ensemble_labels_and_is_evaluated(saved: Path, workplace) -> None:
-    import pyarrow.parquet as pq
-
-    rows = [{"question": f"sort {i % 9} {i // 9}", "reply": str(i % 9)} for i in range(30)]
-    rows += rows[:1]
-    data = write_rows(workplace.folder / "rows.jsonl", rows)
-    small = ("--cpus", "2", "--cpus-per-actor", "1", "--batch-size", "16", "--max-new-tokens", "4")
-    columns = ("--prompt-column", "question")
-    output = workplace.folder / "labels"
-    label = ("label", "--ensemble", saved / "ensemble", "--input", data, "--output", output, *columns, *small)
-    first = workplace.done(*label)
-    assert "defaults (the model lies in no run's folder)" in first.text
-    assert "31 labels in" in first.text
-    table = pq.read_table(sorted(output.glob("part-*.parquet")))
-    assert table["prompt"].to_pylist() == [row["question"] for row in rows], "every row has its label, in order"
-    assert len(set(table["id"].to_pylist())) == 31
-    assert not (output / ".prompts").exists()
-    assert "nothing to do" in call(*label).stdout
-    other = call(*label[:-1], "5")
-    assert other.exit_code == 1
-    assert "max_new_tokens was 4, is 5" in other.stderr
-
-    found = workplace.folder / "figures.json"
-    evaluate = ("evaluate", "--model", saved / "ensemble", "--input", data, *columns, "--answer-column", "reply")
-    second = workplace.done(*evaluate, "--json", found, *small)
-    assert "Exact match" in second.text
-    metrics = json.loads(found.read_text())["metrics"]
-    answers = table["answer"].to_pylist()
-    assert metrics["n"] == 31
-    assert metrics["exact_match"] == sum(a == row["reply"] for a, row in zip(answers, rows, strict=True)) / 31
-    assert 0 <= metrics["token_accuracy"] <= 1
-    assert metrics["nll"] > 0

@@ -119,7 +119,8 @@ def test_ctrl_c_ends_a_run_soon_and_leaves_no_process(workplace, undisturbed, st
     running.process.send_signal(signal.SIGINT)
     began = time.monotonic()
     finished = running.wait()
-    assert finished.code != 0
+    assert finished.code == 130
+    assert "the same command continues" in finished.text
     assert time.monotonic() - began < 60
     assert not (workplace.run_folder / "rounds" / "1" / ".complete.json").exists()
 

@@ -99,7 +99,10 @@ def test_a_task_that_is_done_at_once_gets_no_bar(terminal):
 
 
 @pytest.mark.parametrize("name", ["runs/[draft]", "runs/[/x]", "a [bold] move"])
-def test_square_brackets_in_names_are_no_markup(plain, name):
+def test_square_brackets_in_names_are_no_markup(plain, terminal, name):
     with plain.stage(name, f"what is in {name}"):
         plain.update(name, 0, 5)
+    with terminal:
+        terminal.update(name, 1, 5, name)
     assert text(plain).splitlines()[0] == f"{name}  what is in {name}"
+    assert text(terminal).count(name) >= 2

@@ -244,7 +244,7 @@ def test_a_damaged_marker_is_named(path, text):
         store.is_done(path, DESCRIPTION)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), PLAIN, max_size=4))
 def test_a_plain_description_equals_itself_after_json(description):
     assert json.loads(json.dumps(description)) == description

@@ -10,7 +10,7 @@ from ensemw2s.data.examples import example_table
 from ensemw2s.evaluation.results import Figures, label_facts
 
 MEMBERS = [
-    {"name": "rounds/1/experts/0", "round": 1, "weight": 2.0},
+    {"name": "rounds/1/experts/0", "round": 1, "weight": 3.0},
     {"name": "rounds/2/experts/0", "round": 2, "weight": 0.0},
     {"name": "rounds/3/experts/0", "round": 3, "weight": 1.5},
     {"name": "rounds/3/experts/1", "round": 3, "weight": 1.0},
@@ -87,7 +87,7 @@ def test_exact_match_of_every_system_white_space_aside():
         "expert_single": 1 / 4,
         "expert_compute_matched": 1 / 2,
         "bagging": 0.0,
-        "sequence_vote": 1 / 4,
+        "sequence_vote": 1 / 2,
         "ensemw2s": 3 / 4,
         "student_easy_only": 0.0,
         "student_single": 1 / 4,
@@ -99,10 +99,10 @@ def test_exact_match_of_every_system_white_space_aside():
 
 
 def test_the_sequence_vote_counts_whole_answers_by_weight():
-    # of weights 2, 1.5 and 1: "x" has 2.5 against "1"; "2" has 3.5; "y" 2 beats "z" and "3"; "y" has all
-    assert figures().exact["sequence_vote"]["id"].tolist() == [False, True, False, False]
+    # of weights 3, 1.5 and 1: "1" outweighs two times "x", "2" has 4.5, and nobody outweighs "y"
+    assert figures().exact["sequence_vote"]["id"].tolist() == [True, True, False, False]
     facts = figures().systems()["sequence_vote"]["id"]
-    assert facts["exact_match"] == 1 / 4
+    assert facts["exact_match"] == 1 / 2
     assert (facts["token_accuracy"], facts["nll"], facts["option_accuracy"]) == (None, None, None)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -142,6 +143,14 @@ def test_of_files_only_easy_training_examples_and_bare_hard_prompts_are_read(tmp
         for prompt in splits.tables()[name]["prompt"].to_pylist()
     }
     assert not held_out & {text.removeprefix("P:").split("=")[0] + "=" for text in made}
+
+
+def test_hard_answers_stay_out_even_of_splits_that_hold_them(tmp_path):
+    data = files(tmp_path / "rows.jsonl")
+    splits = make_splits(data, seed=0)
+    known = splits.hard_unlabelled.set_column(2, "answer", splits.hard_labels["answer"])
+    leaky = dataclasses.replace(splits, hard_unlabelled=known)
+    assert texts(data, leaky, weak=1000) == texts(data, splits, weak=1000)
 
 
 def test_files_of_ones_own_are_read_in_their_order(tmp_path, splits):

@@ -134,7 +134,7 @@ def groups(workshop: Any) -> tuple[Facts, Facts]:
     try:
         alone = {name: train(make_spec(workshop, name, "alone")) for name in SPECS}
         for worker in workers:
-            output, errors = worker.communicate(timeout=240)
+            output, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, f"{output}\n{errors}"
     finally:
         for worker in workers:
