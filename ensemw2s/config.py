@@ -223,8 +223,8 @@ class Corpus(Section):
     """Unlabelled text of the domain, on which the embedded tiny models are pre-trained.
 
     With a reasoning_gym data source, fresh documents are generated from it (other seeds than the task's, and none whose
-    prompt is in a held-out split). With other sources the documents are the easy training examples and the bare
-    hard prompts, or the files named here.
+    prompt is in a held-out split). With other sources the documents are the easy training examples, or
+    the files named here.
     """
 
     weak_documents: PositiveInt = Field(60_000, description="Short documents that a weak base reads, at most.")

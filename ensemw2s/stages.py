@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemw2s.config import BoostingConfig, Config, Lora, ModelConfig, Recipe
+from ensemw2s.config import BoostingConfig, Config, FilesSource, Lora, ModelConfig, Recipe
 from ensemw2s.data.examples import derive_seed
+from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
 from ensemw2s.store import Stage
 
@@ -195,6 +196,9 @@ class _Builder:
         settings = {
             **settings_of(models.pretraining, "models.pretraining", without=("weak", "strong")),
             "roles": roles,
+            "files": make_reader(FilesSource(paths=paths)).identity()
+            if (paths := models.pretraining.corpus.paths)
+            else {},
             "seed": derive_seed(self.config.seed, "corpus"),
         }
         return self._cached(Stage("corpus", Path(), settings, (data,)))

@@ -69,7 +69,8 @@ def make_corpus(context: Context) -> None:
     amounts = {role: amount for role, amount in sizes.items() if f"tiny-{role}" in tiny_names}
     texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=seed)
     task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
-    tokenizer = tiny.train_tokenizer([text for part in texts.values() for text in part] + task, pretraining.vocabulary)
+    read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
+    tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary)
     with store.publish(stage.path, stage.description) as folder:
         tokenizer.save_pretrained(folder / "tokenizer")
         for role, part in texts.items():

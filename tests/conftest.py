@@ -355,20 +355,12 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
 @pytest.fixture(scope="session")
 def own_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A jsonl file of one's own with two levels of difficulty."""
-    if os.environ.get("DEV_KEEP"):  # TEMPORARY
-        return write_jsonl(Path("/work/scratch/t/own2.jsonl"), questions())
     return write_jsonl(tmp_path_factory.mktemp("data") / "own.jsonl", questions())
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, own_jsonl: Path) -> Workplace:
     """A finished run of all systems that nobody disturbed. Read it; copy its storage to change anything."""
-    if os.environ.get("DEV_KEEP"):  # TEMPORARY
-        place = Workplace(Path("/work/scratch/t/kept"))
-        if not (place.run_folder / "results.json").exists():
-            place.folder.mkdir(exist_ok=True)
-            place.done("run", place.study(own_jsonl))
-        return place
     with workplace_in(tmp_path_factory.mktemp("undisturbed")) as place:
         place.done("run", place.study(own_jsonl))
     return place

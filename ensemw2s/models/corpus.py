@@ -1,8 +1,8 @@
 """Unlabelled text of the domain for the pre-training of the embedded tiny models.
 
 The data source and the finished splits go in, short documents come out. With a generating source the documents are
-fresh and none has a prompt of a held-out split; with a fixed one they are what the run may know without looking at
-hard answers: the easy training examples and the bare hard prompts.
+fresh and none has a prompt of a held-out split; with a fixed one they are the easy training examples. (Bare hard
+prompts would teach a model to end where its answer should begin.)
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ def documents(
     else:
         fractions = {"weak": corpus.weak_task_fraction, "strong": corpus.strong_task_fraction}
         templates = [_template(text) for text in corpus.templates]
-        rows = _generated(data, splits, seed) if _is_endless(data) else _known(splits)
+        known: Iterator[dict[str, Any]] = iter(splits.easy_train.to_pylist())
+        rows = _generated(data, splits, seed) if _is_endless(data) else known
         for turn, row in enumerate(itertools.islice(rows, max(amounts.values()))):
             other = templates[turn // 2 % len(templates)]
             for role, rng in generators.items():
                 if turn < amounts[role]:
-                    as_task = rng.random() < fractions[role] or row["answer"] is None
+                    as_task = rng.random() < fractions[role]
                     texts[role].append(_task(row, data) if as_task else other(row))
     return {
         role: [_corrupt(text, rng) if rng.random() < corpus.corrupted else text for text in texts[role]]
@@ -130,18 +131,9 @@ def _generated(data: DataConfig, splits: Splits, seed: int) -> Iterator[dict[str
             yield {**row, **example}
 
 
-def _known(splits: Splits) -> Iterator[dict[str, Any]]:
-    """The easy training examples, then the hard prompts without an answer."""
-    for example in splits.easy_train.to_pylist():
-        yield example
-    for example in splits.hard_unlabelled.to_pylist():
-        yield {**example, "answer": None}
-
-
 def _task(row: dict[str, Any], data: DataConfig) -> str:
-    """A row in the task's own format; without an answer, the bare prompt."""
-    prompt = data.prompt_template.replace("{prompt}", row["prompt"])
-    return prompt if row["answer"] is None else f"{prompt}{data.answer_prefix}{row['answer']}"
+    """A row in the task's own format."""
+    return f"{data.prompt_template.replace('{prompt}', row['prompt'])}{data.answer_prefix}{row['answer']}"
 
 
 def _corrupt(text: str, rng: np.random.Generator) -> str:

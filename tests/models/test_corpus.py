@@ -127,19 +127,16 @@ def test_text_without_a_letter_or_digit_cannot_be_corrupted():
     assert corpus._corrupt("+ - ( )", np.random.default_rng(0)) == "+ - ( )"
 
 
-def test_of_files_only_easy_training_examples_and_bare_hard_prompts_are_read(tmp_path):
+def test_of_files_only_easy_training_examples_are_read(tmp_path):
     data = files(tmp_path / "rows.jsonl")
     splits = make_splits(data, seed=0)
     made = texts(data, splits, PLAIN.model_copy(update={"weak_task_fraction": 0.5}), weak=1000)["weak"]
-    assert len(made) == 60, "no document is made up"
-    easy, hard = made[:30], made[30:]
-    assert hard == splits.hard_unlabelled["prompt"].to_pylist()
-    assert not any("sum" in text for text in hard), "an answer to a hard prompt got in"
-    assert all("sum" in text for text in easy)
-    assert {text.startswith("P:") for text in easy} == {True, False}
+    assert len(made) == 30, "no document is made up"
+    assert all("sum" in text for text in made)
+    assert {text.startswith("P:") for text in made} == {True, False}
     held_out = {
         prompt
-        for name in ("easy_validation", "id_test", "ood_test")
+        for name in ("easy_validation", "id_test", "hard_unlabelled", "ood_test")
         for prompt in splits.tables()[name]["prompt"].to_pylist()
     }
     assert not held_out & {text.removeprefix("P:").split("=")[0] + "=" for text in made}
@@ -172,7 +169,7 @@ def test_a_generated_source_beside_a_fixed_one_is_not_asked_for_more_than_it_has
     data = generated(hard_source=hard.model_dump(), split={"mode": "cross_source"})
     splits = make_splits(data, seed=0)
     made = texts(data, splits, weak=1000)["weak"]
-    assert len(made) == 60
+    assert len(made) == 30
     assert not any("sum" in text for text in made)
 
 
