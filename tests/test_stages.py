@@ -315,6 +315,16 @@ def test_data_in_files_is_known_by_its_content(tmp_path):
     assert {name for name in after if after[name] == before[name]} == set()
 
 
+def test_text_for_the_corpus_is_known_by_its_content(tmp_path):
+    file = tmp_path / "text.jsonl"
+    own = {"models.pretraining.corpus": {"paths": [str(file)]}}
+    file.write_text('{"text": "a"}\n')
+    before = fingerprints(**own)
+    file.write_text('{"text": "b"}\n')
+    after = fingerprints(**own)
+    assert {name for name in after if after[name] == before[name]} == {"data"}
+
+
 def test_the_order_of_keys_in_the_file_does_not_matter():
     turned = {key: tree()[key] for key in reversed(tree())}
     assert {s.name: s.fingerprint for s in build_graph(parse_config(turned)).stages()} == fingerprints()
