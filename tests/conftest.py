@@ -217,6 +217,8 @@ class Workplace:
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "160",
         }
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background, and inherited
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         log = self.folder / f"output-{len(self._started)}.txt"
         with log.open("wb") as handle:
             process = subprocess.Popen(
