@@ -8,6 +8,7 @@ are such workers.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +19,19 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
+from ensemw2s import errors
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import DataError, EnsemW2SError, ResourceError
 
 Chunk = dict[str, Any]
+
+RETRIES = 4
+"""How often a chunk whose process died is tried again. Ray's own answer is: for ever, with nothing said."""
+
+FAILED = "error of ours"
+"""Column of a row that stands for an error; no worker has one of this name."""
 
 
 def chunks(path: Path, size: int, **fields: Any) -> list[Chunk]:
@@ -76,41 +85,47 @@ def stream(
 
     Raises:
         EnsemW2SError: What the worker raised, if it is one of ours.
-        ResourceError: If the work failed because actors died.
+        ResourceError: If the processes that worked on a chunk died again and again.
     """
     if not work:
         return
     largest = min(actors, len(work))
     items = ray.data.from_items([{"chunk": chunk} for chunk in work], override_num_blocks=len(work))
-    if reuse and not labeling.gpus_per_actor:
-        dataset = items.map(
-            _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
-            fn_args=(worker, json.dumps(arguments)),
-            compute=TaskPoolStrategy(size=largest),
-            num_cpus=labeling.cpus_per_actor,
-        )
-    else:
-        smallest = min(labeling.min_actors, largest)
-        dataset = items.map(
-            _Actor,  # type: ignore[arg-type]  # and that a class may be given
-            fn_constructor_args=(worker, arguments),
-            compute=ActorPoolStrategy(
-                min_size=smallest, max_size=largest, initial_size=largest, max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=labeling.cpus_per_actor,
-            num_gpus=labeling.gpus_per_actor or None,
-        )
+    with warnings.catch_warnings():
+        # Ray Data 2.60 warns of every remote option it gave no name, and the number of retries is one of these.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        if reuse and not labeling.gpus_per_actor:
+            dataset = items.map(
+                _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
+                fn_args=(worker, json.dumps(arguments)),
+                compute=TaskPoolStrategy(size=largest),
+                num_cpus=labeling.cpus_per_actor,
+                max_retries=RETRIES,
+            )
+        else:
+            smallest = min(labeling.min_actors, largest)
+            dataset = items.map(
+                _Actor,  # type: ignore[arg-type]  # and that a class may be given
+                fn_constructor_args=(worker, arguments),
+                compute=ActorPoolStrategy(
+                    min_size=smallest, max_size=largest, initial_size=largest, max_tasks_in_flight_per_actor=2
+                ),
+                num_cpus=labeling.cpus_per_actor,
+                num_gpus=labeling.gpus_per_actor or None,
+                max_task_retries=RETRIES,
+            )
     try:
-        yield from dataset.iter_rows()
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while cause is not None and not isinstance(cause, EnsemW2SError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if isinstance(cause, EnsemW2SError):
-            raise cause from error
+        for row in dataset.iter_rows():
+            if row.get(FAILED):
+                raise getattr(errors, row[FAILED])(row["message"])
+            yield row
+    except ray.exceptions.RayTaskError:
         raise
     except ray.exceptions.RayError as error:
-        raise ResourceError(f"decoding stopped: {str(error).strip().splitlines()[0]}") from error
+        raise ResourceError(
+            f"decoding stopped: a chunk's process died {RETRIES + 1} times; if for lack of memory, lower "
+            f"labeling.batch_size or labeling.max_actors ({str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -119,15 +134,34 @@ def _worker(worker: type, arguments: str) -> Any:
 
 
 def _in_pooled_process(row: dict[str, Any], worker: type, arguments: str) -> dict[str, Any]:
-    result: dict[str, Any] = _worker(worker, arguments)(row["chunk"])
-    return result
+    try:
+        result: dict[str, Any] = _worker(worker, arguments)(row["chunk"])
+        return result
+    except EnsemW2SError as error:
+        return _failure(error)
 
 
 class _Actor:
     """Hands the chunk in a Ray Data row to the worker; the worker's flat dictionary is the row that comes out."""
 
     def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
-        self._worker = worker(**arguments)
+        self._worker, self._failed = None, None
+        try:
+            self._worker = worker(**arguments)
+        except EnsemW2SError as error:
+            self._failed = _failure(error)  # an actor that cannot start would be started again and again
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._worker(row["chunk"])
+        if self._worker is None:
+            assert self._failed is not None
+            return self._failed
+        try:
+            result: dict[str, Any] = self._worker(row["chunk"])
+            return result
+        except EnsemW2SError as error:
+            return _failure(error)
+
+
+def _failure(error: EnsemW2SError) -> dict[str, Any]:
+    """An error of ours as a row: Ray Data keeps the text of what a worker raises, but not what it was."""
+    return {FAILED: type(error).__name__, "message": str(error)}

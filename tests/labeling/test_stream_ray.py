@@ -1,0 +1,92 @@
+"""Chunks on real Ray Data actors and pooled processes: every result arrives, and errors of ours arrive as they are."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ensemw2s.config import ClusterConfig, LabelingConfig
+from ensemw2s.errors import DataError, ResourceError
+
+pytestmark = pytest.mark.ray
+
+POOL = LabelingConfig(cpus_per_actor=0.5)
+REUSE = pytest.mark.parametrize("reuse", [False, True], ids=["actors", "pooled processes"])
+
+
+@pytest.fixture(scope="module")
+def _ray_here(ray_environment):
+    """A Ray of this process; it is gone at the end."""
+    from ensemw2s import cluster
+
+    with cluster.connect(ClusterConfig(cpus=2, object_store_mb=100)):
+        yield
+
+
+@pytest.fixture
+def work(tmp_path) -> list[dict]:
+    from ensemw2s.labeling.stream import chunks
+
+    path = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"n": list(range(50))}), path)
+    return chunks(path, 8)
+
+
+@pytest.fixture(scope="module")
+def worker() -> type:
+    class Worker:  # not of the module: the processes of Ray cannot import that
+        """Sums up chunks; some it cannot do."""
+
+        def __init__(self, bad: int | None, kind: str = "", built: bool = True) -> None:
+            if not built:
+                raise DataError("the model is of another kind")
+            self.bad, self.kind = bad, kind
+
+        def __call__(self, chunk: dict) -> dict:
+            import os
+
+            from ensemw2s import errors
+            from ensemw2s.labeling.stream import read_chunk
+
+            if chunk["start"] == self.bad:
+                if self.kind == "death":
+                    os._exit(1)
+                raise getattr(errors, self.kind)("there is a reason")
+            return {"start": chunk["start"], "sum": sum(read_chunk(chunk)["n"].to_pylist())}
+
+    return Worker
+
+
+def streamed(work: list[dict], worker: type, reuse: bool, **arguments) -> list[dict]:
+    from ensemw2s.labeling.stream import stream
+
+    return list(stream(work, worker, arguments, labeling=POOL, actors=2, reuse=reuse))
+
+
+@REUSE
+@pytest.mark.usefixtures("_ray_here")
+def test_every_chunk_gives_its_result_once(work, worker, reuse) -> None:
+    rows = sorted(streamed(work, worker, reuse, bad=None), key=lambda row: row["start"])
+    assert rows == [{"start": start, "sum": sum(range(start, min(start + 8, 50)))} for start in range(0, 50, 8)]
+
+
+@REUSE
+@pytest.mark.usefixtures("_ray_here")
+@pytest.mark.parametrize("kind", [DataError, ResourceError])
+def test_an_error_of_ours_arrives_as_it_is(work, worker, reuse, kind) -> None:
+    with pytest.raises(kind, match=r"^there is a reason$"):
+        streamed(work, worker, reuse, bad=16, kind=kind.__name__)
+
+
+@REUSE
+@pytest.mark.usefixtures("_ray_here")
+def test_an_error_at_the_start_of_a_worker_arrives_as_it_is(work, worker, reuse) -> None:
+    with pytest.raises(DataError, match=r"^the model is of another kind$"):
+        streamed(work, worker, reuse, bad=None, built=False)
+
+
+@REUSE
+@pytest.mark.usefixtures("_ray_here")
+def test_a_chunk_that_ends_its_process_every_time_is_given_up(work, worker, reuse, monkeypatch) -> None:
+    monkeypatch.setattr("ensemw2s.labeling.stream.RETRIES", 1)
+    with pytest.raises(ResourceError, match=r"a chunk's process died 2 times; if for lack of memory, lower labeling\."):
+        streamed(work, worker, reuse, bad=16, kind="death")
