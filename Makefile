@@ -10,7 +10,9 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-FAST := not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
+FAST := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
+# Unit tests side by side; what starts processes of its own has the machine to itself.
+UNIT := $(BIN)/pytest -n auto --dist loadfile -q
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +23,15 @@ demo: setup  ## Run the whole pipeline on the embedded default; ends with a tabl
 	$(BIN)/ensemw2s run configs/quickstart.yaml $(ARGS)
 
 test: check  ## Format, lint, types and every test but the long ones and those for a GPU.
-	$(BIN)/pytest -m "not long and not gpu" $(ARGS)
+	$(UNIT) -m "$(FAST)" $(ARGS)
+	$(BIN)/pytest -m "not long and not gpu and not ($(FAST))" $(ARGS)
 
 test-fast: check  ## The same without Ray and without the pipeline: a minute.
-	$(BIN)/pytest -m "$(FAST)" $(ARGS)
+	$(UNIT) -m "$(FAST)" $(ARGS)
 
 test-long: check  ## Every test but those for a GPU, the slow suites too.
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+	$(UNIT) -m "$(FAST)" $(ARGS)
+	$(BIN)/pytest -m "not gpu and not ($(FAST))" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

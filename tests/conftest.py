@@ -40,6 +40,9 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_GONE = 100.0
 """Seconds in which these must be gone."""
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes wait for each other by spinning
+
 Tree = dict[str, Any]
 
 

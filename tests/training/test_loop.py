@@ -1,4 +1,4 @@
-"""Real training of tiny models: in this process, and beside it once in a group of two."""
+"""Real training of tiny models: in this process, and once more by two processes."""
 
 import json
 import math
@@ -98,8 +98,14 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def groups(workshop: Any) -> tuple[Facts, Facts]:
-    """The facts of specs trained by one worker, and by two; their folders are `alone/NAME` and `two/NAME`."""
+def alone(workshop: Any) -> Facts:
+    """The facts of specs trained by one worker; their folders are `alone/NAME`."""
+    return {name: train(make_spec(workshop, name, "alone")) for name in SPECS}
+
+
+@pytest.fixture(scope="module")
+def two(workshop: Any) -> Facts:
+    """The facts of specs trained by two workers, processes as torchrun starts them; their folders are `two/NAME`."""
     finished = workshop.spec("finished", output=str(workshop.root / "two" / "finished"))
     with store.publish(Path(finished.output), finished.fingerprint) as folder:
         store.write_json(folder / "train.json", {"name": "finished"})
@@ -132,7 +138,6 @@ def groups(workshop: Any) -> tuple[Facts, Facts]:
         for rank in range(2)
     ]
     try:
-        alone = {name: train(make_spec(workshop, name, "alone")) for name in SPECS}
         for worker in workers:
             output, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, f"{output}\n{errors}"
@@ -140,19 +145,10 @@ def groups(workshop: Any) -> tuple[Facts, Facts]:
         for worker in workers:
             worker.kill()
             worker.wait()
-    return alone, {name: store.read_json(workshop.root / "two" / name / "train.json") for name in BY_TWO}
+    return {name: store.read_json(workshop.root / "two" / name / "train.json") for name in BY_TWO}
 
 
-@pytest.fixture(scope="module")
-def alone(groups: tuple[Facts, Facts]) -> Facts:
-    return groups[0]
-
-
-@pytest.fixture(scope="module")
-def two(groups: tuple[Facts, Facts]) -> Facts:
-    return groups[1]
-
-
+@pytest.mark.processes
 @pytest.mark.parametrize("name", BY_TWO)
 def test_one_worker_and_two_give_the_same_losses_and_weights(workshop, alone, two, name):
     assert (alone[name]["workers"], two[name]["workers"]) == (1, 2)
@@ -171,7 +167,7 @@ def test_micro_batches_and_zero_stages_change_nothing(workshop, alone, name):
     assert_same(saved(workshop.root / "alone" / name), saved(workshop.root / "alone" / "plain"))
 
 
-def test_adapters_are_the_same_whether_the_base_is_sharded(workshop, groups):
+def test_adapters_are_the_same_whether_the_base_is_sharded(workshop, alone):
     one, other = (saved(workshop.root / "alone" / name) for name in ("adapters", "adapters-zero-3"))
     assert_same(one, other)
 
@@ -218,8 +214,8 @@ def test_checkpointed_gradients_are_the_same(workshop, alone):
     assert_same(saved(spec.output), saved(workshop.root / "alone" / "plain"))
 
 
-def test_facts_say_what_was_trained_on(workshop, two):
-    facts, data = two["plain"], TokenData.read(workshop.table)
+def test_facts_say_what_was_trained_on(workshop, alone):
+    facts, data = alone["plain"], TokenData.read(workshop.table)
     assert (facts["name"], facts["examples"], facts["epochs"], facts["steps"]) == ("plain", 21, 2, 6)
     assert facts["tokens_trained"] == 2 * (data.n_samples + sum(len(prompt) for prompt in data.prompt_ids))
     assert facts["parameters"] == facts["trained_parameters"] == loading.model_info(workshop.base).parameters
@@ -263,8 +259,8 @@ def test_without_keep_best_validation_is_only_looked_at(workshop, monkeypatch):
     assert train(spec)["kept_epoch"] == 2
 
 
-def test_the_saved_folder_is_a_model_with_its_tokenizer(workshop, groups):
-    folder = workshop.root / "two" / "best-zero-3"
+def test_the_saved_folder_is_a_model_with_its_tokenizer(workshop, alone):
+    folder = workshop.root / "alone" / "best-zero-3"
     model = loading.load_causal_lm(folder)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert tied
@@ -282,14 +278,15 @@ def test_a_finished_spec_is_not_trained_again(workshop, alone):
     assert (workshop.root / "alone" / "plain" / "train.json").stat().st_mtime_ns == before
 
 
-def test_the_result_of_another_spec_is_refused_with_the_difference(workshop, groups):
+def test_the_result_of_another_spec_is_refused_with_the_difference(workshop, alone):
     changed = {"stage": "plain", "settings": {"expert.epochs": 9}, "inputs": {}}
     spec = make_spec(workshop, "plain", "alone").model_copy(update={"fingerprint": changed})
     with pytest.raises(ArtifactError, match=r"made with another config: expert.epochs was None, is 9"):
         train(spec)
 
 
-def test_a_process_that_finds_its_first_spec_finished_takes_the_next(workshop, groups):
+@pytest.mark.processes
+def test_a_process_that_finds_its_first_spec_finished_takes_the_next(workshop, two):
     assert json.loads((workshop.root / "two" / "finished" / "train.json").read_text()) == {"name": "finished"}
 
 
@@ -336,8 +333,8 @@ def test_bfloat16_is_trained_and_saved_where_asked_for(workshop):
     assert not loop.use_bf16("auto", CPU)
 
 
-def test_adapters_alone_are_trained_and_saved(workshop, two):
-    facts, folder = two["adapters"], workshop.root / "two" / "adapters"
+def test_adapters_alone_are_trained_and_saved(workshop, alone):
+    facts, folder = alone["adapters"], workshop.root / "alone" / "adapters"
     adapters = saved(folder)
     assert sorted(path.name for path in folder.glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
     assert facts["trained_parameters"] == sum(weight.numel() for weight in adapters.values())
@@ -369,7 +366,7 @@ def test_a_warm_start_goes_on_with_the_adapters_of_the_round_before(workshop, al
     torch.testing.assert_close(saved(workshop.base), base, rtol=0, atol=0)
 
 
-def test_a_warm_start_from_full_weights_goes_on_with_them(workshop, groups):
+def test_a_warm_start_from_full_weights_goes_on_with_them(workshop, alone):
     before = workshop.root / "alone" / "plain"
     spec = workshop.spec("warm", start=Start(path=str(before)), recipe={"learning_rate": 1e-12, "weight_decay": 0.0})
     train(spec)
