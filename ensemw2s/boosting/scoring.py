@@ -32,7 +32,7 @@ class Scorer:
 
     def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """Returns the first row's number and the models' tokens: int32 bytes of [models, answer tokens]."""
-        from ensemw2s.ensemble.engine import score
+        from ensemw2s.ensemble.score import score
         from ensemw2s.labeling.stream import read_chunk
 
         data = TokenData.from_table(read_chunk(chunk))

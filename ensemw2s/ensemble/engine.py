@@ -1,70 +1,412 @@
-"""Decoding and scoring: prompts (and answers) as token ids come in, generations and scores go out, in input order.
+"""Decoding: requests come in at any time, tokens and generations go out; all prompts share each forward pass.
 
-The engine is an optimisation of `EnsembleForCausalLM`: batched, left-padded, with a key/value cache, rows leaving the
-batch when they finish. Labelling, evaluation and serving use `decode` and `score` and nothing else of it.
+An optimisation of `EnsembleForCausalLM`, held to it by tests. A prompt takes a slot of a static cache, is read in
+chunks between the steps of those that are being answered, and leaves its slot to the next one when it is done.
+Speculation lets a pass check several tokens. Labelling, evaluation and serving use `Engine` and `decode` and nothing
+else of it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ensemw2s.ensemble.combine import agreement, combine
+from ensemw2s.ensemble.combine import combine
+from ensemw2s.ensemble.forward import Member, make_groups
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
+from ensemw2s.ensemble.requests import Generation, Request, Tokens, as_tokens, check_positive, check_request
+from ensemw2s.ensemble.requests import member_weights as weights_by_name
 from ensemw2s.ensemble.sampling import Sampling, choose, draws
-from ensemw2s.errors import ConfigError, DataError, ModelError
+from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, make_draft
+from ensemw2s.errors import ConfigError, EnsemW2SError
 
-# Numbers in the log-probabilities that teacher forcing holds at once (256 MB as float32); batches shrink to fit.
-MAX_SCORED_LOGITS = 2**26
+CHUNK = 512
+"""Prompt tokens, of all slots together, that are read between two steps: less lets the others go on sooner."""
 
-Tokens = Sequence[int] | np.ndarray
+STOP_MARGIN = 8
+"""Tokens before a stop string that are decoded along with it: so its first bytes come out as they do in context."""
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What was decoded after one prompt; n tokens, the end token included.
+class Update:
+    """What a step did for one request.
 
     Attributes:
-        token_ids: The tokens; the last is an end token unless the length ran out.
-        logprobs: `[n]`, float32: log-probability of each token under the combination, before temperature and cut-offs.
-        agreement: `[n]`, float32: weighted share of the members whose argmax is the token.
-        votes: `[n, members]`, int32: each member's argmax.
-        finish_reason: `stop` (an end token) or `length`.
-        top_tokens: `[n, k]`, int32: likeliest tokens of the combination, if asked for.
-        top_logprobs: `[n, k]`, float32: their log-probabilities.
+        key: What `submit` gave.
+        token_ids: New tokens.
+        generation: The whole answer, once it has ended.
     """
 
+    key: int
     token_ids: list[int]
-    logprobs: np.ndarray
-    agreement: np.ndarray
-    votes: np.ndarray
-    finish_reason: str
-    top_tokens: np.ndarray | None = None
-    top_logprobs: np.ndarray | None = None
+    generation: Generation | None = None
 
 
-@dataclass(frozen=True)
-class Score:
-    """An answer under teacher forcing; n answer tokens.
+@dataclass
+class Counters:
+    """What the engine has done so far.
 
     Attributes:
-        logprobs: `[n]`, float32: log-probability of each token under the combination.
-        correct: `[n]`, bool: whether it is the combination's argmax (ties: lowest id).
-        member_logprobs: `[members, n]`, float32: the same of each member.
-        member_tokens: `[members, n]`, int64: each member's argmax (ties: lowest id).
-        member_correct: `[members, n]`, bool: whether that is the answer's token.
+        steps: Forward passes of the ensemble that gave tokens.
+        rows: Slots that these had in total.
+        tokens: Tokens that came out.
+        prompt_tokens: Tokens of prompts that were read.
+        proposed: Tokens that a draft proposed.
+        accepted: Of these, tokens that the ensemble would have chosen too.
     """
 
-    logprobs: np.ndarray
-    correct: np.ndarray
-    member_logprobs: np.ndarray
-    member_tokens: np.ndarray
-    member_correct: np.ndarray
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the proposed tokens that were accepted."""
+        return self.accepted / self.proposed if self.proposed else None
+
+
+@dataclass
+class _Row:
+    """A request on its way. Its sequence is prompt and answer so far; `read` tokens of it are in the cache."""
+
+    key: int
+    request: Request
+    sequence: list[int]
+    prompt_length: int
+    weights: list[float] | None
+    uniform: np.ndarray | None
+    read: int = 0
+    records: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        return len(self.sequence) - self.prompt_length
+
+    @property
+    def unread_prompt(self) -> int:
+        """Tokens to read before the first step, which reads the last one itself."""
+        return self.prompt_length - 1 - self.read
+
+
+class Engine:
+    """Decodes requests of one ensemble, as many at a time as it has slots.
+
+    Attributes:
+        counters: What it has done so far.
+    """
+
+    def __init__(
+        self,
+        model: EnsembleForCausalLM | PreTrainedModel | PeftModel,
+        *,
+        slots: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        speculation: Speculation | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Makes the groups of members that share forward passes.
+
+        Args:
+            model: An ensemble, or one causal LM. Small full members are stacked: their weights become views.
+            slots: Most requests in a forward pass.
+            tokenizer: For stop strings.
+            speculation: Drafts, if they are wanted.
+            chunk: Prompt tokens that are read between two steps.
+
+        Raises:
+            ConfigError: If an option is out of range, or the draft cannot be used.
+        """
+        check_positive(slots=slots, chunk=chunk)
+        self.model = as_ensemble(model)
+        self.slots, self.tokenizer, self.chunk, self.speculation = slots, tokenizer, chunk, speculation
+        self.groups = make_groups([Member(*part) for part in self.model.parts()], slots)
+        self.counters = Counters()
+        self._draft: Draft | None = make_draft(speculation, self.model, self.groups, slots) if speculation else None
+        self._pace = Pace(always=speculation is not None and speculation.always)
+        self._order = torch.tensor(np.argsort([m for group in self.groups for m in group.members]))
+        self._waiting: deque[_Row] = deque()
+        self._rows: list[_Row] = []  # by slot; first those with an answer under way, then those being read
+        self._ready = 0
+        self._next_key = 0
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """How each member runs, by its name."""
+        return {self.model.names[m]: group.kind for group in self.groups for m in group.members}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self._rows or self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have none yet."""
+        return len(self._waiting)
+
+    @property
+    def speculating(self) -> bool | None:
+        """Whether drafts pay at the moment; None without speculation."""
+        return self._pace.speculate if self._draft else None
+
+    def submit(self, request: Request, name: str = "prompt") -> int:
+        """Takes a request; those that came before it are not touched by what is wrong with it.
+
+        Args:
+            request: The request.
+            name: What its prompt is called in messages.
+
+        Returns:
+            A key for its updates.
+
+        Raises:
+            EnsemW2SError: If it cannot be decoded; see `check_request`.
+        """
+        check_request(self.model, request, self.tokenizer is not None, name)
+        sequence: list[int] = as_tokens(request.prompt).tolist()
+        greedy = request.sampling.greedy
+        self._next_key += 1
+        self._waiting.append(
+            _Row(
+                key=self._next_key,
+                request=request,
+                sequence=sequence,
+                prompt_length=len(sequence),
+                weights=weights_by_name(self.model, request.weights) if request.weights is not None else None,
+                uniform=None if greedy else draws(request.seed, sequence, request.max_new_tokens),
+            )
+        )
+        return self._next_key
+
+    def cancel(self, key: int) -> Generation | None:
+        """Ends a request and frees its slot; what it has so far, or None if there is no such request."""
+        for row in self._waiting:
+            if row.key == key:
+                self._waiting.remove(row)
+                return self._generation(row, "cancelled", None)
+        for slot, row in enumerate(self._rows):
+            if row.key == key:
+                self._release(slot)
+                return self._generation(row, "cancelled", None)
+        return None
+
+    @torch.inference_mode()
+    def step(self) -> list[Update]:
+        """Reads a chunk of new prompts, then gives every request that has been read its next tokens."""
+        self._admit()
+        self._read_prompts()
+        return self._answer() if self._ready else []
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
+        """Decodes requests to their end; gives each with its index as soon as it is done."""
+        keys = {self.submit(request, f"prompt {i}"): i for i, request in enumerate(requests)}
+        while self.busy:
+            for update in self.step():
+                if update.generation is not None and update.key in keys:
+                    yield keys[update.key], update.generation
+
+    def _admit(self) -> None:
+        """Gives free slots to the next requests, as many as one chunk can read; a longer prompt goes alone."""
+        if self._ready < len(self._rows):
+            return
+        taken = 0
+        while self._waiting and len(self._rows) < self.slots:
+            length = self._waiting[0].prompt_length
+            if taken and taken + length > self.chunk:
+                break
+            taken += length
+            self._rows.append(self._waiting.popleft())
+
+    def _read_prompts(self) -> None:
+        rows = self._rows[self._ready :]
+        if not rows:
+            return
+        most = max(1, self.chunk // len(rows))
+        counts = [min(row.unread_prompt, most) for row in rows]
+        if max(counts) > 0:
+            ids = torch.zeros(len(rows), max(counts), dtype=torch.int64)
+            for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+                ids[i, :count] = torch.tensor(row.sequence[row.read : row.read + count])
+            for group in self.groups:
+                group.read(ids, [row.read for row in rows], counts, self._ready)
+            for row, count in zip(rows, counts, strict=True):
+                row.read += count
+            self.counters.prompt_tokens += sum(counts)
+        if not any(row.unread_prompt for row in rows):
+            self._ready = len(self._rows)
+
+    def _answer(self) -> list[Update]:
+        rows = self._rows[: self._ready]
+        with self._pace.timed(len(rows)) as measured:
+            drafts = self._drafts(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
+            ids, counts = _padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
+            members = self._forward(ids, [row.read for row in rows], counts)
+            tokens, records = self._choose(rows, members, counts)
+            updates, ended = [], []
+            for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+                new, generation = self._take(row, draft, tokens[slot], [part[slot] for part in records])
+                updates.append(Update(row.key, new, generation))
+                if generation is not None:
+                    ended.append(slot)
+            produced = sum(len(update.token_ids) for update in updates)
+            measured.tokens, measured.speculated = produced, any(drafts)
+        self.counters.steps += 1
+        self.counters.rows += len(rows)
+        self.counters.tokens += produced
+        for slot in reversed(ended):
+            self._release(slot)
+        return updates
+
+    def _drafts(self, rows: list[_Row]) -> list[list[int]]:
+        assert self._draft is not None
+        room = [row.request.max_new_tokens - row.answered - 1 for row in rows]
+        drafts = self._draft.propose(
+            [row.sequence for row in rows],
+            room,
+            [row.request.sampling for row in rows],
+            [None if row.uniform is None else row.uniform[row.answered :] for row in rows],
+        )
+        self.counters.proposed += sum(map(len, drafts))
+        return drafts
+
+    def _forward(self, ids: torch.Tensor, starts: list[int], counts: list[int]) -> torch.Tensor:
+        """Log-probabilities of every member, `[members, slots, q, vocabulary]`, float32, in the ensemble's order."""
+        parts = [group.logits(ids, starts, counts) for group in self.groups]
+        device = parts[0].device
+        logits = parts[0] if len(parts) == 1 else torch.cat([part.to(device).float() for part in parts])
+        if len(parts) > 1:
+            logits = logits[self._order.to(device)]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def _choose(
+        self, rows: list[_Row], members: torch.Tensor, counts: list[int]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Tokens `[slots, q]`, and what is recorded of each: arrays whose first two dimensions are slots and q."""
+        model, q = self.model, members.shape[2]
+        combined = combine(members, model.weights, model.rule)
+        for i, row in enumerate(rows):
+            if row.weights is not None:
+                combined[i] = combine(members[:, i], row.weights, model.rule)
+        each = [row.request.sampling for row in rows for _ in range(q)]
+        uniform = None
+        if any(row.uniform is not None for row in rows):
+            numbers = np.zeros((len(rows), q))
+            for i, row in enumerate(rows):
+                if row.uniform is not None:
+                    mine = row.uniform[row.answered : row.answered + counts[i]]
+                    numbers[i, : len(mine)] = mine
+            uniform = torch.from_numpy(numbers).to(combined.device).view(-1)
+        tokens = choose(combined.flatten(0, 1), each, uniform).view(len(rows), q)
+        logprobs = combined.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        choices = members.argmax(dim=-1).permute(1, 2, 0)
+        whole = torch.cat([tokens.unsqueeze(-1), choices], dim=-1).int().cpu().numpy()
+        records = [logprobs.cpu().numpy(), whole[:, :, 1:]]
+        top = max(row.request.distributions for row in rows)
+        votes = max(row.request.votes for row in rows)
+        for count, source in ((top, combined), (votes, members.permute(1, 2, 0, 3))):
+            likeliest = source.topk(count, dim=-1) if count else None
+            records.append(likeliest.indices.int().cpu().numpy() if likeliest else np.zeros(whole.shape[:2]))
+            records.append(likeliest.values.cpu().numpy() if likeliest else np.zeros(whole.shape[:2]))
+        return whole[:, :, 0], records
+
+    def _take(
+        self, row: _Row, draft: list[int], tokens: np.ndarray, records: list[np.ndarray]
+    ) -> tuple[list[int], Generation | None]:
+        """Keeps the tokens that follow from each other: those the draft has right, and the one after them."""
+        new: list[int] = []
+        for place in range(len(draft) + 1):
+            token = int(tokens[place])
+            new.append(token)
+            row.sequence.append(token)
+            row.records.append(tuple(part[place] for part in records))
+            row.read += 1
+            reason, stop = self._ended(row, token)
+            accepted = place < len(draft) and draft[place] == token
+            self.counters.accepted += accepted
+            if reason:
+                return new, self._generation(row, reason, stop)
+            if not accepted:
+                break
+        return new, None
+
+    def _ended(self, row: _Row, token: int) -> tuple[str | None, str | None]:
+        request = row.request
+        if token in request.eos_ids:
+            return "stop", None
+        if request.stop:
+            assert self.tokenizer is not None
+            last = min(row.answered, max(map(len, request.stop)) + STOP_MARGIN)
+            text = str(self.tokenizer.decode(row.sequence[-last:]))
+            if found := [stop for stop in request.stop if stop in text]:
+                return "stop", min(found, key=text.index)
+        return ("length" if row.answered >= request.max_new_tokens else None), None
+
+    def _generation(self, row: _Row, reason: str, stop: str | None) -> Generation:
+        n, members, request = len(row.records), self.model.num_members, row.request
+        parts: list[Any] = list(zip(*row.records, strict=True)) if n else [()] * 6
+        logprobs = np.array(parts[0], np.float32)
+        votes = np.array(parts[1], np.int32).reshape(n, members)
+        tokens = row.sequence[row.prompt_length :]
+        shares = np.array(row.weights or self.model.weights, np.float32)
+        top, own = request.distributions, request.votes
+        return Generation(
+            token_ids=tokens,
+            logprobs=logprobs,
+            agreement=np.minimum((votes == np.array(tokens, np.int32)[:, None]).astype(np.float32) @ shares, 1.0),
+            votes=votes,
+            finish_reason=reason,
+            stop=stop,
+            top_tokens=_first(parts[2], (n,), top, np.int32),
+            top_logprobs=_first(parts[3], (n,), top, np.float32),
+            vote_tokens=_first(parts[4], (n, members), own, np.int32),
+            vote_logprobs=_first(parts[5], (n, members), own, np.float32),
+        )
+
+    def _release(self, slot: int) -> None:
+        """Frees a slot: the last row that is being answered takes its place, and the last one being read that one's."""
+        if slot < self._ready:
+            self._ready -= 1
+            self._move(self._ready, slot)
+            slot = self._ready
+        self._move(len(self._rows) - 1, slot)
+        self._rows.pop()
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self._rows[target] = self._rows[source]
+            for group in self.groups:
+                group.move(source, target)
+            if self._draft:
+                self._draft.move(source, target)
+
+
+def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, list[int]]:
+    """Ids `[rows, longest]`, filled up with zeros on the right, and how many each row has."""
+    counts = [len(row) for row in rows]
+    width = max(counts)
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows]), counts
+
+
+def _first(parts: Sequence[np.ndarray], shape: tuple[int, ...], count: int, dtype: type) -> np.ndarray | None:
+    """The first `count` of what was recorded (others in the batch may have asked for more); None for 0."""
+    if not count:
+        return None
+    return np.stack([part[..., :count] for part in parts]).astype(dtype) if parts else np.zeros((*shape, count), dtype)
 
 
 def decode(
@@ -73,13 +415,14 @@ def decode(
     *,
     max_new_tokens: int,
     eos_ids: int | Sequence[int],
-    pad_id: int,
     batch_size: int,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
     distributions: int = 0,
+    speculation: Speculation | None = None,
+    failed: dict[int, EnsemW2SError] | None = None,
 ) -> list[Generation]:
     """Decodes prompts. What comes out for a prompt does not depend on the others, beyond float rounding.
 
@@ -88,7 +431,6 @@ def decode(
         prompts: Token ids of each prompt, at least one.
         max_new_tokens: Longest answer in tokens, the end token included.
         eos_ids: Tokens that end an answer.
-        pad_id: Any token; it fills the batch and is masked.
         batch_size: Most prompts in a forward pass.
         temperature: 0 is greedy; see `Sampling`.
         top_k: See `Sampling`.
@@ -96,9 +438,11 @@ def decode(
         seed: At least 0; one for each prompt, or one from which each prompt's own stream is derived (equal prompts
             then get equal answers: give them seeds of their own to get several samples).
         distributions: Keep this many of the likeliest tokens at every step; 0: none.
+        speculation: Drafts, if they are wanted; the tokens are the same.
+        failed: Takes what is wrong with prompts that cannot be decoded, by their index; none: the first is raised.
 
     Returns:
-        A generation for each prompt, in the order of the prompts.
+        A generation for each prompt that can be decoded, in the order of the prompts.
 
     Raises:
         DataError: If a prompt is empty or has a token outside the vocabulary; names its index.
@@ -106,237 +450,40 @@ def decode(
         ConfigError: If an option is out of range.
     """
     ensemble = as_ensemble(model)
-    _check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    if not 0 <= distributions <= ensemble.vocabulary:
-        raise ConfigError(f"distributions is {distributions}; expected 0 to {ensemble.vocabulary} (the vocabulary)")
-    rows = [_tokens(prompt) for prompt in prompts]
-    _check_prompts(ensemble, rows, [max_new_tokens] * len(rows), "new tokens")
-    seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(rows) or any(value < 0 for value in seeds):
-        raise ConfigError(f"seed is {seed}; expected a number of at least 0, or one for each of {len(rows)} prompts")
+    check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts) or any(value < 0 for value in seeds):
+        raise ConfigError(f"seed is {seed}; expected a number of at least 0, or one for each of {len(prompts)} prompts")
     sampling = Sampling(temperature, top_k, top_p)
-    ends = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
-    results: list[Generation | None] = [None] * len(rows)
-    for batch in _batches([len(row) for row in rows], batch_size):
-        decoder = _BatchDecoder(
-            ensemble, [rows[i] for i in batch], [seeds[i] for i in batch], max_new_tokens, pad_id, distributions
-        )
-        for i, generation in zip(batch, decoder.run(sampling, ends), strict=True):
-            results[i] = generation
+    ends = (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
+    results: list[Generation | None] = [None] * len(prompts)
+    wrong: dict[int, EnsemW2SError] = {}
+    engine = _engine(ensemble, batch_size, speculation)
+    keys: dict[int, int] = {}
+    # Long prompts first: little padding while they are read, and what is too big for the memory fails at once.
+    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        request = Request(prompts[i], max_new_tokens, ends, sampling, seeds[i], distributions=distributions)
+        try:
+            keys[engine.submit(request, f"prompt {i}")] = i
+        except EnsemW2SError as error:
+            wrong[i] = error
+    if wrong and failed is None:
+        for key in keys:
+            engine.cancel(key)
+        raise wrong[min(wrong)]
+    if failed is not None:
+        failed.update(wrong)
+    while engine.busy:
+        for update in engine.step():
+            if update.generation is not None:
+                results[keys[update.key]] = update.generation
     return [result for result in results if result is not None]
 
 
-def score(
-    model: EnsembleForCausalLM | PreTrainedModel | PeftModel,
-    prompts: Sequence[Tokens],
-    answers: Sequence[Tokens],
-    *,
-    pad_id: int,
-    batch_size: int,
-) -> list[Score]:
-    """Scores answers under teacher forcing: each token given the prompt and the true tokens before it.
-
-    Args:
-        model: An ensemble, or one causal LM.
-        prompts: Token ids of each prompt, at least one.
-        answers: Token ids of each answer, the end token included; an empty one gets an empty score.
-        pad_id: Any token; it fills the batch and is masked.
-        batch_size: Most sequences in a forward pass (fewer where the vocabulary is large and answers are long).
-
-    Returns:
-        A score for each pair, in their order.
-
-    Raises:
-        DataError: If a prompt is empty or a token lies outside the vocabulary; names the index.
-        ModelError: If a prompt and its answer do not fit into the context; names the index.
-        ConfigError: If batch_size is not positive.
-    """
-    ensemble = as_ensemble(model)
-    _check_positive(batch_size=batch_size)
-    if len(prompts) != len(answers):
-        raise DataError(f"{len(prompts)} prompts and {len(answers)} answers; expected one answer for each prompt")
-    rows, targets = [_tokens(prompt) for prompt in prompts], [_tokens(answer) for answer in answers]
-    _check_prompts(ensemble, rows, [len(answer) for answer in targets], "answer tokens")
-    _check_vocabulary(ensemble, targets, "answer")
-    none, many = (0,), (ensemble.num_members, 0)
-    empty = Score(
-        np.zeros(none, np.float32),
-        np.zeros(none, bool),
-        np.zeros(many, np.float32),
-        np.zeros(many, np.int64),
-        np.zeros(many, bool),
-    )
-    results = [empty] * len(rows)
-    filled = [i for i, answer in enumerate(targets) if len(answer)]
-    lengths = [len(rows[i]) + len(targets[i]) for i in filled]
-    longest = max((len(targets[i]) for i in filled), default=1)
-    fitting = max(1, MAX_SCORED_LOGITS // (longest * ensemble.vocabulary * (ensemble.num_members + 1)))
-    for batch in _batches(lengths, min(batch_size, fitting)):
-        indices = [filled[i] for i in batch]
-        scores = _score_batch(ensemble, [rows[i] for i in indices], [targets[i] for i in indices], pad_id)
-        for i, value in zip(indices, scores, strict=True):
-            results[i] = value
-    return results
-
-
-class _BatchDecoder:
-    """One batch on its way: its cache, which rows are still going, and what was recorded so far."""
-
-    def __init__(
-        self,
-        model: EnsembleForCausalLM,
-        prompts: Sequence[np.ndarray],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        pad_id: int,
-        distributions: int,
-    ) -> None:
-        self.model, self.prompts, self.seeds = model, prompts, seeds
-        self.max_new_tokens, self.distributions = max_new_tokens, distributions
-        self.ids, prompt_mask = _left_padded(prompts, pad_id, model.device)
-        self.width = self.ids.shape[1]
-        # Wide enough for the whole answer at once: a step only looks further to the right.
-        self.mask = torch.nn.functional.pad(prompt_mask, (0, max_new_tokens), value=1)
-        rows, steps, members = len(prompts), max_new_tokens, model.num_members
-        self.tokens = torch.zeros(rows, steps, dtype=torch.int32, device=model.device)
-        self.logprobs = torch.zeros(rows, steps, device=model.device)
-        self.agreement = torch.zeros(rows, steps, device=model.device)
-        self.votes = torch.zeros(rows, steps, members, dtype=torch.int32, device=model.device)
-        self.top_tokens = torch.zeros(rows, steps, distributions, dtype=torch.int32, device=model.device)
-        self.top_logprobs = torch.zeros(rows, steps, distributions, device=model.device)
-
-    @torch.inference_mode()
-    def run(self, sampling: Sampling, eos_ids: Sequence[int]) -> Iterator[Generation]:
-        """Decodes to the end of every row, then gives the generations in the rows' order."""
-        device = self.model.device
-        uniform = None if sampling.greedy else self._draws().to(device)
-        ends = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
-        cache, ids = self.model.new_cache(), self.ids
-        going = torch.arange(len(self.prompts), device=device)  # rows of the batch, by their place in the prompts
-        lengths = torch.full((len(self.prompts),), self.max_new_tokens, device=device)
-        stopped = torch.zeros(len(self.prompts), dtype=torch.bool, device=device)
-        for step in range(self.max_new_tokens):
-            members = self.model.member_log_probs(
-                ids, attention_mask=self.mask[:, : self.width + step], past_key_values=cache, logits_to_keep=1
-            )[:, :, -1]
-            combined = combine(members, self.model.weights, self.model.rule)
-            tokens = choose(combined, sampling, None if uniform is None else uniform[going, step])
-            self._record(going, step, members, combined, tokens)
-            done = torch.isin(tokens, ends)
-            finished = going[done]
-            lengths[finished], stopped[finished] = step + 1, True
-            ids = tokens.unsqueeze(-1)
-            if len(finished):
-                keep = (~done).nonzero().squeeze(-1)
-                going, ids, self.mask = going[keep], ids[keep], self.mask[keep]
-                if not len(going):
-                    break
-                cache.batch_select_indices(keep)
-        return self._results(lengths.tolist(), stopped.tolist())
-
-    def _draws(self) -> torch.Tensor:
-        pairs = zip(self.seeds, self.prompts, strict=True)
-        numbers = [draws(seed, [int(t) for t in prompt], self.max_new_tokens) for seed, prompt in pairs]
-        return torch.from_numpy(np.stack(numbers))
-
-    def _record(
-        self, going: torch.Tensor, step: int, members: torch.Tensor, combined: torch.Tensor, tokens: torch.Tensor
-    ) -> None:
-        choices = members.argmax(dim=-1)
-        self.tokens[going, step] = tokens.int()
-        self.logprobs[going, step] = combined.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        self.agreement[going, step] = agreement(choices, tokens, self.model.weights)
-        self.votes[going, step] = choices.T.int()
-        if self.distributions:
-            top = combined.topk(self.distributions, dim=-1)
-            self.top_tokens[going, step], self.top_logprobs[going, step] = top.indices.int(), top.values
-
-    def _results(self, lengths: list[int], stopped: list[bool]) -> Iterator[Generation]:
-        recorded = (self.tokens, self.logprobs, self.agreement, self.votes, self.top_tokens, self.top_logprobs)
-        tokens, logprobs, shares, votes, top_tokens, top_logprobs = (part.cpu().numpy() for part in recorded)
-        for row, n in enumerate(lengths):
-            yield Generation(
-                token_ids=tokens[row, :n].tolist(),
-                logprobs=logprobs[row, :n].copy(),
-                agreement=shares[row, :n].copy(),
-                votes=votes[row, :n].copy(),
-                finish_reason="stop" if stopped[row] else "length",
-                top_tokens=top_tokens[row, :n].copy() if self.distributions else None,
-                top_logprobs=top_logprobs[row, :n].copy() if self.distributions else None,
-            )
-
-
-@torch.inference_mode()
-def _score_batch(
-    model: EnsembleForCausalLM, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], pad_id: int
-) -> Iterator[Score]:
-    """Scores a batch; every answer has at least one token."""
-    # The last token predicts nothing. With padding on the left all answers end in the same column, so the model can
-    # skip the output layer for everything before the longest answer.
-    inputs = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
-    ids, mask = _left_padded(inputs, pad_id, model.device)
-    targets, _ = _left_padded(answers, 0, model.device)
-    members = model.member_log_probs(ids, attention_mask=mask, logits_to_keep=targets.shape[1])
-    combined = combine(members, model.weights, model.rule)
-    member_logprobs = _taken(members, targets.expand(members.shape[:-1]))
-    logprobs = _taken(combined, targets)
-    member_tokens, correct = members.argmax(dim=-1), combined.argmax(dim=-1) == targets
-    parts = [
-        part.cpu().numpy() for part in (logprobs, correct, member_logprobs, member_tokens, member_tokens == targets)
-    ]
-    for row, answer in enumerate(answers):
-        yield Score(*(part[..., row, -len(answer) :].copy() for part in parts))
-
-
-def _taken(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices by falling length: little padding, and a batch that is too big for the memory fails first."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _left_padded(rows: Sequence[np.ndarray], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, both `[rows, longest]`, int64."""
-    width = max(len(row) for row in rows)
-    ids = np.full((len(rows), width), pad_id, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-def _tokens(row: Tokens) -> np.ndarray:
-    return np.asarray(row, dtype=np.int64).reshape(-1)
-
-
-def _check_prompts(model: EnsembleForCausalLM, rows: Sequence[np.ndarray], after: Sequence[int], what: str) -> None:
-    _check_vocabulary(model, rows, "prompt")
-    for index, (row, count) in enumerate(zip(rows, after, strict=True)):
-        if not len(row):
-            raise DataError(f"prompt {index} is empty; expected at least one token (a begin-of-sequence token, say)")
-        if model.context is not None and len(row) + count > model.context:
-            raise ModelError(
-                f"prompt {index} has {len(row)} tokens, which with {count} {what} is more than the model's context of "
-                f"{model.context}; shorten it, or ask for fewer"
-            )
-
-
-def _check_vocabulary(model: EnsembleForCausalLM, rows: Sequence[np.ndarray], what: str) -> None:
-    for index, row in enumerate(rows):
-        if len(row) and (row.min() < 0 or row.max() >= model.vocabulary):
-            bad = int(row[(row < 0) | (row >= model.vocabulary)][0])
-            raise DataError(
-                f"{what} {index} has token {bad}, outside the vocabulary of {model.vocabulary}; "
-                "was it tokenized with another tokenizer?"
-            )
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; expected at least 1")
+def _engine(ensemble: EnsembleForCausalLM, slots: int, speculation: Speculation | None) -> Engine:
+    """The engine of the last call where it fits: groups are checked against their members only once."""
+    last: Engine | None = getattr(ensemble, "last_engine", None)
+    if last is not None and not last.busy and last.slots == slots and last.speculation == speculation:
+        return last
+    ensemble.last_engine = Engine(ensemble, slots=slots, speculation=speculation)
+    return ensemble.last_engine

@@ -93,6 +93,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.networks = torch.nn.ModuleList(unique)  # named so: `members` would hide that several can share one
         self._network_of = [next(i for i, other in enumerate(unique) if other is network) for network in networks]
         self._adapter_of = [_adapter(model) for model in models]
+        self.last_engine: Any = None  # where `engine.decode` keeps what it made of the members
         self._accepts = [set(inspect.signature(_bare(network).forward).parameters) for network in networks]
         # `post_init` is not called: it would initialise weights.
         self.all_tied_weights_keys: dict[str, str] = {}
@@ -102,6 +103,14 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     def num_members(self) -> int:
         """How many members there are."""
         return len(self.names)
+
+    def parts(self) -> list[tuple[PreTrainedModel, PeftModel | None, str | None]]:
+        """Each member's transformers model, the PEFT model around it if there is one, and its adapters' name."""
+        networks = [self.networks[i] for i in self._network_of]
+        return [
+            (_bare(network), network if isinstance(network, PeftModel) else None, adapter)
+            for network, adapter in zip(networks, self._adapter_of, strict=True)
+        ]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

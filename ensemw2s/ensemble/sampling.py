@@ -59,29 +59,48 @@ def draws(seed: int, prompt: Sequence[int], count: int) -> np.ndarray:
     return np.random.default_rng([seed, len(prompt), *prompt]).random(count)
 
 
-def choose(log_probs: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
+def choose(
+    log_probs: torch.Tensor, sampling: Sampling | Sequence[Sampling], uniform: torch.Tensor | None
+) -> torch.Tensor:
     """One token a row.
 
     Args:
         log_probs: `[rows, vocabulary]`, float32.
-        sampling: How.
-        uniform: `[rows]`, float64 in [0, 1), this step's random numbers; not read when greedy.
+        sampling: How; one for all rows, or one for each.
+        uniform: `[rows]`, float64 in [0, 1), this step's random numbers; not read for greedy rows.
 
     Returns:
         `[rows]`, int64.
     """
-    if sampling.greedy:
+    each = [sampling] * len(log_probs) if isinstance(sampling, Sampling) else sampling
+    drawn = [row for row, one in enumerate(each) if not one.greedy]
+    if not drawn:
         return log_probs.argmax(dim=-1)
     assert uniform is not None
+    if len(drawn) == len(each):
+        return _draw(log_probs, each, uniform)
+    tokens = log_probs.argmax(dim=-1)
+    tokens[drawn] = _draw(log_probs[drawn], [each[row] for row in drawn], uniform[drawn])
+    return tokens
+
+
+def _draw(log_probs: torch.Tensor, sampling: Sequence[Sampling], uniform: torch.Tensor) -> torch.Tensor:
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=log_probs.device).unsqueeze(-1)
+
     # Sorted by probability, ties by id: the cut-offs need the order, and inverse-transform sampling works in any.
-    scores, ids = torch.sort(log_probs / sampling.temperature, dim=-1, descending=True, stable=True)
+    temperature = column([one.temperature for one in sampling]).float()
+    scores, ids = torch.sort(log_probs / temperature, dim=-1, descending=True, stable=True)
     probs = torch.softmax(scores, dim=-1).double()
-    if sampling.top_k:
-        probs[:, sampling.top_k :] = 0.0
+    if any(one.top_k for one in sampling):
+        kept = column([one.top_k or torch.inf for one in sampling])
+        probs = probs.masked_fill(torch.arange(probs.shape[-1], device=probs.device) >= kept, 0.0)
         probs = probs / probs.sum(dim=-1, keepdim=True)
-    if sampling.top_p < 1:
+    if any(one.top_p < 1 for one in sampling):
         before = probs.cumsum(dim=-1) - probs
-        probs = probs.masked_fill(before >= sampling.top_p, 0.0)
+        probs = probs.masked_fill(
+            before >= column([one.top_p if one.top_p < 1 else torch.inf for one in sampling]), 0.0
+        )
     ends = probs.cumsum(dim=-1)
     target = uniform.unsqueeze(-1) * ends[:, -1:]
     # The first token whose interval ends beyond the target; never one of probability 0, whose interval is empty.

@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import TokenData, tokenize_examples
-from ensemw2s.ensemble.engine import Generation, decode, score
+from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.requests import Generation
+from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.systems import Group
 from ensemw2s.labeling.labels import answer_text
@@ -94,7 +96,11 @@ def evaluate(
     if decoded:
         began = time.monotonic()
         generations = decode(
-            loaded.model, tokens.prompt_ids, max_new_tokens=labeling.max_new_tokens, eos_ids=loaded.eos_id, **size
+            loaded.model,
+            tokens.prompt_ids,
+            max_new_tokens=labeling.max_new_tokens,
+            eos_ids=loaded.eos_id,
+            batch_size=labeling.batch_size,
         )
         seconds = (time.monotonic() - began) / len(generations)
         columns |= {

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
-from ensemw2s.ensemble.engine import Generation, decode
+from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.stream import Chunk, chunks, read_chunk, stream
@@ -90,7 +91,6 @@ def label(prompts: pa.Table, loaded: Loaded, data: DataConfig, labeling: Labelin
         tokens["prompt_ids"].to_pylist(),
         max_new_tokens=labeling.max_new_tokens,
         eos_ids=loaded.eos_id,
-        pad_id=loaded.pad_id,
         batch_size=labeling.batch_size,
         distributions=labeling.soft_top_k,
     )

@@ -13,7 +13,7 @@ from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.errors import ArtifactError, ModelError
 from ensemw2s.models import loading, tiny
 
-GREEDY = {"max_new_tokens": 6, "eos_ids": 2, "pad_id": 0, "batch_size": 4}
+GREEDY = {"max_new_tokens": 6, "eos_ids": 2, "batch_size": 4}
 
 
 def sources(folders: list[Path], weights: list[float]) -> list[MemberSource]:

@@ -15,18 +15,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ensemw2s.ensemble import engine
 from ensemw2s.ensemble.combine import agreement, combine
-from ensemw2s.ensemble.engine import decode, score
+from ensemw2s.ensemble.engine import decode
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.requests import Generation
+from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ConfigError, DataError, ModelError
 from ensemw2s.models import loading
 
 WEIGHTS = [1.0, 2.0, 1.5]
 RULES = ["probability", "log_probability", "vote"]
 ENDS = [2, 7, 19, 33, 60]  # several end tokens, so that rows leave the batch at different steps
-GREEDY = {"max_new_tokens": 8, "eos_ids": ENDS, "pad_id": 0, "batch_size": 4}
+GREEDY = {"max_new_tokens": 8, "eos_ids": ENDS, "batch_size": 4}
 SAMPLED = {**GREEDY, "temperature": 1.0, "top_k": 20, "top_p": 0.95, "seed": 5}
 
 
@@ -41,7 +42,7 @@ def many(prompts) -> list[list[int]]:
     return [generator.integers(3, 64, size=int(n)).tolist() for n in generator.integers(1, 20, size=20)]
 
 
-def tokens(generations: list[engine.Generation]) -> list[list[int]]:
+def tokens(generations: list[Generation]) -> list[list[int]]:
     return [generation.token_ids for generation in generations]
 
 
@@ -153,7 +154,6 @@ def test_samples_follow_the_combined_distribution(ensemble, prompts):
         [prompts[1]] * count,
         max_new_tokens=1,
         eos_ids=[],
-        pad_id=0,
         batch_size=1000,
         temperature=1.0,
         seed=range(count),
@@ -204,7 +204,7 @@ def test_greedy_answers_score_as_all_correct_with_the_same_log_probabilities(ens
 def test_scoring_splits_batches_that_would_not_fit(ensemble, many, monkeypatch):
     answers = [prompt[::-1] for prompt in many]
     expected = score(ensemble, many, answers, pad_id=0, batch_size=20)
-    monkeypatch.setattr(engine, "MAX_SCORED_LOGITS", 20 * 64 * 4 * 3)
+    monkeypatch.setattr("ensemw2s.ensemble.score.MAX_SCORED_LOGITS", 20 * 64 * 4 * 3)
     seen = []
     forward = ensemble.member_log_probs
     monkeypatch.setattr(

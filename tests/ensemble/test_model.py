@@ -214,10 +214,10 @@ def test_a_single_model_is_an_ensemble_of_one(experts, prompts):
 def test_a_peft_model_alone_can_be_a_member(adapter_folders, prompts):
     model = loading.load_trained(adapter_folders[1])
     assert isinstance(model, PeftModel)
-    result = decode(model, prompts, max_new_tokens=4, eos_ids=2, pad_id=0, batch_size=4)
+    result = decode(model, prompts, max_new_tokens=4, eos_ids=2, batch_size=4)
     merged = loading.load_trained(adapter_folders[1]).merge_and_unload()
     assert [g.token_ids for g in result] == [
-        g.token_ids for g in decode(merged, prompts, max_new_tokens=4, eos_ids=2, pad_id=0, batch_size=4)
+        g.token_ids for g in decode(merged, prompts, max_new_tokens=4, eos_ids=2, batch_size=4)
     ]
 
 

@@ -14,7 +14,7 @@ def voter(name: str, folders: list, weights: list[float], **fields) -> Voter:
 
 
 def answers(loaded, prompts) -> list[list[int]]:
-    size = {"pad_id": loaded.pad_id, "eos_ids": loaded.eos_id, "batch_size": 4}
+    size = {"eos_ids": loaded.eos_id, "batch_size": 4}
     return [g.token_ids for g in decode(loaded.model, prompts, max_new_tokens=6, **size)]
 
 

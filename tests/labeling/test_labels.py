@@ -10,7 +10,7 @@ import torch
 from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
-from ensemw2s.ensemble.engine import Generation
+from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError, ResourceError
 from ensemw2s.labeling.labels import (

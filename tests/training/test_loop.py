@@ -21,7 +21,7 @@ from ensemw2s import store
 from ensemw2s.boosting.masks import RoundWeights, write_masks
 from ensemw2s.config import Lora
 from ensemw2s.data.tokens import TokenData
-from ensemw2s.ensemble.engine import score
+from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ArtifactError, TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.training import loop

@@ -1,0 +1,274 @@
+"""Forward passes of the engine: tokens of all slots in, every member's logits out, as few passes as the members allow.
+
+Members are put into groups, each of which takes one pass: adapters on a shared base, small models of one architecture
+stacked, and everything else alone. A group is held to the members' own Hugging Face forward when it is made; where it
+does not give the same numbers, or cannot be made, its members run one prompt at a time with transformers' own cache.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from transformers import DynamicCache, PreTrainedModel
+
+from ensemw2s.ensemble.rows import Active, NotStackable, shared_base, stacked
+from ensemw2s.ensemble.slots import ATTENTION, SlotCache, View, causal_mask
+
+log = logging.getLogger(__name__)
+
+STACK_UP_TO = 30_000_000
+"""Parameters of a member up to which full models are stacked: there the time goes into starting operations, and one
+batched product beats several; larger ones read their weights at the memory's speed either way."""
+
+TOLERANCE = 0.002
+"""Mean difference in log-probability of the likeliest tokens that a group may have from its members alone, in float32;
+in half precision, where rounding depends on the shape of the batch, `HALF` times that. A wrong position costs 1."""
+
+HALF = 100
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member as the groups see it.
+
+    Attributes:
+        network: The transformers model itself (the base with PEFT's layers in it, for adapters).
+        peft: The PEFT model around it, if there is one.
+        adapter: Name of its adapters, if it has any.
+    """
+
+    network: PreTrainedModel
+    peft: PeftModel | None
+    adapter: str | None
+
+
+class Group(Protocol):
+    """Some members, and a cache with a place for each prompt.
+
+    Attributes:
+        kind: What it is, in words for people.
+        members: Places of its members in the ensemble.
+    """
+
+    kind: str
+    members: list[int]
+
+    def logits(self, ids: torch.Tensor, starts: Sequence[int], counts: Sequence[int], first: int = 0) -> torch.Tensor:
+        """Reads new tokens into the slots `first`, `first` + 1, …, and gives the logits after each.
+
+        Args:
+            ids: `[slots, q]`, int64; row i has `counts[i]` tokens, what follows is ignored.
+            starts: Tokens that each slot has read before; later ones, if there are any, are forgotten.
+            counts: New tokens of each slot, 1 to q (0 to q for `read`).
+            first: The first slot.
+
+        Returns:
+            `[members, slots, q, vocabulary]`; what lies beyond a row's count has no meaning.
+        """
+
+    def read(self, ids: torch.Tensor, starts: Sequence[int], counts: Sequence[int], first: int = 0) -> None:
+        """The same without logits."""
+
+    def move(self, source: int, target: int) -> None:
+        """Copies what a slot has read onto another."""
+
+
+class RowGroup:
+    """Members that are rows of one forward pass."""
+
+    def __init__(self, kind: str, members: list[int], network: PreTrainedModel, active: Active, slots: int) -> None:
+        """Args: what it is; places in the ensemble; from `rows`, or a model for one member; most prompts at a time."""
+        self.kind, self.members, self.network, self.active = kind, members, network, active
+        config = network.config.get_text_config()
+        config._attn_implementation = ATTENTION
+        heads = config.num_attention_heads
+        self.heads = getattr(config, "num_key_value_heads", None) or heads
+        self.group = heads // self.heads
+        self.limit = getattr(config, "max_position_embeddings", None)
+        self.cache = SlotCache(len(members), slots)
+        self.everyone = slice(0, len(members))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.network.device
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        first: int = 0,
+        members: slice | None = None,
+    ) -> torch.Tensor:
+        """See `Group`; `members` are those of the group that run."""
+        out = self._forward(self.network, ids, starts, first, members or self.everyone)
+        return out.logits.view(self.active.count, *ids.shape, -1)
+
+    def read(
+        self,
+        ids: torch.Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        first: int = 0,
+        members: slice | None = None,
+    ) -> None:
+        """See `Group`."""
+        self._forward(self.network.get_decoder(), ids, starts, first, members or self.everyone)
+
+    def move(self, source: int, target: int) -> None:
+        """See `Group`."""
+        self.cache.move(source, target)
+
+    @torch.inference_mode()
+    def _forward(self, network: Any, ids: torch.Tensor, starts: Sequence[int], first: int, members: slice) -> Any:
+        slots, q = ids.shape
+        count = members.stop - members.start
+        self.active.members, self.active.count = members, count
+        ids = ids.to(self.device)
+        begin = torch.tensor(starts, device=self.device).unsqueeze(-1)
+        positions = begin + torch.arange(q, device=self.device)
+        length = max(starts) + q
+        self.cache.reserve(length)
+        same = starts[0] if min(starts) == max(starts) else None
+        self.cache.view = view = View(members, slice(first, first + slots), positions, length, same)
+        mask = causal_mask(view, self.heads, self.group, self.network.dtype)
+        # What fills a row up may lie beyond the context; it is not looked at, but has to have a position.
+        named = positions.clamp(max=self.limit - 1) if self.limit and length > self.limit else positions
+        return network(
+            input_ids=ids.repeat(count, 1),
+            attention_mask=mask,
+            position_ids=named.repeat(count, 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+
+
+class AloneGroup:
+    """One member of any architecture, one prompt at a time, with transformers' own growing cache."""
+
+    def __init__(self, index: int, member: Member, why: str) -> None:
+        """Args: place in the ensemble; the member; why it is alone."""
+        self.kind, self.members, self.member = f"one prompt at a time ({why})", [index], member
+        self.caches: dict[int, DynamicCache] = {}
+
+    def logits(self, ids: torch.Tensor, starts: Sequence[int], counts: Sequence[int], first: int = 0) -> torch.Tensor:
+        """See `Group`."""
+        rows = [self._row(first + i, ids[i, : counts[i]], starts[i]) for i in range(len(ids))]
+        out = rows[0].new_zeros(1, *ids.shape, rows[0].shape[-1])
+        for i, row in enumerate(rows):
+            out[0, i, : counts[i]] = row
+        return out
+
+    def read(self, ids: torch.Tensor, starts: Sequence[int], counts: Sequence[int], first: int = 0) -> None:
+        """See `Group`."""
+        for i, count in enumerate(counts):
+            if count:
+                self._row(first + i, ids[i, :count], starts[i])
+
+    def move(self, source: int, target: int) -> None:
+        """See `Group`; the source is used no more."""
+        self.caches[target] = self.caches.pop(source)
+
+    @torch.inference_mode()
+    def _row(self, slot: int, ids: torch.Tensor, start: int) -> torch.Tensor:
+        network = self.member.network
+        if start == 0:
+            self.caches[slot] = DynamicCache(config=network.config.get_text_config())
+        cache = self.caches[slot]
+        if (beyond := cache.get_seq_length() - start) > 0:
+            cache.crop(-beyond)
+        peft, adapter = self.member.peft, self.member.adapter
+        if peft is not None and adapter is not None and peft.active_adapters != [adapter]:
+            peft.set_adapter(adapter, inference_mode=True)
+        output = network(input_ids=ids.unsqueeze(0).to(network.device), past_key_values=cache, use_cache=True)
+        return output.logits[0]
+
+
+def make_groups(members: Sequence[Member], slots: int) -> list[Group]:
+    """Puts members into as few groups as they allow.
+
+    Args:
+        members: In the ensemble's order.
+        slots: Most prompts at a time.
+
+    Returns:
+        Groups that have every member once.
+    """
+    groups: list[Group] = []
+    for together in _candidates(members):
+        groups += _group(members, together, slots)
+    for group in groups:
+        log.info("members %s: %s", ", ".join(map(str, group.members)), group.kind)
+    return groups
+
+
+def _candidates(members: Sequence[Member]) -> list[list[int]]:
+    """Members that may share a pass: those on one base, and small full models of one class."""
+    sets: dict[Any, list[int]] = {}
+    for index, member in enumerate(members):
+        small = member.peft is None and sum(p.numel() for p in member.network.parameters()) <= STACK_UP_TO
+        key = (type(member.network), str(member.network.device)) if small else id(member.network)
+        sets.setdefault(key, []).append(index)
+    return list(sets.values())
+
+
+def _group(members: Sequence[Member], together: list[int], slots: int) -> list[Group]:
+    """One group, or where that does not work, several."""
+    chosen = [members[i] for i in together]
+    active = Active(slice(0, len(chosen)), len(chosen))
+    unique = {id(m.network) for m in chosen}
+    try:
+        _check_architecture(chosen[0].network)
+        if len(unique) == 1:
+            network = shared_base(chosen[0].network, [m.adapter for m in chosen], active)
+            kind = "adapters on one base, one pass" if any(m.adapter for m in chosen) else "one pass"
+        elif len(unique) == len(chosen):
+            network = stacked([m.network for m in chosen], active)
+            kind = "stacked full weights, one pass"
+        else:
+            raise NotStackable("a model that is a member twice")
+        group = RowGroup(kind, together, network, active, slots)
+        _check_same(group, chosen)
+        return [group]
+    except (NotStackable, NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, NotStackable) else str(error)
+        if len(together) == 1:
+            return [AloneGroup(together[0], chosen[0], why.splitlines()[0])]
+        log.info("members %s do not share a pass: %s", together, why)
+        return [part for i in together for part in _group(members, [i], slots)]
+
+
+def _check_architecture(network: PreTrainedModel) -> None:
+    config = network.config.get_text_config()
+    if not getattr(network, "_supports_attention_backend", False):
+        raise NotStackable(f"{type(network).__name__} has an attention of its own")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise NotStackable(f"{type(network).__name__} has layers of kind {', '.join(sorted(other))}")
+
+
+def _check_same(group: RowGroup, members: Sequence[Member]) -> None:
+    """Raises unless the group gives what each member gives alone, for two rows of different length in two steps."""
+    vocabulary = group.network.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(vocabulary, (2, 7), generator=generator)
+    slots = min(2, group.cache.slots)
+    rows = rows[:slots]
+    group.read(rows[:, :3], [0] * slots, [3, 2][:slots])
+    got = group.logits(rows[:, 3:], [3, 2][:slots], [4] * slots).float().log_softmax(-1)
+    for index, member in enumerate(members):
+        for slot in range(slots):
+            start = (3, 2)[slot]
+            tokens = torch.cat([rows[slot, :start], rows[slot, 3:]])
+            alone = AloneGroup(0, member, "").logits(tokens.unsqueeze(0), [0], [len(tokens)])[0, 0]
+            likely, ids = alone[-4:].float().log_softmax(-1).topk(8)
+            apart = (likely - got[index, slot].gather(-1, ids)).abs().mean().item()
+            allowed = TOLERANCE * (1 if group.network.dtype == torch.float32 else HALF)
+            if not apart <= allowed:
+                raise NotStackable(f"its pass differs from {type(member.network).__name__}'s own by {apart:.2g}")

@@ -1,0 +1,150 @@
+"""What is asked of the engine and what it answers: one prompt with its options, one generation with its votes.
+
+Apart from the engine because everything that can be wrong with a request is found here, before it shares a batch with
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ensemw2s.ensemble.combine import normalised_weights
+from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.sampling import Sampling
+from ensemw2s.errors import ConfigError, DataError, ModelError
+
+Tokens = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and what is wanted of it.
+
+    Attributes:
+        prompt: Token ids, at least one.
+        max_new_tokens: Longest answer in tokens, the end token included.
+        eos_ids: Tokens that end the answer.
+        sampling: How tokens are chosen.
+        seed: At least 0; the same seed gives the same tokens, whatever else is decoded at the time.
+        stop: Strings that end the answer when they appear in it; they need the engine to have a tokenizer.
+        distributions: Keep this many of the likeliest tokens at every step; 0: none.
+        votes: Keep this many of each member's likeliest tokens at every step; 0: only its first.
+        weights: Weights of members by name in place of the ensemble's; members that are not named have none.
+    """
+
+    prompt: Tokens
+    max_new_tokens: int
+    eos_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    distributions: int = 0
+    votes: int = 0
+    weights: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was decoded after one prompt; n tokens, the end token included.
+
+    Attributes:
+        token_ids: The tokens; the last is an end token, or completes a stop string, unless the length ran out.
+        logprobs: `[n]`, float32: log-probability of each token under the combination, before temperature and cut-offs.
+        agreement: `[n]`, float32: weighted share of the members whose argmax is the token.
+        votes: `[n, members]`, int32: each member's argmax.
+        finish_reason: `stop` (an end token or a stop string), `length` or `cancelled`.
+        stop: The stop string that ended it.
+        top_tokens: `[n, k]`, int32: likeliest tokens of the combination, if asked for.
+        top_logprobs: `[n, k]`, float32: their log-probabilities.
+        vote_tokens: `[n, members, k]`, int32: each member's likeliest tokens, if asked for.
+        vote_logprobs: `[n, members, k]`, float32: the member's log-probabilities of them.
+    """
+
+    token_ids: list[int]
+    logprobs: np.ndarray
+    agreement: np.ndarray
+    votes: np.ndarray
+    finish_reason: str
+    stop: str | None = None
+    top_tokens: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+    vote_tokens: np.ndarray | None = None
+    vote_logprobs: np.ndarray | None = None
+
+
+def check_request(model: EnsembleForCausalLM, request: Request, has_tokenizer: bool, name: str = "prompt") -> None:
+    """Checks that a request can be decoded.
+
+    Args:
+        model: The ensemble.
+        request: The request.
+        has_tokenizer: Whether stop strings can be looked for.
+        name: What the prompt is called in messages.
+
+    Raises:
+        DataError: If the prompt is empty or has a token outside the vocabulary.
+        ModelError: If prompt and answer do not fit into the context, or weights name an unknown member.
+        ConfigError: If an option is out of range.
+    """
+    check_positive(max_new_tokens=request.max_new_tokens)
+    for option in ("distributions", "votes"):
+        if not 0 <= (count := getattr(request, option)) <= model.vocabulary:
+            raise ConfigError(f"{option} is {count}; expected 0 to {model.vocabulary} (the vocabulary)")
+    if request.seed < 0:
+        raise ConfigError(f"seed is {request.seed}; expected a number of at least 0")
+    if any(not text for text in request.stop):
+        raise ConfigError("stop has an empty string, which every answer begins with")
+    if request.stop and not has_tokenizer:
+        raise ConfigError("stop strings need a tokenizer; give the engine one")
+    row = as_tokens(request.prompt)
+    if not len(row):
+        raise DataError(f"{name} is empty; expected at least one token (a begin-of-sequence token, say)")
+    check_vocabulary(model, row, name)
+    check_context(model, row, request.max_new_tokens, name, "new tokens")
+    if request.weights is not None:
+        member_weights(model, request.weights)
+
+
+def member_weights(model: EnsembleForCausalLM, weights: Mapping[str, float]) -> list[float]:
+    """Weights by name as a list in the members' order, divided by their sum.
+
+    Raises:
+        ModelError: If a name is not that of a member, or the weights cannot be used.
+    """
+    if unknown := [name for name in weights if name not in model.names]:
+        raise ModelError(f"weights name {unknown[0]!r}, which is no expert here; available: {', '.join(model.names)}")
+    return normalised_weights([weights.get(name, 0.0) for name in model.names])
+
+
+def as_tokens(row: Tokens) -> np.ndarray:
+    """Token ids as an int64 array."""
+    return np.asarray(row, dtype=np.int64).reshape(-1)
+
+
+def check_context(model: EnsembleForCausalLM, row: np.ndarray, count: int, name: str, what: str) -> None:
+    """Raises ModelError unless a prompt and `count` more tokens fit into the context."""
+    if model.context is not None and len(row) + count > model.context:
+        raise ModelError(
+            f"{name} has {len(row)} tokens, which with {count} {what} is more than the model's context of "
+            f"{model.context}; shorten it, or ask for fewer"
+        )
+
+
+def check_vocabulary(model: EnsembleForCausalLM, row: np.ndarray, name: str) -> None:
+    """Raises DataError if a token lies outside the vocabulary."""
+    if len(row) and (row.min() < 0 or row.max() >= model.vocabulary):
+        bad = int(row[(row < 0) | (row >= model.vocabulary)][0])
+        raise DataError(
+            f"{name} has token {bad}, outside the vocabulary of {model.vocabulary}; "
+            "was it tokenized with another tokenizer?"
+        )
+
+
+def check_positive(**values: int) -> None:
+    """Raises ConfigError for a value under 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")

@@ -1,0 +1,210 @@
+"""The key/value cache of the engine: one place a prompt, allocated once, in which position p lies at index p.
+
+Static where `EnsembleCache` grows: rows of any length sit side by side without padding, a row that leaves is
+overwritten by another, and nothing is ever computed twice. Its attention is a function registered with transformers,
+so that models of many architectures use it as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION = "ensemw2s_slots"
+"""Name under which transformers finds `attend`."""
+
+GROWTH = 64
+"""Places for tokens are allocated in multiples of this."""
+
+
+@dataclass
+class View:
+    """The part of the cache that a forward pass works on: some members, some slots, the keys up to some length.
+
+    Attributes:
+        members: Which members.
+        slots: Which slots.
+        positions: `[slots, q]`, int64: where each new token lies.
+        length: Keys that are looked at; more than every position.
+        start: Position of the first new token where it is the same in all slots, so that keys are written as a slice.
+    """
+
+    members: slice
+    slots: slice
+    positions: torch.Tensor
+    length: int
+    start: int | None
+
+
+class SlotCache(Cache):
+    """Keys and values `[members, slots, heads, length, head size]` of every layer.
+
+    Members are the outer dimension: rows of a forward pass are ordered by member, then by slot, and `[members, slots ×
+    heads]` of them are the batch and the heads of one attention, without a copy.
+    """
+
+    def __init__(self, members: int, slots: int) -> None:
+        """An empty cache; memory is taken when the first keys of a layer arrive.
+
+        Args:
+            members: Members that share a forward pass.
+            slots: Most prompts at a time.
+        """
+        super().__init__(layers=[])
+        self.members, self.slots, self.length = members, slots, 0
+        self.view: View | None = None
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: masks are made here, not by transformers."""
+        return False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(t.nbytes for part in (self._keys, self._values) for t in part.values())
+
+    def reserve(self, length: int) -> None:
+        """Makes room for so many tokens a slot; what is there stays."""
+        if length <= self.length:
+            return
+        self.length = max(math.ceil(length / GROWTH) * GROWTH, min(2 * self.length, length + 16 * GROWTH))
+        for part in (self._keys, self._values):
+            for layer, old in part.items():
+                part[layer] = self._allocate(old)
+                part[layer][..., : old.shape[3], :] = old
+
+    def move(self, source: int, target: int) -> None:
+        """Copies a slot onto another."""
+        for part in (self._keys, self._values):
+            for tensor in part.values():
+                tensor[:, target] = tensor[:, source]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the keys and values of a layer at the positions of the view, and gives all that the view can see.
+
+        Args:
+            key_states: `[members × slots, heads, q, head size]`.
+            value_states: The same.
+            layer_idx: Index of the layer.
+
+        Returns:
+            Keys and values, `[members, slots × heads, length, head size]`: views of the cache.
+        """
+        assert self.view is not None
+        return (
+            self._write(self._keys, layer_idx, key_states, self.view),
+            self._write(self._values, layer_idx, value_states, self.view),
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before the view's first, where transformers asks; positions are always given, so it never matters."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Keys that are looked at, and the first of them."""
+        return (self.view.length if self.view else query_length), 0
+
+    def _write(self, part: dict[int, torch.Tensor], layer: int, new: torch.Tensor, view: View) -> torch.Tensor:
+        if layer not in part:
+            part[layer] = self._allocate(new)
+        mine = part[layer][view.members, view.slots]
+        members, slots, heads = mine.shape[:3]
+        q = new.shape[2]
+        new = new.view(members, slots, heads, q, -1)
+        if view.start is not None:
+            mine[:, :, :, view.start : view.start + q] = new
+        else:
+            rows = torch.arange(slots, device=new.device).unsqueeze(-1)
+            mine[:, rows, :, view.positions] = new.permute(1, 3, 0, 2, 4)
+        return mine[:, :, :, : view.length].flatten(1, 2)
+
+    def _allocate(self, like: torch.Tensor) -> torch.Tensor:
+        heads, size = (like.shape[1], like.shape[3]) if like.dim() == 4 else (like.shape[2], like.shape[4])
+        return torch.zeros((self.members, self.slots, heads, self.length, size), dtype=like.dtype, device=like.device)
+
+
+def causal_mask(view: View, heads: int, group: int, dtype: torch.dtype) -> torch.Tensor:
+    """What each new token must not see, as numbers to add: 0 up to its own position, -inf beyond.
+
+    Args:
+        view: Positions and length.
+        heads: Heads of keys and values.
+        group: Query heads that share one of them.
+        dtype: Type of the queries.
+
+    Returns:
+        `[1, slots × heads, group × q, length]`.
+    """
+    keys = torch.arange(view.length, device=view.positions.device)
+    hidden = keys > view.positions.unsqueeze(-1)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+    mask = mask.repeat_interleave(heads, dim=0).unsqueeze(0)
+    return mask.expand(-1, -1, group, -1) if mask.shape[2] == 1 else mask.repeat(1, 1, group, 1)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over the cache, called by the models' own layers.
+
+    Several query heads that share a key head are several queries of that head, so keys are never repeated.
+
+    Args:
+        module: The layer, not read.
+        query: `[members × slots, query heads, q, head size]`.
+        key: `[members, slots × heads, length, head size]`, what `SlotCache.update` gave.
+        value: The same.
+        attention_mask: `[1, slots × heads, group × q, length]`, what `causal_mask` gave.
+        scaling: Factor on the products; none: one over the square root of the head size.
+        sliding_window: How far a token looks back; none: to the start.
+        dropout: Not used: nothing is trained here.
+        softcap: Not known here.
+        s_aux: Not known here.
+        position_bias: Not known here.
+
+    Returns:
+        `[members × slots, q, query heads, head size]`, and no attention weights.
+
+    Raises:
+        NotImplementedError: For what a few architectures do differently; their members run one prompt at a time.
+    """
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise NotImplementedError("attention with soft caps, sinks or biases")
+    rows, query_heads, q, size = query.shape
+    members, heads = key.shape[:2]
+    group = rows * query_heads // (members * heads)
+    mask = attention_mask
+    if sliding_window is not None and key.shape[2] > sliding_window:
+        last = (mask == 0).sum(dim=-1, keepdim=True) - 1
+        keys = torch.arange(key.shape[2], device=key.device)
+        mask = mask.masked_fill(keys <= last - sliding_window, -torch.inf)
+    output = F.scaled_dot_product_attention(
+        query.reshape(members, heads, group * q, size), key, value, attn_mask=mask, scale=scaling
+    )
+    return output.view(rows, query_heads, q, -1).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)

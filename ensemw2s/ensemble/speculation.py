@@ -1,0 +1,251 @@
+"""Drafts: cheap guesses of the next tokens, which the ensemble checks in one pass. Never a change of what comes out.
+
+The ensemble's own choice of a token is a function of what lies before it and of the row's random number for that place
+(`sampling`). A guess is kept if it equals that choice, so greedy and sampled answers are the same, token by token, with
+speculation and without; a draft only changes how many come out of a pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups
+from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.sampling import Sampling, choose
+from ensemw2s.errors import ConfigError
+from ensemw2s.models.loading import load_causal_lm, logits_vocabulary
+
+NGRAM, MEMBER = "ngram", "member"
+LONGEST_NGRAM = 3
+
+TRIAL = 8
+"""Steps after which the pace of drafting, or of not drafting, is known well enough to choose."""
+
+CHECK_EVERY = 200
+"""Steps between two trials of what was not chosen."""
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How drafts are made.
+
+    Attributes:
+        draft: `ngram` (what followed the last few tokens when they came before), `member` (the member with the largest
+            weight), or the folder of a smaller model with the same tokenizer.
+        tokens: Tokens in a draft.
+        always: Draft even where it does not pay.
+    """
+
+    draft: str = NGRAM
+    tokens: int = 4
+    always: bool = False
+
+
+class Draft(Protocol):
+    """Something that guesses."""
+
+    def propose(
+        self,
+        sequences: Sequence[list[int]],
+        room: Sequence[int],
+        sampling: Sequence[Sampling],
+        uniform: Sequence[np.ndarray | None],
+    ) -> list[list[int]]:
+        """Guesses for slots 0, 1, ….
+
+        Args:
+            sequences: Prompt and answer so far of each slot.
+            room: Most tokens that each slot can use.
+            sampling: How each slot's tokens are chosen.
+            uniform: Each slot's random numbers from here on, one a token; None for greedy ones.
+        """
+
+    def move(self, source: int, target: int) -> None:
+        """A slot's row went to another."""
+
+
+class NgramDraft:
+    """What followed the last tokens when they appeared before, in the prompt or in the answer."""
+
+    def __init__(self, tokens: int) -> None:
+        """Args: tokens in a draft."""
+        self.tokens = tokens
+
+    def propose(
+        self,
+        sequences: Sequence[list[int]],
+        room: Sequence[int],
+        sampling: Sequence[Sampling],
+        uniform: Sequence[np.ndarray | None],
+    ) -> list[list[int]]:
+        """See `Draft`."""
+        return [self._follow(np.array(row), min(self.tokens, most)) for row, most in zip(sequences, room, strict=True)]
+
+    def move(self, source: int, target: int) -> None:
+        """Nothing is kept."""
+
+    def _follow(self, row: np.ndarray, count: int) -> list[int]:
+        for n in range(min(LONGEST_NGRAM, len(row) - 1), 0, -1):
+            windows = np.lib.stride_tricks.sliding_window_view(row[:-1], n)
+            places = np.flatnonzero((windows == row[-n:]).all(axis=1))
+            if len(places) and count > 0:
+                after = int(places[-1]) + n
+                return row[after : after + count].tolist()
+        return []
+
+
+class ModelDraft:
+    """A model that goes ahead: a member, whose part of the ensemble's cache it writes on, or one of its own."""
+
+    def __init__(self, group: RowGroup, tokens: int, slots: int, member: slice | None) -> None:
+        """Args: where it runs; tokens in a draft; most prompts at a time; its place if the group is the ensemble's."""
+        self.group, self.tokens, self.member = group, tokens, member
+        self.read: list[list[int]] = [[] for _ in range(slots)]  # a draft of its own has to catch up by itself
+
+    def propose(
+        self,
+        sequences: Sequence[list[int]],
+        room: Sequence[int],
+        sampling: Sequence[Sampling],
+        uniform: Sequence[np.ndarray | None],
+    ) -> list[list[int]]:
+        """See `Draft`; all slots draft as many tokens as the one with most room can use."""
+        count = min(self.tokens, max(room))
+        if count < 1:
+            return [[] for _ in sequences]
+        starts = [self._known(slot, sequence) for slot, sequence in enumerate(sequences)]
+        fed = [sequence[start:] for start, sequence in zip(starts, sequences, strict=True)]
+        drafts: list[list[int]] = [[] for _ in sequences]
+        for step in range(count):
+            logits = self._logits(fed, starts)
+            numbers = [0.0 if row is None or step >= len(row) else row[step] for row in uniform]
+            chosen = choose(
+                torch.log_softmax(logits.float(), dim=-1),
+                sampling,
+                torch.tensor(numbers, dtype=torch.float64, device=logits.device),
+            ).tolist()
+            starts = [start + len(row) for start, row in zip(starts, fed, strict=True)]
+            fed = [[token] for token in chosen]
+            for draft, token in zip(drafts, chosen, strict=True):
+                draft.append(token)
+        if self.member is None:
+            for slot, (sequence, draft) in enumerate(zip(sequences, drafts, strict=True)):
+                self.read[slot] = [*sequence, *draft[:-1]]
+        return [draft[: max(0, most)] for draft, most in zip(drafts, room, strict=True)]
+
+    def move(self, source: int, target: int) -> None:
+        """See `Draft`; the ensemble moves the cache that it shares."""
+        if self.member is None:
+            self.read[target] = self.read[source]
+            self.group.move(source, target)
+
+    def _known(self, slot: int, sequence: list[int]) -> int:
+        """How many tokens of the sequence are in the cache and right; at least the last is read again."""
+        if self.member is not None:
+            return len(sequence) - 1
+        before = self.read[slot]
+        most = min(len(before), len(sequence) - 1)
+        return next((i for i in range(most) if before[i] != sequence[i]), most)
+
+    def _logits(self, rows: list[list[int]], starts: list[int]) -> torch.Tensor:
+        """After the last token of each row, `[slots, vocabulary]`."""
+        counts = [len(row) for row in rows]
+        width = max(counts)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        logits = self.group.logits(ids, starts, counts, members=self.member)[0]
+        return logits[torch.arange(len(rows)), torch.tensor(counts) - 1]
+
+
+def make_draft(speculation: Speculation, model: EnsembleForCausalLM, groups: Sequence[Group], slots: int) -> Draft:
+    """The draft that was asked for.
+
+    Raises:
+        ConfigError: If it is not known, has another vocabulary, or the members cannot check several tokens at once.
+    """
+    if speculation.tokens < 1:
+        raise ConfigError(f"speculation: tokens is {speculation.tokens}; expected at least 1")
+    if alone := [group for group in groups if not isinstance(group, RowGroup)]:
+        name = model.names[alone[0].members[0]]
+        raise ConfigError(f"speculation: {name} runs {alone[0].kind} and cannot take back tokens; turn it off")
+    if speculation.draft == NGRAM:
+        return NgramDraft(speculation.tokens)
+    if speculation.draft == MEMBER:
+        best = int(np.argmax(model.weights))
+        group = next(group for group in groups if best in group.members)
+        assert isinstance(group, RowGroup)
+        place = group.members.index(best)
+        return ModelDraft(group, speculation.tokens, slots, slice(place, place + 1))
+    if not Path(speculation.draft).is_dir():
+        raise ConfigError(
+            f"speculation: draft is {speculation.draft!r}; expected {NGRAM}, {MEMBER} or a model's folder"
+        )
+    network = load_causal_lm(speculation.draft, dtype=model.dtype, device=model.device)
+    if logits_vocabulary(network) != model.vocabulary:
+        raise ConfigError(
+            f"speculation: draft {speculation.draft} has a vocabulary of {logits_vocabulary(network)} tokens and the "
+            f"ensemble one of {model.vocabulary}"
+        )
+    [own] = make_groups([Member(network, None, None)], slots)
+    if not isinstance(own, RowGroup):
+        raise ConfigError(f"speculation: draft {speculation.draft} runs {own.kind}; choose another")
+    return ModelDraft(own, speculation.tokens, slots, None)
+
+
+@dataclass
+class Measured:
+    """One step: what came out of it."""
+
+    tokens: int = 0
+    speculated: bool = False
+
+
+class Pace:
+    """Whether drafts pay: seconds a token with and without them, tried in turn and tried again from time to time.
+
+    Seconds a token depend on how many rows there are, so both are measured for rows of the same order of magnitude.
+    """
+
+    def __init__(self, always: bool = False) -> None:
+        """Args: never stop drafting."""
+        self.always = always
+        self.speculate = True
+        self._steps = 0
+        self._rows = 0
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    @contextmanager
+    def timed(self, rows: int) -> Iterator[Measured]:
+        """Measures the step inside, and decides about the next."""
+        if rows.bit_length() != self._rows:
+            self._rows, self._steps = rows.bit_length(), 0
+            self._seconds = {True: [], False: []}
+            self.speculate = True
+        measured, drafting, start = Measured(), self.speculate, time.perf_counter()
+        yield measured
+        if self.always:
+            return
+        self._steps += 1
+        pace = self._seconds[drafting]
+        pace.append((time.perf_counter() - start) / max(1, measured.tokens))
+        del pace[:-TRIAL]
+        self._decide()
+
+    def _decide(self) -> None:
+        with_, without = (self._seconds[drafting] for drafting in (True, False))
+        if len(with_) < TRIAL:
+            self.speculate = True
+        elif len(without) < TRIAL:
+            self.speculate = False
+        elif self._steps % CHECK_EVERY == 0:
+            self._seconds[not self.speculate].clear()
+            self._decide()
+        else:
+            self.speculate = float(np.median(with_)) < float(np.median(without))
