@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +85,7 @@ class _Row:
     weights: list[float] | None
     uniform: np.ndarray | None
     read: int = 0
-    records: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    records: list[tuple[list[np.ndarray], int, int]] = field(default_factory=list)
 
     @property
     def answered(self) -> int:
@@ -213,8 +212,17 @@ class Engine:
         return self._answer() if self._ready else []
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
-        """Decodes requests to their end; gives each with its index as soon as it is done."""
-        keys = {self.submit(request, f"prompt {i}"): i for i, request in enumerate(requests)}
+        """Decodes requests to their end; gives each with its index as soon as it is done.
+
+        Those that may take longest begin first, so that the last slots do not wait for one of them; of equal ones those
+        with long prompts, so that what is too big for the memory fails at once.
+        """
+
+        def extent(i: int) -> tuple[int, int]:
+            return requests[i].max_new_tokens, len(requests[i].prompt)
+
+        order = sorted(range(len(requests)), key=extent, reverse=True)
+        keys = {self.submit(requests[i], f"prompt {i}"): i for i in order}
         while self.busy:
             for update in self.step():
                 if update.generation is not None and update.key in keys:
@@ -259,12 +267,12 @@ class Engine:
             tokens, records = self._choose(rows, members, counts)
             updates, ended = [], []
             for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-                new, generation = self._take(row, draft, tokens[slot], [part[slot] for part in records])
+                new, generation = self._take(row, draft, tokens[slot], records, slot)
                 updates.append(Update(row.key, new, generation))
                 if generation is not None:
                     ended.append(slot)
             produced = sum(len(update.token_ids) for update in updates)
-            measured.tokens, measured.speculated = produced, any(drafts)
+            measured.tokens = produced
         self.counters.steps += 1
         self.counters.rows += len(rows)
         self.counters.tokens += produced
@@ -295,7 +303,7 @@ class Engine:
 
     def _choose(
         self, rows: list[_Row], members: torch.Tensor, counts: list[int]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    ) -> tuple[list[list[int]], list[np.ndarray]]:
         """Tokens `[slots, q]`, and what is recorded of each: arrays whose first two dimensions are slots and q."""
         model, q = self.model, members.shape[2]
         combined = combine(members, model.weights, model.rule)
@@ -319,21 +327,23 @@ class Engine:
         top = max(row.request.distributions for row in rows)
         votes = max(row.request.votes for row in rows)
         for count, source in ((top, combined), (votes, members.permute(1, 2, 0, 3))):
-            likeliest = source.topk(count, dim=-1) if count else None
-            records.append(likeliest.indices.int().cpu().numpy() if likeliest else np.zeros(whole.shape[:2]))
-            records.append(likeliest.values.cpu().numpy() if likeliest else np.zeros(whole.shape[:2]))
-        return whole[:, :, 0], records
+            if count:
+                likeliest = source.topk(count, dim=-1)
+                records += [likeliest.indices.int().cpu().numpy(), likeliest.values.cpu().numpy()]
+            else:
+                records += [whole, whole]  # not read
+        return whole[:, :, 0].tolist(), records
 
     def _take(
-        self, row: _Row, draft: list[int], tokens: np.ndarray, records: list[np.ndarray]
+        self, row: _Row, draft: list[int], tokens: list[int], records: list[np.ndarray], slot: int
     ) -> tuple[list[int], Generation | None]:
         """Keeps the tokens that follow from each other: those the draft has right, and the one after them."""
         new: list[int] = []
         for place in range(len(draft) + 1):
-            token = int(tokens[place])
+            token = tokens[place]
             new.append(token)
             row.sequence.append(token)
-            row.records.append(tuple(part[place] for part in records))
+            row.records.append((records, slot, place))
             row.read += 1
             reason, stop = self._ended(row, token)
             accepted = place < len(draft) and draft[place] == token
@@ -350,7 +360,8 @@ class Engine:
             return "stop", None
         if request.stop:
             assert self.tokenizer is not None
-            last = min(row.answered, max(map(len, request.stop)) + STOP_MARGIN)
+            bytes_ = max(len(stop.encode()) for stop in request.stop)  # as many tokens, at the most
+            last = min(row.answered, bytes_ + STOP_MARGIN)
             text = str(self.tokenizer.decode(row.sequence[-last:]))
             if found := [stop for stop in request.stop if stop in text]:
                 return "stop", min(found, key=text.index)
@@ -358,23 +369,21 @@ class Engine:
 
     def _generation(self, row: _Row, reason: str, stop: str | None) -> Generation:
         n, members, request = len(row.records), self.model.num_members, row.request
-        parts: list[Any] = list(zip(*row.records, strict=True)) if n else [()] * 6
-        logprobs = np.array(parts[0], np.float32)
-        votes = np.array(parts[1], np.int32).reshape(n, members)
+        logprobs, votes = _column(row, 0), _column(row, 1).reshape(n, members)
         tokens = row.sequence[row.prompt_length :]
         shares = np.array(row.weights or self.model.weights, np.float32)
         top, own = request.distributions, request.votes
         return Generation(
             token_ids=tokens,
-            logprobs=logprobs,
-            agreement=np.minimum((votes == np.array(tokens, np.int32)[:, None]).astype(np.float32) @ shares, 1.0),
-            votes=votes,
+            logprobs=logprobs.astype(np.float32),
+            agreement=np.minimum((votes == np.array(tokens)[:, None]).astype(np.float32) @ shares, 1.0),
+            votes=votes.astype(np.int32),
             finish_reason=reason,
             stop=stop,
-            top_tokens=_first(parts[2], (n,), top, np.int32),
-            top_logprobs=_first(parts[3], (n,), top, np.float32),
-            vote_tokens=_first(parts[4], (n, members), own, np.int32),
-            vote_logprobs=_first(parts[5], (n, members), own, np.float32),
+            top_tokens=_likeliest(row, 2, n, top).astype(np.int32) if top else None,
+            top_logprobs=_likeliest(row, 3, n, top).astype(np.float32) if top else None,
+            vote_tokens=_likeliest(row, 4, n, members, own).astype(np.int32) if own else None,
+            vote_logprobs=_likeliest(row, 5, n, members, own).astype(np.float32) if own else None,
         )
 
     def _release(self, slot: int) -> None:
@@ -402,11 +411,15 @@ def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, list[int]]:
     return torch.tensor([row + [0] * (width - len(row)) for row in rows]), counts
 
 
-def _first(parts: Sequence[np.ndarray], shape: tuple[int, ...], count: int, dtype: type) -> np.ndarray | None:
-    """The first `count` of what was recorded (others in the batch may have asked for more); None for 0."""
-    if not count:
-        return None
-    return np.stack([part[..., :count] for part in parts]).astype(dtype) if parts else np.zeros((*shape, count), dtype)
+def _column(row: _Row, part: int) -> np.ndarray:
+    """One kind of record of all of a row's tokens, `[n, ...]`."""
+    return np.array([records[part][slot, place] for records, slot, place in row.records])
+
+
+def _likeliest(row: _Row, part: int, *shape: int) -> np.ndarray:
+    """The same for likeliest tokens; others in the batch may have asked for more, at some steps or at all."""
+    steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in row.records]
+    return np.array(steps).reshape(shape)
 
 
 def decode(

@@ -121,6 +121,7 @@ class RowGroup:
         """See `Group`."""
         self._forward(self.network.get_decoder(), ids, starts, first, members or self.everyone)
 
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """See `Group`."""
         self.cache.move(source, target)
@@ -136,7 +137,9 @@ class RowGroup:
         length = max(starts) + q
         self.cache.reserve(length)
         same = starts[0] if min(starts) == max(starts) else None
-        self.cache.view = view = View(members, slice(first, first + slots), positions, length, same)
+        rows = torch.arange(slots, device=self.device).unsqueeze(-1)
+        whole = (count, slots) == (self.cache.members, self.cache.slots)
+        self.cache.view = view = View(members, slice(first, first + slots), positions, length, rows, same, whole)
         mask = causal_mask(view, self.heads, self.group, self.network.dtype)
         # What fills a row up may lie beyond the context; it is not looked at, but has to have a position.
         named = positions.clamp(max=self.limit - 1) if self.limit and length > self.limit else positions
@@ -172,8 +175,9 @@ class AloneGroup:
                 self._row(first + i, ids[i, :count], starts[i])
 
     def move(self, source: int, target: int) -> None:
-        """See `Group`; the source is used no more."""
-        self.caches[target] = self.caches.pop(source)
+        """See `Group`; the source is used no more, and has nothing yet where none of its prompt was read."""
+        if source in self.caches:
+            self.caches[target] = self.caches.pop(source)
 
     @torch.inference_mode()
     def _row(self, slot: int, ids: torch.Tensor, start: int) -> torch.Tensor:
@@ -267,7 +271,7 @@ def _check_same(group: RowGroup, members: Sequence[Member]) -> None:
             start = (3, 2)[slot]
             tokens = torch.cat([rows[slot, :start], rows[slot, 3:]])
             alone = AloneGroup(0, member, "").logits(tokens.unsqueeze(0), [0], [len(tokens)])[0, 0]
-            likely, ids = alone[-4:].float().log_softmax(-1).topk(8)
+            likely, ids = alone[-4:].float().log_softmax(-1).topk(min(8, vocabulary))
             apart = (likely - got[index, slot].gather(-1, ids)).abs().mean().item()
             allowed = TOLERANCE * (1 if group.network.dtype == torch.float32 else HALF)
             if not apart <= allowed:

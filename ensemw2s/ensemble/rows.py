@@ -35,7 +35,7 @@ class Active:
 
     def of(self, stacked: torch.Tensor) -> torch.Tensor:
         """The weights of these members, `[count, ...]`."""
-        return stacked[self.members]
+        return stacked if self.count == len(stacked) else stacked[self.members]
 
 
 class _Layer(nn.Module):
@@ -117,7 +117,7 @@ class StackedEmbedding(_Layer):
 
 
 class StackedNorm(_Layer):
-    """Normalisations whose weights multiply (and add) element by element: the architecture's own, one weight a row."""
+    """Normalisations whose weights multiply (and add) element by element, one weight a row."""
 
     def __init__(self, norm: nn.Module, weights: dict[str, torch.Tensor], active: Active) -> None:
         """Args: a copy of a member's module without its weights; `[members, 1, width]` each; the members at work."""
@@ -126,16 +126,43 @@ class StackedNorm(_Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = self.parts(x)
+        weights = {name: self.active.of(weight) for name, weight in self.weights.items()}
         if isinstance(self.norm, nn.LayerNorm):
             out = F.layer_norm(rows, rows.shape[-1:], eps=self.norm.eps)
-            for name, combine in (("weight", torch.mul), ("bias", torch.add)):
-                if name in self.weights:
-                    out = combine(out, self.active.of(self.weights[name]))
-        else:
-            for name, weight in self.weights.items():
-                setattr(self.norm, name, self.active.of(weight))
-            out = self.norm(rows)
-        return out.view(x.shape)
+        elif isinstance(self.norm, RootMeanSquare):
+            out = F.rms_norm(rows, rows.shape[-1:], eps=self.norm.eps)
+        else:  # the architecture's own, with one weight a row
+            for name, weight in weights.items():
+                setattr(self.norm, name, weight)
+            return self.norm(rows).view(x.shape)
+        if "weight" in weights:
+            out = out * weights["weight"]
+        return (out + weights["bias"] if "bias" in weights else out).view(x.shape)
+
+
+class RootMeanSquare(nn.Module):
+    """An architecture's root-mean-square norm as the one operation that it is."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        """Args: the norm's weight, which is shared; what keeps its root from 0."""
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+
+    @classmethod
+    @torch.no_grad()
+    def like(cls, norm: nn.Module) -> RootMeanSquare | None:
+        """The same as a norm of any architecture, if it does the same to a few random rows; else None."""
+        eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        if not _is_rms_norm(norm) or not isinstance(eps, float):
+            return None
+        weight = norm.weight
+        assert isinstance(weight, nn.Parameter)
+        same = cls(weight, eps)
+        rows = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+        return same if torch.allclose(norm(rows), same(rows), rtol=1e-5, atol=1e-6) else None
 
 
 def shared_base(bases: PreTrainedModel, adapters: Sequence[str | None], active: Active) -> PreTrainedModel:
@@ -155,7 +182,7 @@ def shared_base(bases: PreTrainedModel, adapters: Sequence[str | None], active: 
 
     def replace(module: nn.Module) -> nn.Module | None:
         if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            return _for_few_rows(module)
+            return RootMeanSquare.like(module) or _for_few_rows(module)
         if type(module) is not LoraLinear or not isinstance(module.base_layer, nn.Linear | Conv1D):
             raise NotStackable(f"adapters of kind {type(module).__name__}")
         names = [name if name in module.lora_A else None for name in adapters]
@@ -211,7 +238,7 @@ def stacked(networks: Sequence[PreTrainedModel], active: Active) -> PreTrainedMo
             return StackedLinear(weight, parts["bias"].unsqueeze(1) if "bias" in parts else None, active)
         if isinstance(module, nn.Embedding):
             return StackedEmbedding(parts["weight"], active)
-        norm = copy.copy(module)
+        norm = copy.copy(RootMeanSquare.like(module) or module)
         norm._parameters = {}
         return StackedNorm(norm, {name: part.unsqueeze(1) for name, part in parts.items()}, active)
 
@@ -259,6 +286,10 @@ def _known(module: nn.Module) -> bool:
         return True
     if type(module) is nn.Embedding:
         return module.max_norm is None
+    return _is_rms_norm(module)
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("RMSNorm") and set(_own(module)) == {"weight"}
 
 

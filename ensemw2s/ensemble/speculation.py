@@ -201,51 +201,52 @@ def make_draft(speculation: Speculation, model: EnsembleForCausalLM, groups: Seq
 
 @dataclass
 class Measured:
-    """One step: what came out of it."""
+    """One step: how many tokens came out of it."""
 
     tokens: int = 0
-    speculated: bool = False
 
 
 class Pace:
     """Whether drafts pay: seconds a token with and without them, tried in turn and tried again from time to time.
 
-    Seconds a token depend on how many rows there are, so both are measured for rows of the same order of magnitude.
+    Seconds a token depend on how many rows there are, so each order of magnitude of them is judged by itself.
+
+    Attributes:
+        speculate: Whether the last step made drafts, or would have.
     """
 
     def __init__(self, always: bool = False) -> None:
         """Args: never stop drafting."""
         self.always = always
         self.speculate = True
-        self._steps = 0
-        self._rows = 0
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._trials: dict[int, _Trial] = {}
 
     @contextmanager
     def timed(self, rows: int) -> Iterator[Measured]:
-        """Measures the step inside, and decides about the next."""
-        if rows.bit_length() != self._rows:
-            self._rows, self._steps = rows.bit_length(), 0
-            self._seconds = {True: [], False: []}
-            self.speculate = True
-        measured, drafting, start = Measured(), self.speculate, time.perf_counter()
+        """Decides whether the step inside drafts, and measures it."""
+        trial = self._trials.setdefault(rows.bit_length(), _Trial())
+        self.speculate = self.always or trial.better()
+        measured, start = Measured(), time.perf_counter()
         yield measured
-        if self.always:
-            return
-        self._steps += 1
-        pace = self._seconds[drafting]
-        pace.append((time.perf_counter() - start) / max(1, measured.tokens))
-        del pace[:-TRIAL]
-        self._decide()
+        trial.add(self.speculate, (time.perf_counter() - start) / max(1, measured.tokens))
 
-    def _decide(self) -> None:
-        with_, without = (self._seconds[drafting] for drafting in (True, False))
+
+class _Trial:
+    """Seconds a token of the last steps with drafts and without."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    def add(self, drafting: bool, seconds: float) -> None:
+        self._steps += 1
+        self._seconds[drafting].append(seconds)
+        del self._seconds[drafting][:-TRIAL]
+        if self._steps % CHECK_EVERY == 0:
+            self._seconds[not drafting].clear()
+
+    def better(self) -> bool:
+        with_, without = self._seconds[True], self._seconds[False]
         if len(with_) < TRIAL:
-            self.speculate = True
-        elif len(without) < TRIAL:
-            self.speculate = False
-        elif self._steps % CHECK_EVERY == 0:
-            self._seconds[not self.speculate].clear()
-            self._decide()
-        else:
-            self.speculate = float(np.median(with_)) < float(np.median(without))
+            return True
+        return len(without) == TRIAL and float(np.median(with_)) < float(np.median(without))
