@@ -353,6 +353,18 @@ class LabelingConfig(Section):
     soft_top_k: Annotated[int, Field(ge=0, le=256)] = Field(
         0, description="Keep this many of a token's distribution; 0: none."
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Type of the weights while decoding and scoring; auto: bf16 on GPUs that have it, else fp32.",
+    )
+    speculation: str = Field(
+        "none",
+        min_length=1,
+        description="Drafts that the ensemble checks several tokens at a time, with the same answers: none, ngram "
+        "(what followed the last tokens before), member (the expert with the largest weight), or the folder of a "
+        "smaller model with the same tokenizer. They stop where they do not pay.",
+    )
+    speculation_tokens: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Tokens in a draft.")
 
     @model_validator(mode="after")
     def _pool(self) -> LabelingConfig:

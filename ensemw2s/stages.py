@@ -169,7 +169,11 @@ class _Builder:
         evaluation = Stage(
             "evaluation",
             self.root / "evaluation",
-            {**settings_of(config.evaluation, "evaluation"), "labeling.max_new_tokens": config.labeling.max_new_tokens},
+            {
+                **settings_of(config.evaluation, "evaluation"),
+                "labeling.max_new_tokens": config.labeling.max_new_tokens,
+                "labeling.precision": config.labeling.precision,
+            },
             tuple(
                 stage
                 for stage in (
@@ -331,7 +335,9 @@ class _Builder:
         self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
     ) -> dict[str, Stage]:
         labeling = self.config.labeling
-        kept = {k: getattr(labeling, k) for k in ("max_new_tokens", "soft_top_k", "batch_size", "chunk_size")}
+        kept = {
+            k: getattr(labeling, k) for k in ("max_new_tokens", "soft_top_k", "batch_size", "chunk_size", "precision")
+        }
         settings = {f"labeling.{key}": value for key, value in kept.items()}
         labels = {"ensemw2s": Stage("labels", self.root / "labels", settings, (data, ensemble))}
         others: dict[str, tuple[Stage, ...]] = {}

@@ -20,15 +20,15 @@ from ensemw2s.data.tokens import TokenData
 class Scorer:
     """Scores chunks of a token table with several models (a worker for `labeling.stream`)."""
 
-    def __init__(self, models: list[str], batch_size: int) -> None:
-        import torch
-
+    def __init__(self, models: list[str], batch_size: int, precision: str) -> None:
         from ensemw2s.ensemble.members import load_members
         from ensemw2s.ensemble.model import EnsembleForCausalLM
+        from ensemw2s.ensemble.voter import best_device, weights_type
 
         self._batch_size = batch_size
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = EnsembleForCausalLM(load_members(models, device=device), [1.0] * len(models))
+        device = best_device()
+        members = load_members(models, device=device, dtype=weights_type(precision, device))
+        self._model = EnsembleForCausalLM(members, [1.0] * len(models))
 
     def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """Returns the first row's number and the models' tokens: int32 bytes of [models, answer tokens]."""
@@ -69,7 +69,7 @@ def predictions(
     done = 0
     # workers do not share this process's working folder; a hub id stays as it is
     places = [str(Path(model).resolve()) if Path(model).exists() else model for model in models]
-    arguments = {"models": places, "batch_size": labeling.batch_size}
+    arguments = {"models": places, "batch_size": labeling.batch_size, "precision": labeling.precision}
     for row in stream(work, Scorer, arguments, labeling=labeling, actors=actors, reuse=True):
         parts[row["start"]] = np.frombuffer(row["tokens"], np.int32).reshape(len(models), -1)
         done += row["rows"]

@@ -7,6 +7,7 @@ speculation and without; a draft only changes how many come out of a pass.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ensemw2s.config import LabelingConfig
 from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.sampling import Sampling, choose
 from ensemw2s.errors import ConfigError
 from ensemw2s.models.loading import load_causal_lm, logits_vocabulary
+
+log = logging.getLogger(__name__)
 
 NGRAM, MEMBER = "ngram", "member"
 LONGEST_NGRAM = 3
@@ -47,6 +51,13 @@ class Speculation:
     draft: str = NGRAM
     tokens: int = 4
     always: bool = False
+
+
+def as_asked(labeling: LabelingConfig) -> Speculation | None:
+    """The drafts that a config asks for."""
+    if labeling.speculation == "none":
+        return None
+    return Speculation(labeling.speculation, labeling.speculation_tokens)
 
 
 class Draft(Protocol):
@@ -164,17 +175,20 @@ class ModelDraft:
         return logits[torch.arange(len(rows)), torch.tensor(counts) - 1]
 
 
-def make_draft(speculation: Speculation, model: EnsembleForCausalLM, groups: Sequence[Group], slots: int) -> Draft:
-    """The draft that was asked for.
+def make_draft(
+    speculation: Speculation, model: EnsembleForCausalLM, groups: Sequence[Group], slots: int
+) -> Draft | None:
+    """The draft that was asked for; None, and a warning, if a member cannot take tokens back.
 
     Raises:
-        ConfigError: If it is not known, has another vocabulary, or the members cannot check several tokens at once.
+        ConfigError: If it is not known, or has another vocabulary.
     """
     if speculation.tokens < 1:
         raise ConfigError(f"speculation: tokens is {speculation.tokens}; expected at least 1")
     if alone := [group for group in groups if not isinstance(group, RowGroup)]:
         name = model.names[alone[0].members[0]]
-        raise ConfigError(f"speculation: {name} runs {alone[0].kind} and cannot take back tokens; turn it off")
+        log.warning("no speculation: %s runs %s and may not be able to take tokens back", name, alone[0].kind)
+        return None
     if speculation.draft == NGRAM:
         return NgramDraft(speculation.tokens)
     if speculation.draft == MEMBER:

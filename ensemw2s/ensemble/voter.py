@@ -56,34 +56,49 @@ class Loaded:
         return int(self.tokenizer.eos_token_id)
 
 
-def load_voters(voters: list[Voter], *, device: str | None = None, dtype: torch.dtype = torch.float32) -> list[Loaded]:
+def best_device() -> str:
+    """The GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def weights_type(precision: str, device: str) -> torch.dtype:
+    """The type of the weights that a precision means on a device.
+
+    Args:
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on GPUs that have it, else fp32.
+        device: Where the models are.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def load_voters(voters: list[Voter], *, device: str | None = None, precision: str = "fp32") -> list[Loaded]:
     """Loads voters of one tokenizer; a model that several share is in memory once.
 
     Args:
         voters: Descriptions.
         device: Where; none: the GPU if there is one.
-        dtype: Type of the weights.
+        precision: See `weights_type`.
 
     Raises:
         ModelError: If a model cannot be loaded.
     """
-    return [*_load_saved(voters, device, dtype)] if voters[0].ensemble else _load_models(voters, device, dtype)
+    place = device or best_device()
+    dtype = weights_type(precision, place)
+    return [*_load_saved(voters, place, dtype)] if voters[0].ensemble else _load_models(voters, place, dtype)
 
 
-def _load_saved(voters: list[Voter], device: str | None, dtype: torch.dtype) -> Iterator[Loaded]:
+def _load_saved(voters: list[Voter], device: str, dtype: torch.dtype) -> Iterator[Loaded]:
     for voter in voters:
         assert voter.ensemble is not None, "saved ensembles and single models are loaded apart"
-        saved = Ensemble.from_pretrained(voter.ensemble, device=_place(device), dtype=dtype)
+        saved = Ensemble.from_pretrained(voter.ensemble, device=device, dtype=dtype)
         yield Loaded(saved.model, saved.tokenizer)
 
 
-def _place(device: str | None) -> str:
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _load_models(voters: list[Voter], device: str | None, dtype: torch.dtype) -> list[Loaded]:
+def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[Loaded]:
     paths = list(dict.fromkeys(path for voter in voters for path in voter.models))
-    models = dict(zip(paths, load_members(paths, device=_place(device), dtype=dtype), strict=True))
+    models = dict(zip(paths, load_members(paths, device=device, dtype=dtype), strict=True))
     tokenizer = load_tokenizer(paths[0])
     return [
         Loaded(EnsembleForCausalLM([models[p] for p in voter.models], voter.weights, voter.rule), tokenizer)

@@ -21,6 +21,7 @@ from ensemw2s.data.tokens import TokenData, tokenize_examples
 from ensemw2s.ensemble.engine import decode
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
+from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.systems import Group
 from ensemw2s.labeling.labels import answer_text
@@ -47,7 +48,7 @@ class Evaluator:
         """Returns each voter's columns as JSON text."""
         group = self._groups[chunk["group"]]
         if self._loaded[0] != group.name:
-            self._loaded = (group.name, load_voters(list(group.voters)))
+            self._loaded = (group.name, load_voters(list(group.voters), precision=self._labeling.precision))
         examples = read_chunk(chunk)
         columns = {}
         for voter, loaded in zip(group.voters, self._loaded[1], strict=True):
@@ -101,6 +102,7 @@ def evaluate(
             max_new_tokens=labeling.max_new_tokens,
             eos_ids=loaded.eos_id,
             batch_size=labeling.batch_size,
+            speculation=as_asked(labeling),
         )
         seconds = (time.monotonic() - began) / len(generations)
         columns |= {

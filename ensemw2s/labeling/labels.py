@@ -21,6 +21,7 @@ from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.engine import decode
 from ensemw2s.ensemble.requests import Generation
+from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.stream import Chunk, chunks, read_chunk, stream
@@ -64,7 +65,8 @@ class Labeler:
         began = time.monotonic()
         output = str(chunk["output"])
         if output not in self._loaded:
-            self._loaded = {output: load_voters([self._voters[output]])[0]}  # one at a time: memory is for one ensemble
+            self._loaded = {}  # one at a time: memory is for one ensemble
+            self._loaded[output] = load_voters([self._voters[output]], precision=self._labeling.precision)[0]
         prompts = read_chunk(chunk).select(["id", "prompt"])
         table = label(prompts, self._loaded[output], self._data, self._labeling)
         write_part(table, Path(output) / part_name(chunk))
@@ -93,6 +95,7 @@ def label(prompts: pa.Table, loaded: Loaded, data: DataConfig, labeling: Labelin
         eos_ids=loaded.eos_id,
         batch_size=labeling.batch_size,
         distributions=labeling.soft_top_k,
+        speculation=as_asked(labeling),
     )
     schema = LABEL_SCHEMA
     if labeling.soft_top_k:

@@ -134,6 +134,7 @@ def _worker(worker: type, arguments: str) -> Any:
 
 
 def _in_pooled_process(row: dict[str, Any], worker: type, arguments: str) -> dict[str, Any]:
+    _use_own_cores()
     try:
         result: dict[str, Any] = _worker(worker, arguments)(row["chunk"])
         return result
@@ -141,10 +142,20 @@ def _in_pooled_process(row: dict[str, Any], worker: type, arguments: str) -> dic
         return _failure(error)
 
 
+def _use_own_cores() -> None:
+    """As many threads as Ray gave cores to this process: more would wait for each other."""
+    import torch
+
+    threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 class _Actor:
     """Hands the chunk in a Ray Data row to the worker; the worker's flat dictionary is the row that comes out."""
 
     def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+        _use_own_cores()
         self._worker, self._failed = None, None
         try:
             self._worker = worker(**arguments)

@@ -42,7 +42,7 @@ def naive(folder, rows) -> list[int]:
 
 
 def test_each_models_choice_at_every_answer_token_in_the_tables_order(place):
-    scorer = Scorer([str(place / "0"), str(place / "1")], batch_size=2)
+    scorer = Scorer([str(place / "0"), str(place / "1")], batch_size=2, precision="fp32")
     rows = pq.read_table(place / "tokens.parquet").to_pylist()
     parts = {}
     for chunk in reversed(chunks(place / "tokens.parquet", 3)):
