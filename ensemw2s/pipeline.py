@@ -77,7 +77,8 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
         ArtifactError: If a stage was made with another config and `fresh` is not set.
     """
     status = {}
-    for stage in graph.stages():
+    second_tries = [expert.stage for r in graph.rounds for expert in r.retries]
+    for stage in (*graph.stages(), *second_tries):
         try:
             status[stage.name] = store.is_done(stage.path, stage.description)
         except ArtifactError:
@@ -85,7 +86,7 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
                 raise
             shutil.rmtree(stage.path)
             status[stage.name] = False
-    return status
+    return {name: done for name, done in status.items() if name not in {stage.name for stage in second_tries}}
 
 
 def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> dict[str, Any]:

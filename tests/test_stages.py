@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from ensemw2s import store
 from ensemw2s.config import SYSTEMS, Config, parse_config
+from ensemw2s.errors import ArtifactError
+from ensemw2s.pipeline import check_stages
 from ensemw2s.stages import Graph, Stage, build_graph, model_identity, run_directory
 
 STUDENTS = {f"students/{name}" for name in SYSTEMS if name.startswith("student_")}
@@ -328,3 +331,14 @@ def test_text_for_the_corpus_is_known_by_its_content(tmp_path):
 def test_the_order_of_keys_in_the_file_does_not_matter():
     turned = {key: tree()[key] for key in reversed(tree())}
     assert {s.name: s.fingerprint for s in build_graph(parse_config(turned)).stages()} == fingerprints()
+
+
+def test_fresh_also_deletes_second_tries_of_another_config(tmp_path):
+    stages = graph(**{"storage": str(tmp_path), "boosting.on_failure": "retry"})
+    retry = stages.rounds[1].retries[0].stage
+    with store.publish(retry.path, {**retry.description, "settings": {"expert.epochs": 99}}) as folder:
+        store.write_json(folder / "train.json", {})
+    with pytest.raises(ArtifactError, match="experts/0-retry was made with another config"):
+        check_stages(stages)
+    assert not any(check_stages(stages, fresh=True).values())
+    assert not retry.path.exists()

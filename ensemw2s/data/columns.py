@@ -124,6 +124,15 @@ def _value(spec: str, row: Row, field: str, origin: str, render: Callable[[str],
         raise DataError(f"{origin}: template {spec!r} of columns.{field} failed: {error}; {_present(row)}") from None
 
 
+def answer_text(columns: Columns, row: Row, *, origin: str) -> str | None:
+    """The answer of a row, null if it has none.
+
+    Raises:
+        DataError: The column is missing, or the template fails.
+    """
+    return _text(columns.answer, row, "answer", origin)
+
+
 def _text(spec: str, row: Row, field: str, origin: str, absent_ok: bool = False) -> str | None:
     if absent_ok and "{{" not in spec and spec not in row:
         return None

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ensemw2s.config import DataConfig, FilesSource, HuggingFaceSource, ReasoningGymSource
-from ensemw2s.data.columns import render_row
+from ensemw2s.data.columns import answer_text, render_row
 from ensemw2s.data.examples import content_key, example_id, example_table
 from ensemw2s.data.readers import OriginRow, Part, make_reader
 from ensemw2s.errors import DataError
@@ -160,14 +160,29 @@ def check_source(config: DataConfig) -> pa.Table:
         reader = make_reader(source)
         sampled = 0
         for part in parts:
-            rows = reader.sample(part)
-            for example in _distinct(source, rows, set(), float(part == "hard"), optional):
+            rows = list(reader.sample(part))
+            if optional and source is not config.hard_source:
+                _check_answers(source, rows)
+            for example in _distinct(source, iter(rows), set(), float(part == "hard"), optional):
                 sampled += 1
                 if example is not None:
                     examples.append(example)
         if sampled == 0:
             raise DataError(f"the {source.kind} source holds no rows: {_where(source)}")
     return example_table(examples)
+
+
+def _check_answers(source: AnySource, rows: list[OriginRow]) -> None:
+    """Raises the error of a missing answer column where no row has it: some rows are easy, and these need answers."""
+    errors = []
+    for origin, row in rows:
+        try:
+            answer_text(source.columns, row, origin=origin)
+            return
+        except DataError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def allows_missing_answers(config: DataConfig, source: AnySource) -> bool:

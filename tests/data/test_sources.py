@@ -152,3 +152,17 @@ def test_the_identity_has_both_sources(tmp_path):
     assert both["source"]["files"][0]["path"] == source.paths[0]
     assert json.loads(json.dumps(both)) == both
     assert set(sources_identity(data(source))) == {"source"}
+
+
+def by_difficulty(tmp_path, *parts):
+    paths = [files(tmp_path, rows, f"{i}.jsonl").paths[0] for i, rows in enumerate(parts)]
+    source = FilesSource(paths=paths, columns=Columns(difficulty="level"))
+    return DataConfig(source=source, split={"mode": "difficulty", "difficulty_from": "column", "easy_max": 1})
+
+
+def test_an_answer_column_that_no_file_has_is_found_before_anything_starts(tmp_path):
+    easy, hard = [{"prompt": "a", "reply": "x", "level": 0}], [{"prompt": "b", "level": 2}]
+    with pytest.raises(DataError, match="answer"):
+        check_source(by_difficulty(tmp_path, easy, hard))
+    labelled = [{"prompt": "a", "answer": "x", "level": 0}]
+    assert check_source(by_difficulty(tmp_path, hard, labelled))["answer"].to_pylist() == [None, "x"]
