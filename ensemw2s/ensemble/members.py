@@ -15,8 +15,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ensemw2s.errors import ResourceError
 from ensemw2s.models.adapters import ADAPTER_CONFIG, adapter_base, load_adapter
-from ensemw2s.models.loading import load_causal_lm
+from ensemw2s.models.loading import load_causal_lm, model_info
+
+WEIGHTS_SHARE = 0.7
+"""Share of a GPU's free memory that weights may take; the rest is for the cache and for what a forward pass needs."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,20 @@ def load_members(
     Args:
         directories: Folders written by `models.loading.save_trained`, in the members' order.
         dtype: Type of the weights in memory.
-        device: Where they go.
+        device: Where they go; `cuda` without a number: over all GPUs, where they do not fit on the first.
 
     Returns:
         A member for each folder, for `EnsembleForCausalLM`.
 
     Raises:
         ModelError: If one cannot be loaded.
+        ResourceError: If there is more than one GPU, and one model is too big for any of them.
     """
+    homes = _devices([Path(path) for path in directories], dtype, str(device))
     shared: dict[tuple[str, str | None], PeftModel] = {}
     members: list[MemberModel] = []
     for index, directory in enumerate(Path(path) for path in directories):
+        device = homes[index]
         if not (directory / ADAPTER_CONFIG).exists():
             members.append(load_causal_lm(directory, dtype=dtype, device=device))
             continue
@@ -64,3 +71,45 @@ def load_members(
         shared[key] = load_adapter(target, directory, name)
         members.append(AdapterMember(shared[key], name))
     return members
+
+
+def place(sizes: Sequence[int], room: Sequence[int]) -> list[int]:
+    """Which device each model goes to: all to the first if they fit, else the largest first to where most room is.
+
+    Args:
+        sizes: Bytes of each model.
+        room: Bytes that each device has for models.
+
+    Returns:
+        An index into `room` for each model.
+
+    Raises:
+        ResourceError: If a model fits nowhere.
+    """
+    if sum(sizes) <= room[0]:
+        return [0] * len(sizes)
+    left, homes = list(room), [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        home = left.index(max(left))
+        if sizes[index] > left[home]:
+            gib = [f"{value / 2**30:.1f}" for value in (sizes[index], left[home])]
+            raise ResourceError(
+                f"an ensemble of {len(sizes)} models does not fit: one of {gib[0]} GiB, and {gib[1]} GiB left on the "
+                "emptiest GPU; give an actor more GPUs (labeling.gpus_per_actor), or take fewer or smaller experts"
+            )
+        homes[index] = home
+        left[home] -= sizes[index]
+    return homes
+
+
+def _devices(directories: Sequence[Path], dtype: torch.dtype, device: str) -> list[str]:
+    """Where each member's model goes; adapters go where their base is."""
+    count = torch.cuda.device_count() if device == "cuda" else 0
+    if count < 2:
+        return [device] * len(directories)
+    keys = [adapter_base(path)["path"] if (path / ADAPTER_CONFIG).exists() else str(path) for path in directories]
+    unique = list(dict.fromkeys(keys))
+    sizes = [model_info(key).parameters * dtype.itemsize for key in unique]
+    room = [int(torch.cuda.mem_get_info(index)[0] * WEIGHTS_SHARE) for index in range(count)]
+    homes = dict(zip(unique, place(sizes, room), strict=True))
+    return [f"cuda:{homes[key]}" for key in keys]

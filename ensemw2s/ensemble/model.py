@@ -221,7 +221,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 network.set_adapter(adapter, inference_mode=True)
         # Older architectures count positions themselves and give all logits.
         accepted = {key: value for key, value in inputs.items() if key in self._accepts[index]}
-        logits = _bare(network)(**accepted, return_dict=True).logits
+        home = _bare(network).device  # members may be on several
+        accepted = {key: value.to(home) if torch.is_tensor(value) else value for key, value in accepted.items()}
+        logits = _bare(network)(**accepted, return_dict=True).logits.to(self.device)
         if inputs["logits_to_keep"] and "logits_to_keep" not in accepted:
             logits = logits[:, -inputs["logits_to_keep"] :]
         return torch.log_softmax(logits.float(), dim=-1)
