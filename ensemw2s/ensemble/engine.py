@@ -222,11 +222,17 @@ class Engine:
             return requests[i].max_new_tokens, len(requests[i].prompt)
 
         order = sorted(range(len(requests)), key=extent, reverse=True)
-        keys = {self.submit(requests[i], f"prompt {i}"): i for i in order}
-        while self.busy:
-            for update in self.step():
-                if update.generation is not None and update.key in keys:
-                    yield keys[update.key], update.generation
+        keys: dict[int, int] = {}
+        try:
+            for i in order:
+                keys[self.submit(requests[i], f"prompt {i}")] = i
+            while keys:
+                for update in self.step():
+                    if update.generation is not None and update.key in keys:
+                        yield keys.pop(update.key), update.generation
+        finally:
+            for key in keys:  # of an error, or of a caller who has seen enough
+                self.cancel(key)
 
     def _admit(self) -> None:
         """Gives free slots to the next requests, as many as one chunk can read; a longer prompt goes alone."""
@@ -464,11 +470,11 @@ def decode(
     """
     ensemble = as_ensemble(model)
     check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    seeds = [int(seed)] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
     if len(seeds) != len(prompts) or any(value < 0 for value in seeds):
         raise ConfigError(f"seed is {seed}; expected a number of at least 0, or one for each of {len(prompts)} prompts")
     sampling = Sampling(temperature, top_k, top_p)
-    ends = (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
+    ends = (int(eos_ids),) if isinstance(eos_ids, int | np.integer) else tuple(eos_ids)
     results: list[Generation | None] = [None] * len(prompts)
     wrong: dict[int, EnsemW2SError] = {}
     engine = _engine(ensemble, batch_size, speculation)
@@ -495,8 +501,11 @@ def decode(
 
 def _engine(ensemble: EnsembleForCausalLM, slots: int, speculation: Speculation | None) -> Engine:
     """The engine of the last call where it fits: groups are checked against their members only once."""
-    last: Engine | None = getattr(ensemble, "last_engine", None)
-    if last is not None and not last.busy and last.slots == slots and last.speculation == speculation:
-        return last
-    ensemble.last_engine = Engine(ensemble, slots=slots, speculation=speculation)
-    return ensemble.last_engine
+    weights = [(parameter.data_ptr(), parameter.dtype) for parameter in ensemble.parameters()]
+    engine, wanted = ensemble.last_engine or (None, None)
+    if engine is not None and not engine.busy and wanted == (slots, speculation, weights):
+        return engine
+    engine = Engine(ensemble, slots=slots, speculation=speculation)
+    weights = [(parameter.data_ptr(), parameter.dtype) for parameter in ensemble.parameters()]  # stacked by now
+    ensemble.last_engine = (engine, (slots, speculation, weights))
+    return engine

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
-from ensemw2s.ensemble.rows import Active, NotStackable, shared_base, stacked
+from ensemw2s.ensemble.rows import Active, NotStackable, essence, shared_base, stacked
 from ensemw2s.ensemble.slots import ATTENTION, SlotCache, View, causal_mask
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,8 @@ def _candidates(members: Sequence[Member]) -> list[list[int]]:
     sets: dict[Any, list[int]] = {}
     for index, member in enumerate(members):
         small = member.peft is None and sum(p.numel() for p in member.network.parameters()) <= STACK_UP_TO
-        key = (type(member.network), str(member.network.device)) if small else id(member.network)
+        kind = (type(member.network), str(member.network.device), essence(member.network))
+        key = kind if small else id(member.network)
         sets.setdefault(key, []).append(index)
     return list(sets.values())
 

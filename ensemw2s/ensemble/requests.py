@@ -120,8 +120,15 @@ def member_weights(model: EnsembleForCausalLM, weights: Mapping[str, float]) -> 
 
 
 def as_tokens(row: Tokens) -> np.ndarray:
-    """Token ids as an int64 array."""
-    return np.asarray(row, dtype=np.int64).reshape(-1)
+    """Token ids as an int64 array.
+
+    Raises:
+        DataError: If they are no numbers.
+    """
+    try:
+        return np.asarray(row, dtype=np.int64).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"a prompt or answer is not token ids: {error}; tokenize it first") from error
 
 
 def check_context(model: EnsembleForCausalLM, row: np.ndarray, count: int, name: str, what: str) -> None:

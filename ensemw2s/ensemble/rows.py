@@ -8,6 +8,7 @@ member's own replaced, so that it stays right for every architecture that is bui
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,7 +212,7 @@ def stacked(networks: Sequence[PreTrainedModel], active: Active) -> PreTrainedMo
     """
     first, others = networks[0], networks[1:]
     for other in others:
-        if type(other) is not type(first) or _essence(other) != _essence(first):
+        if type(other) is not type(first) or essence(other) != essence(first):
             raise NotStackable("members of different architectures")
     plan = {name: _own(module) for name, module in first.named_modules()}
     for name, own in plan.items():
@@ -293,7 +294,8 @@ def _is_rms_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("RMSNorm") and set(_own(module)) == {"weight"}
 
 
-def _essence(model: PreTrainedModel) -> dict[str, Any]:
-    """A config without what does not change the network."""
+def essence(model: PreTrainedModel) -> str:
+    """A config as text, without what does not change the network."""
     config = model.config.to_dict()
-    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    named = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    return json.dumps(named, sort_keys=True, default=str)

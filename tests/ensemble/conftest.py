@@ -10,7 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from ensemw2s.config import Lora
 from ensemw2s.models import loading, tiny
@@ -86,6 +101,57 @@ def prompts() -> list[list[int]]:
     """Prompts of lengths 1 to 13, not sorted."""
     generator = np.random.default_rng(0)
     return [generator.integers(3, VOCABULARY, size=n).tolist() for n in (5, 1, 13, 8, 2, 9, 3, 11, 5, 7)]
+
+
+@pytest.fixture(scope="session")
+def many() -> list[list[int]]:
+    """Twenty prompts of lengths 1 to 19."""
+    generator = np.random.default_rng(1)
+    return [generator.integers(3, VOCABULARY, size=int(n)).tolist() for n in generator.integers(1, 20, size=20)]
+
+
+@pytest.fixture(scope="session")
+def make_other() -> Callable[..., PreTrainedModel]:
+    """Models that count positions, keep a cache, attend or give logits in another way than Llama; by kind and seed."""
+    small = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": VOCABULARY, "initializer_range": 0.3}
+    layers = {**small, "num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 64}
+    gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+    kinds: dict[str, Callable[[], PreTrainedModel]] = {
+        "learned positions": lambda: GPT2LMHeadModel(GPT2Config(**gpt2, vocab_size=VOCABULARY)),
+        "no positions": lambda: BloomForCausalLM(BloomConfig(**small, n_layer=2)),
+        "sliding window": lambda: MistralForCausalLM(MistralConfig(**layers, sliding_window=6)),
+        "convolutions": lambda: Lfm2ForCausalLM(Lfm2Config(**layers, layer_types=["conv", "full_attention"])),
+        "normalised heads": lambda: Qwen3ForCausalLM(Qwen3Config(**layers, head_dim=8)),
+    }
+
+    def make(kind: str, seed: int) -> PreTrainedModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return kinds[kind]().eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def counting() -> LlamaForCausalLM:
+    """A model of known answers: after token t comes t + 1, after the last 0."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=VOCABULARY,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).eval()
+    eye = torch.eye(VOCABULARY)
+    model.model.embed_tokens.weight.data = eye.clone()
+    model.lm_head.weight.data = eye.roll(1, 0).clone()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    return model
 
 
 @pytest.fixture(scope="session")

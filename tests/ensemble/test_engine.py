@@ -1,27 +1,13 @@
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-)
 
 from ensemw2s.ensemble.combine import agreement, combine
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.engine import Engine, decode
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
-from ensemw2s.ensemble.requests import Generation
-from ensemw2s.ensemble.score import score
-from ensemw2s.errors import ConfigError, DataError, ModelError
+from ensemw2s.ensemble.requests import Generation, Request
+from ensemw2s.errors import ConfigError, DataError, EnsemW2SError, ModelError
 from ensemw2s.models import loading
 
 WEIGHTS = [1.0, 2.0, 1.5]
@@ -34,12 +20,6 @@ SAMPLED = {**GREEDY, "temperature": 1.0, "top_k": 20, "top_p": 0.95, "seed": 5}
 @pytest.fixture(scope="module")
 def ensemble(experts) -> EnsembleForCausalLM:
     return EnsembleForCausalLM(experts, WEIGHTS)
-
-
-@pytest.fixture(scope="module")
-def many(prompts) -> list[list[int]]:
-    generator = np.random.default_rng(1)
-    return [generator.integers(3, 64, size=int(n)).tolist() for n in generator.integers(1, 20, size=20)]
 
 
 def tokens(generations: list[Generation]) -> list[list[int]]:
@@ -62,27 +42,15 @@ def test_greedy_output_of_adapters_is_that_of_the_naive_reference(adapter_folder
     assert expected != [naive_greedy(merged[:1], [1], prompt, 8, ENDS) for prompt in many]
 
 
-def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
-    """Models that count positions, keep a cache or give logits in another way than Llama."""
-    small = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "initializer_range": 0.3}
-    layers = {**small, "num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 64}
-    return {
-        "learned positions": lambda: GPT2LMHeadModel(
-            GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=64, initializer_range=0.3)
-        ),
-        "no positions": lambda: BloomForCausalLM(BloomConfig(**small, n_layer=2)),
-        "sliding window": lambda: MistralForCausalLM(MistralConfig(**layers, sliding_window=6)),
-        "convolutions": lambda: Lfm2ForCausalLM(Lfm2Config(**layers, layer_types=["conv", "full_attention"])),
-    }
+KINDS = ["learned positions", "no positions", "sliding window", "convolutions"]
 
 
-@pytest.mark.parametrize("kind", [*architectures(), "mixed"])
-def test_greedy_output_of_other_architectures_is_that_of_the_naive_reference(kind, experts, prompts, naive_greedy):
-    kinds = list(architectures()) if kind == "mixed" else [kind, kind]
-    models = []
-    for seed, one in enumerate(kinds):
-        torch.manual_seed(seed)
-        models.append(architectures()[one]().eval())
+@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
+def test_greedy_output_of_other_architectures_is_that_of_the_naive_reference(
+    kind, make_other, experts, prompts, naive_greedy
+):
+    kinds = KINDS if kind == "mixed" else [kind, kind]
+    models = [make_other(one, seed) for seed, one in enumerate(kinds)]
     models = [*models, experts[0]] if kind == "mixed" else models
     weights = [1.0 + i for i in range(len(models))]
     expected = [naive_greedy(models, weights, prompt, 8, ENDS) for prompt in prompts]
@@ -164,66 +132,14 @@ def test_samples_follow_the_combined_distribution(ensemble, prompts):
     assert np.abs(seen - expected).max() < 4 * np.sqrt(0.25 / count)
 
 
-def test_a_plain_model_decodes_and_scores_as_an_ensemble_of_one(experts, prompts, naive_greedy):
+def test_a_plain_model_decodes_as_an_ensemble_of_one(experts, prompts, naive_greedy):
     result = decode(experts[0], prompts, **GREEDY)
     assert tokens(result) == [naive_greedy(experts[:1], [1], prompt, 8, ENDS) for prompt in prompts]
     assert all((g.agreement == 1).all() and g.votes.shape[1] == 1 for g in result)
-    assert all(s.correct.all() for s in score(experts[0], prompts, tokens(result), pad_id=0, batch_size=4))
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_scores_are_those_of_each_answer_alone(experts, many, rule):
-    model = EnsembleForCausalLM(experts, WEIGHTS, rule)
-    generator = np.random.default_rng(3)
-    answers = [generator.integers(0, 64, size=int(n)).tolist() for n in generator.integers(1, 9, size=len(many))]
-    for prompt, answer, result in zip(many, answers, score(model, many, answers, pad_id=0, batch_size=16), strict=True):
-        n = len(answer)
-        with torch.no_grad():
-            members = model.member_log_probs(torch.tensor([prompt + answer]))[:, 0, -n - 1 : -1]
-        combined = combine(members, WEIGHTS, rule)
-        true = torch.tensor(answer)
-        np.testing.assert_allclose(result.logprobs, combined.gather(-1, true[:, None])[:, 0], atol=1e-4)
-        np.testing.assert_array_equal(result.correct, combined.argmax(-1) == true)
-        np.testing.assert_array_equal(result.member_correct, members.argmax(-1) == true)
-        expected = members.gather(-1, true.expand(3, n)[..., None])[..., 0]
-        np.testing.assert_allclose(result.member_logprobs, expected, atol=1e-4)
-        assert (result.logprobs.dtype, result.correct.dtype) == (np.float32, bool)
-
-
-def test_greedy_answers_score_as_all_correct_with_the_same_log_probabilities(ensemble, many):
-    generations = decode(ensemble, many, **GREEDY)
-    for generation, result in zip(
-        generations, score(ensemble, many, tokens(generations), pad_id=0, batch_size=16), strict=True
-    ):
-        assert result.correct.all()
-        np.testing.assert_allclose(result.logprobs, generation.logprobs, atol=1e-4)
-        chosen = np.array(generation.token_ids)
-        np.testing.assert_array_equal(result.member_correct, chosen == generation.votes.T)
-
-
-def test_scoring_splits_batches_that_would_not_fit(ensemble, many, monkeypatch):
-    answers = [prompt[::-1] for prompt in many]
-    expected = score(ensemble, many, answers, pad_id=0, batch_size=20)
-    monkeypatch.setattr("ensemw2s.ensemble.score.MAX_SCORED_LOGITS", 20 * 64 * 4 * 3)
-    seen = []
-    forward = ensemble.member_log_probs
-    monkeypatch.setattr(
-        ensemble, "member_log_probs", lambda ids, **options: (seen.append(len(ids)), forward(ids, **options))[1]
-    )
-    for one, other in zip(expected, score(ensemble, many, answers, pad_id=0, batch_size=20), strict=True):
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
-    assert max(seen) <= 3
-
-
-def test_an_empty_answer_has_an_empty_score(ensemble, prompts):
-    results = score(ensemble, prompts[:3], [[5], [], [6, 2]], pad_id=0, batch_size=4)
-    assert [len(r.logprobs) for r in results] == [1, 0, 2]
-    assert results[1].member_correct.shape == (3, 0)
 
 
 def test_nothing_in_gives_nothing_out(ensemble):
     assert decode(ensemble, [], **GREEDY) == []
-    assert score(ensemble, [], [], pad_id=0, batch_size=4) == []
 
 
 def test_arrays_are_as_good_as_lists(ensemble, prompts):
@@ -232,17 +148,11 @@ def test_arrays_are_as_good_as_lists(ensemble, prompts):
         assert tokens(decode(ensemble, arrays, **options)) == tokens(decode(ensemble, prompts, **options))
 
 
-def test_bad_prompts_are_named_by_their_index(ensemble, prompts):
+def test_bad_prompts_are_named_by_their_index(ensemble):
     with pytest.raises(DataError, match="prompt 2 is empty"):
         decode(ensemble, [[5], [6], [], [7]], **GREEDY)
-    with pytest.raises(DataError, match="prompt 1 is empty"):
-        score(ensemble, [[5], []], [[5], [5]], pad_id=0, batch_size=4)
     with pytest.raises(DataError, match="prompt 1 has token 64, outside the vocabulary of 64"):
         decode(ensemble, [[5], [6, 64]], **GREEDY)
-    with pytest.raises(DataError, match="answer 0 has token -1"):
-        score(ensemble, [[5]], [[-1]], pad_id=0, batch_size=4)
-    with pytest.raises(DataError, match="1 prompts and 2 answers"):
-        score(ensemble, [[5]], [[5], [5]], pad_id=0, batch_size=4)
 
 
 def test_prompts_that_do_not_fit_into_the_context_are_named_by_their_index(ensemble):
@@ -250,8 +160,22 @@ def test_prompts_that_do_not_fit_into_the_context_are_named_by_their_index(ensem
     assert len(decode(ensemble, [fits], **GREEDY)) == 1
     with pytest.raises(ModelError, match=r"prompt 1 has 57 tokens, which with 8 new tokens is more than .* 64"):
         decode(ensemble, [fits, too_long], **GREEDY)
-    with pytest.raises(ModelError, match="prompt 0 has 57 tokens, which with 8 answer tokens"):
-        score(ensemble, [too_long], [[6] * 8], pad_id=0, batch_size=4)
+
+
+def test_prompts_that_cannot_be_decoded_leave_the_others_alone(ensemble, prompts):
+    failed: dict[int, EnsemW2SError] = {}
+    mixed = [[], *prompts[:3], [5] * 57, *prompts[3:], [99]]
+    assert tokens(decode(ensemble, mixed, **GREEDY, failed=failed)) == tokens(decode(ensemble, prompts, **GREEDY))
+    assert {i: type(error) for i, error in failed.items()} == {0: DataError, 4: ModelError, 12: DataError}
+    assert "prompt 0 is empty" in str(failed[0])
+    assert "prompt 4 has 57 tokens" in str(failed[4])
+
+
+def test_after_a_call_that_was_refused_decoding_goes_on_as_before(ensemble, prompts):
+    expected = tokens(decode(ensemble, prompts, **GREEDY))
+    with pytest.raises(DataError, match="prompt 1 is empty"):
+        decode(ensemble, [prompts[0], []], **GREEDY)
+    assert tokens(decode(ensemble, prompts, **GREEDY)) == expected
 
 
 @pytest.mark.parametrize(
@@ -268,3 +192,39 @@ def test_prompts_that_do_not_fit_into_the_context_are_named_by_their_index(ensem
 def test_options_out_of_range_are_refused(ensemble, option, message):
     with pytest.raises(ConfigError, match=message):
         decode(ensemble, [[5]], **{**GREEDY, **option})
+
+
+def test_weights_of_another_type_are_decoded_with_as_they_are(make_model, prompts):
+    model = EnsembleForCausalLM([make_model(0), make_model(1)], [1.0, 2.0])
+    before = decode(model, prompts, **GREEDY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = -parameter.data
+    fresh = EnsembleForCausalLM([make_model(0), make_model(1)], [1.0, 2.0])
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.neg_()
+    assert tokens(decode(model, prompts, **GREEDY)) == tokens(decode(fresh, prompts, **GREEDY)) != tokens(before)
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(ensemble, prompts):
+    options = {**SAMPLED, "seed": np.int64(5), "eos_ids": np.int64(2)}
+    assert tokens(decode(ensemble, prompts, **options)) == tokens(
+        decode(ensemble, prompts, **{**SAMPLED, "seed": 5, "eos_ids": 2})
+    )
+
+
+def test_text_in_the_place_of_tokens_is_named(ensemble):
+    failed: dict = {}
+    assert len(decode(ensemble, [["a"], [5]], **GREEDY, failed=failed)) == 1
+    assert "token ids" in str(failed[0])
+
+
+def test_a_run_that_is_given_up_leaves_nothing_behind(ensemble):
+    engine = Engine(ensemble, slots=2)
+    with pytest.raises(DataError):
+        list(engine.run([Request([5], 4), Request([], 4)]))
+    assert not engine.busy
+    for _ in engine.run([Request([5, i], 4) for i in range(3, 9)]):
+        break
+    assert not engine.busy

@@ -10,6 +10,7 @@ from ensemw2s.ensemble.combine import combine
 from ensemw2s.ensemble.engine import decode
 from ensemw2s.ensemble.members import AdapterMember, load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
+from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ModelError
 from ensemw2s.models import loading
 
@@ -255,3 +256,38 @@ def test_a_cache_of_another_kind_is_refused(ensemble, prompts):
 def test_saving_points_to_the_artifact(ensemble, tmp_path):
     with pytest.raises(ModelError, match="save_ensemble"):
         ensemble.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["full", "adapters"])
+def test_a_log_likelihood_request_of_an_evaluation_harness_gives_what_score_gives(
+    experts, adapter_folders, prompts, kind
+):
+    """As lm-evaluation-harness asks: context and continuation but its last token, padded on the right, no mask."""
+    model = EnsembleForCausalLM(experts if kind == "full" else load_members(adapter_folders), WEIGHTS)
+    greedy = decode(model, prompts, max_new_tokens=4, eos_ids=(), batch_size=4)
+    continuations = [g.token_ids if i % 2 else prompts[i][::-1] for i, g in enumerate(greedy)]
+    inputs = [(context + answer)[:-1] for context, answer in zip(prompts, continuations, strict=True)]
+    width = max(map(len, inputs))
+    with torch.no_grad():
+        logits = model(torch.tensor([row + [0] * (width - len(row)) for row in inputs])).logits
+    log_probs = torch.log_softmax(logits, dim=-1)
+    expected = score(model, prompts, continuations, pad_id=0, batch_size=3)
+    for row, answer, length, result in zip(log_probs, continuations, map(len, inputs), expected, strict=True):
+        part, taken = row[length - len(answer) : length], torch.tensor(answer)
+        likelihood = part.gather(1, taken.unsqueeze(-1)).sum().item()
+        assert likelihood == pytest.approx(float(result.logprobs.sum()), abs=1e-3)
+        assert bool((part.argmax(-1) == taken).all()) == bool(result.correct.all())
+    assert {bool(result.correct.all()) for result in expected} == {True, False}
+
+
+def test_generate_is_greedy_like_the_engine_before_and_after_it_ran(make_model, prompts):
+    model = EnsembleForCausalLM([make_model(seed) for seed in (30, 31)], [1.0, 2.0])
+
+    def generated() -> list[int]:
+        return model.generate(torch.tensor([prompts[2]]), max_new_tokens=6, do_sample=False, eos_token_id=[])[
+            0, len(prompts[2]) :
+        ].tolist()
+
+    before = generated()
+    [answer] = decode(model, [prompts[2]], max_new_tokens=6, eos_ids=(), batch_size=1)
+    assert before == answer.token_ids == generated()

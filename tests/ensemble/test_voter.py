@@ -69,7 +69,7 @@ def test_a_saved_ensemble_answers_like_its_members(full_folders, tokenizer, prom
 
 
 def test_weights_have_the_type_that_was_asked_for(full_folders):
-    [loaded] = load_voters([voter("one", full_folders[:1], [1.0])], device="cpu", dtype=torch.bfloat16)
+    [loaded] = load_voters([voter("one", full_folders[:1], [1.0])], device="cpu", precision="bf16")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
 
 
