@@ -81,10 +81,13 @@ def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
         )
     most = actors if d.max_actors is None else min(actors, d.max_actors)
     lanes = min(workers // t.workers, t.lanes or workers)
-    for kept in range(lanes, 0, -1):
-        left = _actors_beside(config, resources, kept)
-        if left >= d.min_actors:
-            return ResourcePlan(lanes=kept, actors=min(most, left), keep_lanes=True)
+    # Where nobody said how many lanes, half of the cluster trains and half decodes.
+    half = [] if t.lanes is not None else [max(d.min_actors, most // 2)]
+    for enough in (*half, d.min_actors):
+        for kept in range(lanes, 0, -1):
+            left = _actors_beside(config, resources, kept)
+            if left >= enough:
+                return ResourcePlan(lanes=kept, actors=min(most, left), keep_lanes=True)
     return ResourcePlan(lanes=lanes, actors=most, keep_lanes=False)
 
 

@@ -284,7 +284,9 @@ class TrainingConfig(Section):
     workers: PositiveInt = Field(1, description="Data-parallel workers of one model.")
     cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs reserved for a worker; its threads.")
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs reserved for a worker.")
-    lanes: PositiveInt | None = Field(None, description="Models trained at the same time; none: as many as fit.")
+    lanes: PositiveInt | None = Field(
+        None, description="Models trained at the same time; none: as many as fit beside half of the actors."
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="DeepSpeed ZeRO: shards optimizer (1), gradients (2), weights (3)."
     )
@@ -344,7 +346,9 @@ class LabelingConfig(Section):
     """Decoding over a pool of actors: pseudo-labels, scoring and evaluation."""
 
     min_actors: PositiveInt = Field(1, description="Smallest size of the pool.")
-    max_actors: PositiveInt | None = Field(None, description="Largest size of the pool; none: as many as fit.")
+    max_actors: PositiveInt | None = Field(
+        None, description="Largest size of the pool; none: as many as fit beside half of the actors."
+    )
     cpus_per_actor: Annotated[float, Field(gt=0)] = Field(1, description="CPUs of an actor; its threads.")
     gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of an actor.")
     batch_size: PositiveInt = Field(128, description="Prompts decoded at a time by an actor.")

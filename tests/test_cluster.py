@@ -49,15 +49,20 @@ def test_on_a_single_core_lanes_and_actors_take_turns():
     assert plan((1, 0)) == (1, 1, False)
 
 
-def test_lanes_take_all_but_what_one_actor_needs():
-    assert plan((16, 0)) == (15, 1, True)
-    assert plan((16, 0), labeling={"min_actors": 4}) == (12, 4, True)
+def test_without_a_number_of_lanes_half_of_a_large_node_decodes():
+    assert plan((16, 0)) == (8, 8, True)
+    assert plan((16, 0), labeling={"min_actors": 12}) == (4, 12, True)
+
+
+def test_a_number_of_lanes_leaves_at_least_the_smallest_pool():
+    assert plan((16, 0), training={"lanes": 16}) == (15, 1, True)
+    assert plan((16, 0), training={"lanes": 16}, labeling={"min_actors": 4}) == (12, 4, True)
     assert plan((16, 0), training={"lanes": 3}) == (3, 13, True)
     assert plan((16, 0), training={"lanes": 3}, labeling={"max_actors": 5}) == (3, 5, True)
 
 
 def test_a_lane_is_all_of_its_workers():
-    assert plan((8, 0), training={"workers": 3}) == (2, 2, True)
+    assert plan((8, 0), training={"workers": 3}) == (1, 5, True)
     assert plan((8, 0), training={"workers": 8}) == (1, 8, False)
     assert plan((8, 0), training={"workers": 4, "lanes": 9}) == (1, 4, True)
 
@@ -69,7 +74,7 @@ def test_when_taking_turns_each_has_the_whole_cluster():
 
 def test_gpus_are_divided_like_cores():
     gpu = {"training": {"gpus_per_worker": 1}, "labeling": {"gpus_per_actor": 1}}
-    assert plan((32, 8), **gpu) == (7, 1, True)
+    assert plan((32, 8), **gpu) == (4, 4, True)
     assert plan((32, 1), **gpu) == (1, 1, False)
     shared = {"training": {"gpus_per_worker": 0.5, "lanes": 1}, "labeling": {"gpus_per_actor": 0.25}}
     assert plan((32, 1), **shared) == (1, 2, True)

@@ -23,6 +23,7 @@ WHOLE = {
     "test_layout.py": "this file",
     "test_e2e*.py": "the pipeline from the command line to the report",
     "test_acceptance*.py": "the promises of the README",
+    "test_benchmarks.py": "benchmarks/",
     "test_faults*.py": "real kills of a whole run",
 }
 

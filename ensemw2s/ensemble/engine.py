@@ -2,15 +2,15 @@
 
 An optimisation of `EnsembleForCausalLM`, held to it by tests. A prompt takes a slot of a static cache, is read in
 chunks between the steps of those that are being answered, and leaves its slot to the next one when it is done.
-Speculation lets a pass check several tokens. Labelling, evaluation and serving use `Engine` and `decode` and nothing
-else of it.
+Speculation lets a pass check several tokens. Labelling, evaluation and serving use `Engine`, or `decode` for a list of
+prompts.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ensemw2s.ensemble.combine import combine
 from ensemw2s.ensemble.forward import Member, make_groups
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
-from ensemw2s.ensemble.requests import Generation, Request, Tokens, as_tokens, check_positive, check_request
-from ensemw2s.ensemble.requests import member_weights as weights_by_name
-from ensemw2s.ensemble.sampling import Sampling, choose, draws
+from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_positive, check_request, member_weights
+from ensemw2s.ensemble.running import Running
+from ensemw2s.ensemble.sampling import choose, draws
 from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, make_draft
-from ensemw2s.errors import ConfigError, EnsemW2SError
 
 CHUNK = 512
 """Prompt tokens, of all slots together, that are read between two steps: less lets the others go on sooner."""
@@ -74,29 +73,6 @@ class Counters:
         return self.accepted / self.proposed if self.proposed else None
 
 
-@dataclass
-class _Row:
-    """A request on its way. Its sequence is prompt and answer so far; `read` tokens of it are in the cache."""
-
-    key: int
-    request: Request
-    sequence: list[int]
-    prompt_length: int
-    weights: list[float] | None
-    uniform: np.ndarray | None
-    read: int = 0
-    records: list[tuple[list[np.ndarray], int, int]] = field(default_factory=list)
-
-    @property
-    def answered(self) -> int:
-        return len(self.sequence) - self.prompt_length
-
-    @property
-    def unread_prompt(self) -> int:
-        """Tokens to read before the first step, which reads the last one itself."""
-        return self.prompt_length - 1 - self.read
-
-
 class Engine:
     """Decodes requests of one ensemble, as many at a time as it has slots.
 
@@ -133,8 +109,8 @@ class Engine:
         self._draft: Draft | None = make_draft(speculation, self.model, self.groups, slots) if speculation else None
         self._pace = Pace(always=speculation is not None and speculation.always)
         self._order = torch.tensor(np.argsort([m for group in self.groups for m in group.members]))
-        self._waiting: deque[_Row] = deque()
-        self._rows: list[_Row] = []  # by slot; first those with an answer under way, then those being read
+        self._waiting: deque[Running] = deque()
+        self._rows: list[Running] = []  # by slot; first those with an answer under way, then those being read
         self._ready = 0
         self._next_key = 0
 
@@ -181,12 +157,14 @@ class Engine:
         greedy = request.sampling.greedy
         self._next_key += 1
         self._waiting.append(
-            _Row(
+            Running(
                 key=self._next_key,
                 request=request,
                 sequence=sequence,
                 prompt_length=len(sequence),
-                weights=weights_by_name(self.model, request.weights) if request.weights is not None else None,
+                weights=(
+                    member_weights(self.model, request.weights) if request.weights is not None else self.model.weights
+                ),
                 uniform=None if greedy else draws(request.seed, sequence, request.max_new_tokens),
             )
         )
@@ -197,11 +175,11 @@ class Engine:
         for row in self._waiting:
             if row.key == key:
                 self._waiting.remove(row)
-                return self._generation(row, "cancelled", None)
+                return row.generation("cancelled")
         for slot, row in enumerate(self._rows):
             if row.key == key:
                 self._release(slot)
-                return self._generation(row, "cancelled", None)
+                return row.generation("cancelled")
         return None
 
     @torch.inference_mode()
@@ -286,7 +264,7 @@ class Engine:
             self._release(slot)
         return updates
 
-    def _drafts(self, rows: list[_Row]) -> list[list[int]]:
+    def _drafts(self, rows: list[Running]) -> list[list[int]]:
         assert self._draft is not None
         room = [row.request.max_new_tokens - row.answered - 1 for row in rows]
         drafts = self._draft.propose(
@@ -308,13 +286,13 @@ class Engine:
         return torch.log_softmax(logits.float(), dim=-1)
 
     def _choose(
-        self, rows: list[_Row], members: torch.Tensor, counts: list[int]
+        self, rows: list[Running], members: torch.Tensor, counts: list[int]
     ) -> tuple[list[list[int]], list[np.ndarray]]:
         """Tokens `[slots, q]`, and what is recorded of each: arrays whose first two dimensions are slots and q."""
         model, q = self.model, members.shape[2]
         combined = combine(members, model.weights, model.rule)
         for i, row in enumerate(rows):
-            if row.weights is not None:
+            if row.request.weights is not None:
                 combined[i] = combine(members[:, i], row.weights, model.rule)
         each = [row.request.sampling for row in rows for _ in range(q)]
         uniform = None
@@ -341,7 +319,7 @@ class Engine:
         return whole[:, :, 0].tolist(), records
 
     def _take(
-        self, row: _Row, draft: list[int], tokens: list[int], records: list[np.ndarray], slot: int
+        self, row: Running, draft: list[int], tokens: list[int], records: list[np.ndarray], slot: int
     ) -> tuple[list[int], Generation | None]:
         """Keeps the tokens that follow from each other: those the draft has right, and the one after them."""
         new: list[int] = []
@@ -355,12 +333,12 @@ class Engine:
             accepted = place < len(draft) and draft[place] == token
             self.counters.accepted += accepted
             if reason:
-                return new, self._generation(row, reason, stop)
+                return new, row.generation(reason, stop)
             if not accepted:
                 break
         return new, None
 
-    def _ended(self, row: _Row, token: int) -> tuple[str | None, str | None]:
+    def _ended(self, row: Running, token: int) -> tuple[str | None, str | None]:
         request = row.request
         if token in request.eos_ids:
             return "stop", None
@@ -372,25 +350,6 @@ class Engine:
             if found := [stop for stop in request.stop if stop in text]:
                 return "stop", min(found, key=text.index)
         return ("length" if row.answered >= request.max_new_tokens else None), None
-
-    def _generation(self, row: _Row, reason: str, stop: str | None) -> Generation:
-        n, members, request = len(row.records), self.model.num_members, row.request
-        logprobs, votes = _column(row, 0), _column(row, 1).reshape(n, members)
-        tokens = row.sequence[row.prompt_length :]
-        shares = np.array(row.weights or self.model.weights, np.float32)
-        top, own = request.distributions, request.votes
-        return Generation(
-            token_ids=tokens,
-            logprobs=logprobs.astype(np.float32),
-            agreement=np.minimum((votes == np.array(tokens)[:, None]).astype(np.float32) @ shares, 1.0),
-            votes=votes.astype(np.int32),
-            finish_reason=reason,
-            stop=stop,
-            top_tokens=_likeliest(row, 2, n, top).astype(np.int32) if top else None,
-            top_logprobs=_likeliest(row, 3, n, top).astype(np.float32) if top else None,
-            vote_tokens=_likeliest(row, 4, n, members, own).astype(np.int32) if own else None,
-            vote_logprobs=_likeliest(row, 5, n, members, own).astype(np.float32) if own else None,
-        )
 
     def _release(self, slot: int) -> None:
         """Frees a slot: the last row that is being answered takes its place, and the last one being read that one's."""
@@ -415,97 +374,3 @@ def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, list[int]]:
     counts = [len(row) for row in rows]
     width = max(counts)
     return torch.tensor([row + [0] * (width - len(row)) for row in rows]), counts
-
-
-def _column(row: _Row, part: int) -> np.ndarray:
-    """One kind of record of all of a row's tokens, `[n, ...]`."""
-    return np.array([records[part][slot, place] for records, slot, place in row.records])
-
-
-def _likeliest(row: _Row, part: int, *shape: int) -> np.ndarray:
-    """The same for likeliest tokens; others in the batch may have asked for more, at some steps or at all."""
-    steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in row.records]
-    return np.array(steps).reshape(shape)
-
-
-def decode(
-    model: EnsembleForCausalLM | PreTrainedModel | PeftModel,
-    prompts: Sequence[Tokens],
-    *,
-    max_new_tokens: int,
-    eos_ids: int | Sequence[int],
-    batch_size: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int | Sequence[int] = 0,
-    distributions: int = 0,
-    speculation: Speculation | None = None,
-    failed: dict[int, EnsemW2SError] | None = None,
-) -> list[Generation]:
-    """Decodes prompts. What comes out for a prompt does not depend on the others, beyond float rounding.
-
-    Args:
-        model: An ensemble, or one causal LM.
-        prompts: Token ids of each prompt, at least one.
-        max_new_tokens: Longest answer in tokens, the end token included.
-        eos_ids: Tokens that end an answer.
-        batch_size: Most prompts in a forward pass.
-        temperature: 0 is greedy; see `Sampling`.
-        top_k: See `Sampling`.
-        top_p: See `Sampling`.
-        seed: At least 0; one for each prompt, or one from which each prompt's own stream is derived (equal prompts
-            then get equal answers: give them seeds of their own to get several samples).
-        distributions: Keep this many of the likeliest tokens at every step; 0: none.
-        speculation: Drafts, if they are wanted; the tokens are the same.
-        failed: Takes what is wrong with prompts that cannot be decoded, by their index; none: the first is raised.
-
-    Returns:
-        A generation for each prompt that can be decoded, in the order of the prompts.
-
-    Raises:
-        DataError: If a prompt is empty or has a token outside the vocabulary; names its index.
-        ModelError: If a prompt and its answer do not fit into the context; names its index.
-        ConfigError: If an option is out of range.
-    """
-    ensemble = as_ensemble(model)
-    check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    seeds = [int(seed)] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
-    if len(seeds) != len(prompts) or any(value < 0 for value in seeds):
-        raise ConfigError(f"seed is {seed}; expected a number of at least 0, or one for each of {len(prompts)} prompts")
-    sampling = Sampling(temperature, top_k, top_p)
-    ends = (int(eos_ids),) if isinstance(eos_ids, int | np.integer) else tuple(eos_ids)
-    results: list[Generation | None] = [None] * len(prompts)
-    wrong: dict[int, EnsemW2SError] = {}
-    engine = _engine(ensemble, batch_size, speculation)
-    keys: dict[int, int] = {}
-    # Long prompts first: little padding while they are read, and what is too big for the memory fails at once.
-    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        request = Request(prompts[i], max_new_tokens, ends, sampling, seeds[i], distributions=distributions)
-        try:
-            keys[engine.submit(request, f"prompt {i}")] = i
-        except EnsemW2SError as error:
-            wrong[i] = error
-    if wrong and failed is None:
-        for key in keys:
-            engine.cancel(key)
-        raise wrong[min(wrong)]
-    if failed is not None:
-        failed.update(wrong)
-    while engine.busy:
-        for update in engine.step():
-            if update.generation is not None:
-                results[keys[update.key]] = update.generation
-    return [result for result in results if result is not None]
-
-
-def _engine(ensemble: EnsembleForCausalLM, slots: int, speculation: Speculation | None) -> Engine:
-    """The engine of the last call where it fits: groups are checked against their members only once."""
-    weights = [(parameter.data_ptr(), parameter.dtype) for parameter in ensemble.parameters()]
-    engine, wanted = ensemble.last_engine or (None, None)
-    if engine is not None and not engine.busy and wanted == (slots, speculation, weights):
-        return engine
-    engine = Engine(ensemble, slots=slots, speculation=speculation)
-    weights = [(parameter.data_ptr(), parameter.dtype) for parameter in ensemble.parameters()]  # stacked by now
-    ensemble.last_engine = (engine, (slots, speculation, weights))
-    return engine

@@ -93,7 +93,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.networks = torch.nn.ModuleList(unique)  # named so: `members` would hide that several can share one
         self._network_of = [next(i for i, other in enumerate(unique) if other is network) for network in networks]
         self._adapter_of = [_adapter(model) for model in models]
-        self.last_engine: Any = None  # where `engine.decode` keeps what it made of the members
+        self.last_engine: Any = None  # where `decoding.decode` keeps what it made of the members
         self._accepts = [set(inspect.signature(_bare(network).forward).parameters) for network in networks]
         # `post_init` is not called: it would initialise weights.
         self.all_tied_weights_keys: dict[str, str] = {}

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import TokenData, tokenize_examples
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked

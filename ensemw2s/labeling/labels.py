@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.decoding import decode, drafted
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
@@ -61,17 +61,26 @@ class Labeler:
         self._loaded: dict[str, Loaded] = {}
 
     def __call__(self, chunk: Chunk) -> dict[str, Any]:
-        """Labels a chunk. Returns rows, tokens and seconds."""
+        """Labels a chunk. Returns rows, tokens, tokens that drafts proposed and the ensemble accepted, and seconds."""
         began = time.monotonic()
         output = str(chunk["output"])
         if output not in self._loaded:
             self._loaded = {}  # one at a time: memory is for one ensemble
             self._loaded[output] = load_voters([self._voters[output]], precision=self._labeling.precision)[0]
         prompts = read_chunk(chunk).select(["id", "prompt"])
-        table = label(prompts, self._loaded[output], self._data, self._labeling)
+        loaded = self._loaded[output]
+        before = drafted(loaded.model)
+        table = label(prompts, loaded, self._data, self._labeling)
         write_part(table, Path(output) / part_name(chunk))
         tokens = sum(table["n_tokens"].to_pylist())
-        return {"rows": len(table), "tokens": tokens, "seconds": time.monotonic() - began}
+        proposed, accepted = (now - then for now, then in zip(drafted(loaded.model), before, strict=True))
+        return {
+            "rows": len(table),
+            "tokens": tokens,
+            "proposed": proposed,
+            "accepted": accepted,
+            "seconds": time.monotonic() - began,
+        }
 
 
 def label(prompts: pa.Table, loaded: Loaded, data: DataConfig, labeling: LabelingConfig) -> pa.Table:
@@ -168,11 +177,14 @@ def label_all(
         "data": data.model_dump(mode="json"),
         "labeling": labeling.model_dump(mode="json"),
     }
-    done, tokens, began = 0, 0, time.monotonic()
+    sums, began = {"rows": 0, "tokens": 0, "proposed": 0, "accepted": 0}, time.monotonic()
     for row in stream(work, Labeler, arguments, labeling=labeling, actors=actors):
-        done, tokens = done + row["rows"], tokens + row["tokens"]
+        sums = {key: value + row[key] for key, value in sums.items()}
+        note = f"{sums['tokens'] / (time.monotonic() - began):.0f} tokens/s"
+        if sums["proposed"]:
+            note += f", {sums['accepted'] / sums['proposed']:.0%} of drafts accepted"
         if on_progress is not None:
-            on_progress(done, total, f"{tokens / (time.monotonic() - began):.0f} tokens/s")
+            on_progress(sums["rows"], total, note)
 
 
 def _pending(jobs: list[LabelJob], size: int) -> Iterator[Chunk]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ensemw2s.ensemble.artifact import Ensemble, MemberSource, save_ensemble
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.errors import ArtifactError, ModelError
 from ensemw2s.models import loading, tiny

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from ensemw2s.ensemble.combine import agreement, combine
-from ensemw2s.ensemble.engine import Engine, decode
+from ensemw2s.ensemble.decoding import decode
+from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.requests import Generation, Request

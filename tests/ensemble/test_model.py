@@ -7,7 +7,7 @@ from transformers import DynamicCache, T5Config, T5ForConditionalGeneration, Tex
 
 from ensemw2s.config import Lora
 from ensemw2s.ensemble.combine import combine
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.members import AdapterMember, load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.score import score

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ensemw2s.ensemble.combine import combine
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ConfigError, DataError, ModelError

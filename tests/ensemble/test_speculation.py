@@ -8,7 +8,8 @@ from scipy.stats import chisquare
 
 from ensemw2s.ensemble import speculation as module
 from ensemw2s.ensemble.combine import combine
-from ensemw2s.ensemble.engine import Engine, decode
+from ensemw2s.ensemble.decoding import decode
+from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.requests import Generation, Request

@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
-from ensemw2s.ensemble.engine import decode
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.voter import Voter, load_voters
 from ensemw2s.errors import ModelError
 from ensemw2s.models.loading import tokenizer_hash

@@ -1,0 +1,68 @@
+"""Writes the tables of benchmarks/README.md from the JSON in benchmarks/results.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MARKS = "<!-- tables -->", "<!-- end of tables -->"
+
+
+def decode_table(result: dict[str, Any]) -> list[str]:
+    """Lines of Markdown for one result of decode.py."""
+    machine = result["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    kind = {"lora": "LoRA members", "full": "full members"}[result["kind"]]
+    lines = [
+        f"**{result['base']}, {kind}, {result['dtype']}** · {where} · torch {machine['torch']} · "
+        f"{result['new_tokens']} new tokens, median of {result['turns']} turns",
+        "",
+        "| T | batch | standard | one alone | engine | engine / standard | engine / alone | n-gram drafts / standard "
+        "| member drafts / standard | accepted |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        speed, acceptance = row["tokens_per_second"], row["acceptance"]
+        shares = ", ".join(f"{value:.0%}" for value in acceptance.values() if value is not None)
+        lines.append(
+            f"| {row['members']} | {row['batch']} | {speed['standard']:.1f} | {speed['alone']:.1f} "
+            f"| {speed['engine']:.1f} | **{row['engine_over_standard']:.2f}** | {row['engine_over_alone']:.2f} "
+            f"| {row['engine_ngram_over_standard']:.2f} | {row['engine_member_over_standard']:.2f} | {shares} |"
+        )
+    if mixed := result["mixed_lengths"]:
+        seconds = mixed["seconds"]
+        lines += [
+            "",
+            f"{mixed['prompts']} prompts, {mixed['new_tokens'][0]} to {mixed['new_tokens'][1]} new tokens each, "
+            f"{mixed['slots']} slots: batches that wait for their longest row {seconds['waiting']:.1f} s; refilled "
+            f"slots in the order of arrival {seconds['first_come']:.1f} s "
+            f"(**{mixed['first_come_over_waiting']:.2f}** times as fast), longest first {seconds['continuous']:.1f} s "
+            f"(**{mixed['continuous_over_waiting']:.2f}**).",
+        ]
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Replaces what stands between the marks."""
+    lines = [
+        line
+        for path in sorted((HERE / "results").glob("decode-*.json"))
+        for line in decode_table(json.loads(path.read_text()))
+    ]
+    page = HERE / "README.md"
+    first, last = MARKS
+    text = page.read_text(encoding="utf-8")
+    body = f"{first}\n\n" + "\n".join(lines) + f"\n{last}"
+    page.write_text(
+        re.sub(re.escape(first) + ".*?" + re.escape(last), lambda _: body, text, flags=re.S), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

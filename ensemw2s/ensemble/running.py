@@ -1,0 +1,91 @@
+"""A request on its way through the engine: tokens and what was recorded of them come in, a generation goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from ensemw2s.ensemble.requests import Generation, Request
+
+
+class Record(IntEnum):
+    """What a step records of every token, by its place in the step's list of arrays `[slots, q, ...]`."""
+
+    LOGPROB = 0
+    VOTES = 1
+    TOP_TOKENS = 2
+    TOP_LOGPROBS = 3
+    VOTE_TOKENS = 4
+    VOTE_LOGPROBS = 5
+
+
+@dataclass
+class Running:
+    """A request on its way. Its sequence is prompt and answer so far; `read` tokens of it are in the cache.
+
+    Attributes:
+        key: Its key in the engine.
+        request: What was asked.
+        sequence: Token ids.
+        prompt_length: How many of them are the prompt.
+        weights: The members' weights, divided by their sum.
+        uniform: Its random numbers, one a new token; None if it is greedy.
+        read: Tokens in the cache.
+        records: For each new token the arrays of its step, its slot and its place there.
+    """
+
+    key: int
+    request: Request
+    sequence: list[int]
+    prompt_length: int
+    weights: Sequence[float]
+    uniform: np.ndarray | None
+    read: int = 0
+    records: list[tuple[list[np.ndarray], int, int]] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        """New tokens so far."""
+        return len(self.sequence) - self.prompt_length
+
+    @property
+    def unread_prompt(self) -> int:
+        """Tokens to read before the first step, which reads the last one itself."""
+        return self.prompt_length - 1 - self.read
+
+    def generation(self, reason: str, stop: str | None = None) -> Generation:
+        """The answer so far.
+
+        Args:
+            reason: Why it ends here.
+            stop: The stop string that ended it.
+        """
+        members, request = len(self.weights), self.request
+        tokens = self.sequence[self.prompt_length :]
+        n, top, own = len(tokens), request.distributions, request.votes
+        votes = self._column(Record.VOTES).reshape(n, members)
+        hits = (votes == np.array(tokens)[:, None]).astype(np.float32)
+        return Generation(
+            token_ids=tokens,
+            logprobs=self._column(Record.LOGPROB).astype(np.float32),
+            agreement=np.minimum(hits @ np.array(self.weights, np.float32), 1.0),
+            votes=votes.astype(np.int32),
+            finish_reason=reason,
+            stop=stop,
+            top_tokens=self._likeliest(Record.TOP_TOKENS, n, top).astype(np.int32) if top else None,
+            top_logprobs=self._likeliest(Record.TOP_LOGPROBS, n, top).astype(np.float32) if top else None,
+            vote_tokens=self._likeliest(Record.VOTE_TOKENS, n, members, own).astype(np.int32) if own else None,
+            vote_logprobs=self._likeliest(Record.VOTE_LOGPROBS, n, members, own).astype(np.float32) if own else None,
+        )
+
+    def _column(self, part: Record) -> np.ndarray:
+        """One kind of record of all tokens, `[n, ...]`."""
+        return np.array([records[part][slot, place] for records, slot, place in self.records])
+
+    def _likeliest(self, part: Record, *shape: int) -> np.ndarray:
+        """The same for likeliest tokens; others in the batch may have asked for more, at some steps or at all."""
+        steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in self.records]
+        return np.array(steps).reshape(shape)

@@ -1,0 +1,24 @@
+"""Benchmarks run, on the smallest sizes: what the docs tell people to type does not rot. No figure is tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_decode_compares_four_ways_that_give_the_same_answers(kind):
+    command = [sys.executable, str(ROOT / "benchmarks" / "decode.py"), "--kind", kind, "--members", "2"]
+    sizes = ["--batches", "2", "--new-tokens", "4", "--turns", "1", "--threads", "1", "--mixed", "16"]
+    done = subprocess.run([*command, *sizes], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    [row] = result["rows"]
+    assert set(row["tokens_per_second"]) == {"standard", "alone", "engine", "engine_ngram", "engine_member"}
+    assert set(row["same_answers"].values()) == {1.0}
+    assert set(result["mixed_lengths"]["same_answers"].values()) == {1.0}
