@@ -223,6 +223,7 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     mixed: Annotated[int, typer.Option(help="Slots of the mixed-length comparison; 0: leave it out.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="File for the JSON; none: standard output.")] = None,
 ) -> None:
     """Prints JSON; exit 1 if greedy answers differ in float32."""
     torch.set_num_threads(threads)
@@ -239,21 +240,12 @@ def main(
         ]
         lengths = mixed_lengths(folders, options, mixed, turns) if mixed else None
     size = base.name if base else "tiny-weak"
-    print(
-        json.dumps(
-            {
-                "machine": machine(threads),
-                "base": size,
-                "kind": kind,
-                "dtype": dtype,
-                "new_tokens": new_tokens,
-                "turns": turns,
-                "rows": rows,
-                "mixed_lengths": lengths,
-            },
-            indent=2,
-        )
-    )
+    facts = {"base": size, "kind": kind, "dtype": dtype, "new_tokens": new_tokens, "turns": turns}
+    text = json.dumps({"machine": machine(threads), **facts, "rows": rows, "mixed_lengths": lengths}, indent=2) + "\n"
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text, encoding="utf-8")
     parts = [row["same_answers"] for row in rows] + ([lengths["same_answers"]] if lengths else [])
     if dtype == "float32" and any(value < 1 for part in parts for value in part.values()):
         sys.exit(1)
