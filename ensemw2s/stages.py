@@ -33,6 +33,13 @@ class Base:
     tiny: str | None
     stage: Stage
 
+    @property
+    def reference(self) -> str:
+        """Path and revision in one, for those who take models by name."""
+        return (
+            f"{self.path}@{self.revision}" if self.revision and not Path(self.path).expanduser().exists() else self.path
+        )
+
 
 @dataclass(frozen=True)
 class Expert:

@@ -1,6 +1,7 @@
 """Which stages a setting changes: those, and no others, are done again."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,10 @@ def test_fresh_also_deletes_second_tries_of_another_config(tmp_path):
         check_stages(stages)
     assert not any(check_stages(stages, fresh=True).values())
     assert not retry.path.exists()
+
+
+def test_a_base_on_the_hub_is_named_with_its_revision_and_a_folder_without(tmp_path):
+    weak = [{"base": "org/model", "revision": "v1"}, {"base": "org/other"}]
+    bases = graph(**{"models.weak": weak}).weak
+    assert [base.reference for base in bases] == ["org/model@v1", "org/other"]
+    assert replace(bases[0], path=str(tmp_path)).reference == str(tmp_path)

@@ -141,7 +141,7 @@ def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], wei
     trained = context.lanes.train([expert_spec(context.graph, expert, weights=weights) for expert in experts])
     with_bases = config.boosting.prior == "pretrained"
     models = [str(expert.stage.path) for expert in experts]
-    bases = [expert.base.path for expert in experts] if with_bases else []
+    bases = [expert.base.reference for expert in experts] if with_bases else []
     tokens = predictions(
         context.graph.tokens.path / "easy_train.parquet",
         models + bases,

@@ -68,7 +68,7 @@ def groups(graph: Graph, members: list[Facts]) -> list[Group]:
     systems = graph.config.evaluation.systems
     weak: list[Voter] = []
     if "base_zero_shot" in systems:
-        weak += [one(f"base:{base.name}", _location(base.path)) for base in graph.weak]
+        weak += [one(f"base:{base.name}", _location(base.reference)) for base in graph.weak]
     if "expert_single" in systems and graph.single is not None:
         weak.append(one("expert_single", _path(graph.single)))
     if "expert_compute_matched" in systems and graph.compute_matched is not None:

@@ -42,7 +42,8 @@ def locate(path: str | Path, revision: str | None = None) -> Location:
     """Finds a model by folder or hub id.
 
     Args:
-        path: A local folder, or a hub id such as `org/name`. A folder wins over a hub id of the same name.
+        path: A local folder, or a hub id such as `org/name` or `org/name@revision`. A folder wins over a hub id of
+            the same name.
         revision: Git revision on the hub; has no meaning for a folder.
 
     Raises:
@@ -54,9 +55,10 @@ def locate(path: str | Path, revision: str | None = None) -> Location:
         return Location(str(folder))
     if folder.exists():
         raise ModelError(f"model {text} is a file; expected a folder with config.json and safetensors weights")
+    text, _, named = text.partition("@")
     if not _looks_like_hub_id(text):
         raise ModelError(f"model {text}: there is no such folder")
-    return _ask_hub(text, revision)
+    return _ask_hub(text, revision or named or None)
 
 
 def _looks_like_hub_id(text: str) -> bool:

@@ -37,6 +37,7 @@ def test_a_folder_wins_over_a_hub_id_of_its_name(tmp_path, monkeypatch, answer):
 
 def test_a_hub_model_is_read_at_its_revision_and_runs_no_code(answer):
     answer(None)
+    assert locate("org/model@v1") == locate("org/model", "v1")
     assert locate("org/model", "v1").options() == {
         "trust_remote_code": False,
         "local_files_only": False,
