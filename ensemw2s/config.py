@@ -424,6 +424,15 @@ class ClusterConfig(Section):
     )
 
 
+class TrackingConfig(Section):
+    """Curves of loss, learning rate, gradient norm and speed of every training, and of the rounds."""
+
+    kind: Literal["tensorboard", "none"] = Field(
+        "tensorboard", description="Event files in the run's folder `tensorboard`, or nothing."
+    )
+    every: PositiveInt = Field(10, description="Steps between two points.")
+
+
 class Config(Section):
     """A whole run."""
 
@@ -440,6 +449,7 @@ class Config(Section):
     student: StudentConfig = Field(StudentConfig(), description="The strong student.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Systems and statistics.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Ray.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Curves.")
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:

@@ -160,3 +160,12 @@ def test_a_damaged_base_ends_the_run_with_the_reason_and_loses_nothing(undisturb
     assert finished.code == 1
     assert "safetensors file is damaged" in finished.text
     assert (workplace.run_folder / "data" / ".complete.json").exists()
+
+
+def test_every_training_and_the_rounds_have_their_curves(undisturbed) -> None:
+    curves = undisturbed.run_folder / "tensorboard"
+    trained = [path.parent for path in undisturbed.run_folder.rglob("train.json")]
+    assert trained
+    for folder in (*(path.relative_to(undisturbed.run_folder) for path in trained), "boosting"):
+        [events] = (curves / folder).glob("events.*")
+        assert events.stat().st_size > 100

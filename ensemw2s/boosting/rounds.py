@@ -22,7 +22,8 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.errors import BoostingError
 from ensemw2s.stages import Expert, Round
-from ensemw2s.training.specs import expert_spec
+from ensemw2s.training.curves import Curves
+from ensemw2s.training.specs import curves_folder, expert_spec
 
 Facts = dict[str, Any]
 
@@ -44,6 +45,7 @@ def run_rounds(context: Context) -> list[Facts]:
             with context.stage(r.stage.name, f"boosting round {r.number} of {len(context.graph.rounds)}"):
                 history.append(_run_round(context, r, history))
         facts = history[-1]
+        _draw(context, history)
         context.progress.say(
             f"  round {facts['round']}: weighted error {facts['weighted_error']:.4f}, alpha {facts['alpha']:.3f}"
             + ("" if facts["accepted"] else ", not better than its reference: no vote")
@@ -56,6 +58,14 @@ def run_rounds(context: Context) -> list[Facts]:
             f"{history[0]['weighted_error']:.3f}): train experts longer (expert.epochs), or set boosting.prior to none"
         )
     return history
+
+
+def _draw(context: Context, history: list[Facts]) -> None:
+    """Alpha and error by round, for TensorBoard; all rounds anew each time, so that a run that was killed has them."""
+    curves = Curves(curves_folder(context.graph, "boosting"))
+    for facts in history:
+        curves.point(facts["round"], {"alpha": facts["alpha"], "weighted_error": facts["weighted_error"]})
+    curves.close()
 
 
 def accepted_members(history: list[Facts]) -> list[Facts]:

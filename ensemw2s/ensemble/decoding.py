@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -14,6 +15,9 @@ from ensemw2s.ensemble.requests import Generation, Request, Tokens, check_positi
 from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.errors import ConfigError, EnsemW2SError
+
+CHUNK = 2048
+"""Prompt tokens that are read at a time: nobody waits for the first answers here."""
 
 
 def decode(
@@ -95,11 +99,15 @@ def drafted(ensemble: EnsembleForCausalLM) -> tuple[int, int]:
 
 def _engine(ensemble: EnsembleForCausalLM, slots: int, speculation: Speculation | None) -> Engine:
     """The engine of the last call where it fits: groups are checked against their members only once."""
-    weights = [(parameter.data_ptr(), parameter.dtype) for parameter in ensemble.parameters()]
+    weights = _state(ensemble)
     engine, wanted = ensemble.last_engine or (None, None)
     if engine is not None and not engine.busy and wanted == (slots, speculation, weights):
         return engine
-    engine = Engine(ensemble, slots=slots, speculation=speculation)
-    weights = [(parameter.data_ptr(), parameter.dtype) for parameter in ensemble.parameters()]  # stacked by now
-    ensemble.last_engine = (engine, (slots, speculation, weights))
+    engine = Engine(ensemble, slots=slots, speculation=speculation, chunk=CHUNK)
+    ensemble.last_engine = (engine, (slots, speculation, _state(ensemble)))  # its weights are stacked by now
     return engine
+
+
+def _state(ensemble: EnsembleForCausalLM) -> list[tuple[int, torch.dtype, int]]:
+    """What changes when weights are replaced, cast or trained; adapters are copied into the engine."""
+    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in ensemble.parameters()]

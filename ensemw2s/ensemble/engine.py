@@ -74,7 +74,7 @@ class Counters:
 
 
 class Engine:
-    """Decodes requests of one ensemble, as many at a time as it has slots.
+    """Decodes requests of one ensemble, as many at a time as it has slots. For one thread: a server queues its calls.
 
     Attributes:
         counters: What it has done so far.

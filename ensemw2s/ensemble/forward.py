@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
 from ensemw2s.ensemble.rows import Active, NotStackable, essence, shared_base, stacked
-from ensemw2s.ensemble.slots import ATTENTION, SlotCache, View, causal_mask
+from ensemw2s.ensemble.slots import ATTENTION, SlotCache, View, causal_mask, windows_seen
 
 log = logging.getLogger(__name__)
 
@@ -241,8 +241,13 @@ def _group(members: Sequence[Member], together: list[int], slots: int) -> list[G
         group = RowGroup(kind, together, network, active, slots)
         _check_same(group, chosen)
         return [group]
+    except torch.OutOfMemoryError:
+        raise
     except (NotStackable, NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        why = f"{type(error).__name__}: {error}" if not isinstance(error, NotStackable) else str(error)
+        why = str(error)
+        if not isinstance(error, NotStackable | NotImplementedError):
+            why = f"{type(error).__name__}: {error}"
+            log.warning("members %s do not share a pass: %s", together, why)
         if len(together) == 1:
             return [AloneGroup(together[0], chosen[0], why.splitlines()[0])]
         log.info("members %s do not share a pass: %s", together, why)
@@ -253,6 +258,11 @@ def _check_architecture(network: PreTrainedModel) -> None:
     config = network.config.get_text_config()
     if not getattr(network, "_supports_attention_backend", False):
         raise NotStackable(f"{type(network).__name__} has an attention of its own")
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [part for part in rope.values() if isinstance(part, dict)]
+    types = {str(part.get("rope_type", "default")) for part in (rope, *nested)}
+    if changing := [kind for kind in types if kind == "longrope" or "dynamic" in kind]:
+        raise NotStackable(f"{changing[0]} rotations, which depend on the longest row of a batch")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if other := kinds - {"full_attention", "sliding_attention"}:
         raise NotStackable(f"{type(network).__name__} has layers of kind {', '.join(sorted(other))}")
@@ -260,6 +270,7 @@ def _check_architecture(network: PreTrainedModel) -> None:
 
 def _check_same(group: RowGroup, members: Sequence[Member]) -> None:
     """Raises unless the group gives what each member gives alone, for two rows of different length in two steps."""
+    windows_seen.clear()
     vocabulary = group.network.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(vocabulary, (2, 7), generator=generator)
@@ -277,3 +288,16 @@ def _check_same(group: RowGroup, members: Sequence[Member]) -> None:
             allowed = TOLERANCE * (1 if group.network.dtype == torch.float32 else HALF)
             if not apart <= allowed:
                 raise NotStackable(f"its pass differs from {type(member.network).__name__}'s own by {apart:.2g}")
+    window = _window(group.network)
+    if window is not None and window not in windows_seen:
+        raise NotStackable(f"{type(group.network).__name__} has its sliding window in the mask alone")
+
+
+def _window(network: PreTrainedModel) -> int | None:
+    """The sliding window of some layers, if there is one."""
+    config = network.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if (kinds and "sliding_attention" not in kinds) or getattr(config, "use_sliding_window", True) is False:
+        return None
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window else None

@@ -18,6 +18,9 @@ from ensemw2s.errors import ConfigError, DataError, ModelError
 
 Tokens = Sequence[int] | np.ndarray
 
+MOST_LIKELIEST = 256
+"""Most of the likeliest tokens that are kept at a step: what leaves the device stays small beside the distributions."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -28,7 +31,8 @@ class Request:
         max_new_tokens: Longest answer in tokens, the end token included.
         eos_ids: Tokens that end the answer.
         sampling: How tokens are chosen.
-        seed: At least 0; the same seed gives the same tokens, whatever else is decoded at the time.
+        seed: At least 0; the same seed gives the same tokens whatever else is decoded at the time (up to rounding,
+            which in half precision depends on the batch).
         stop: Strings that end the answer when they appear in it; they need the engine to have a tokenizer.
         distributions: Keep this many of the likeliest tokens at every step; 0: none.
         votes: Keep this many of each member's likeliest tokens at every step; 0: only its first.
@@ -89,12 +93,22 @@ def check_request(model: EnsembleForCausalLM, request: Request, has_tokenizer: b
         ModelError: If prompt and answer do not fit into the context, or weights name an unknown member.
         ConfigError: If an option is out of range.
     """
+    for option in ("max_new_tokens", "distributions", "votes", "seed"):
+        if not isinstance(value := getattr(request, option), int | np.integer):
+            raise ConfigError(f"{option} is {value!r}; expected a whole number")
     check_positive(max_new_tokens=request.max_new_tokens)
+    most = min(MOST_LIKELIEST, model.vocabulary)
     for option in ("distributions", "votes"):
-        if not 0 <= (count := getattr(request, option)) <= model.vocabulary:
-            raise ConfigError(f"{option} is {count}; expected 0 to {model.vocabulary} (the vocabulary)")
+        if not 0 <= (count := getattr(request, option)) <= most:
+            raise ConfigError(f"{option} is {count}; expected 0 to {most}")
     if request.seed < 0:
         raise ConfigError(f"seed is {request.seed}; expected a number of at least 0")
+    for option, kind in (("stop", str), ("eos_ids", int | np.integer)):
+        values = getattr(request, option)
+        if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
+            raise ConfigError(
+                f"{option} is {values!r}; expected a tuple of {'strings' if kind is str else 'token ids'}"
+            )
     if any(not text for text in request.stop):
         raise ConfigError("stop has an empty string, which every answer begins with")
     if request.stop and not has_tokenizer:
@@ -126,9 +140,12 @@ def as_tokens(row: Tokens) -> np.ndarray:
         DataError: If they are no numbers.
     """
     try:
-        return np.asarray(row, dtype=np.int64).reshape(-1)
-    except (TypeError, ValueError, OverflowError) as error:
+        ids = np.asarray(row).reshape(-1)
+    except ValueError as error:
         raise DataError(f"a prompt or answer is not token ids: {error}; tokenize it first") from error
+    if len(ids) and ids.dtype.kind not in "iu":
+        raise DataError(f"a prompt or answer is not token ids but {ids.dtype} ({ids[:3]} …); tokenize it first")
+    return ids.astype(np.int64)
 
 
 def check_context(model: EnsembleForCausalLM, row: np.ndarray, count: int, name: str, what: str) -> None:

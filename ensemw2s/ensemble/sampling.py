@@ -14,6 +14,9 @@ import torch
 
 from ensemw2s.errors import ConfigError
 
+COLDEST = 1e-6
+"""Temperatures under this are taken as this: greedy in effect, and nothing overflows."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -89,9 +92,9 @@ def _draw(log_probs: torch.Tensor, sampling: Sequence[Sampling], uniform: torch.
         return torch.tensor(values, dtype=torch.float64, device=log_probs.device).unsqueeze(-1)
 
     # Sorted by probability, ties by id: the cut-offs need the order, and inverse-transform sampling works in any.
-    temperature = column([one.temperature for one in sampling]).float()
-    scores, ids = torch.sort(log_probs / temperature, dim=-1, descending=True, stable=True)
-    probs = torch.softmax(scores, dim=-1).double()
+    temperature = column([max(one.temperature, COLDEST) for one in sampling]).float()
+    scores, ids = torch.sort(log_probs - log_probs.amax(dim=-1, keepdim=True), dim=-1, descending=True, stable=True)
+    probs = torch.softmax(scores / temperature, dim=-1).double()
     if any(one.top_k for one in sampling):
         kept = column([one.top_k or torch.inf for one in sampling])
         probs = probs.masked_fill(torch.arange(probs.shape[-1], device=probs.device) >= kept, 0.0)
@@ -105,5 +108,5 @@ def _draw(log_probs: torch.Tensor, sampling: Sequence[Sampling], uniform: torch.
     target = uniform.unsqueeze(-1) * ends[:, -1:]
     # The first token whose interval ends beyond the target; never one of probability 0, whose interval is empty.
     place = (ends <= target).sum(dim=-1, keepdim=True)
-    last = (probs > 0).sum(dim=-1, keepdim=True) - 1
+    last = ((probs > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(-1, torch.minimum(place, last)).squeeze(-1)

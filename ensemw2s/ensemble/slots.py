@@ -1,6 +1,7 @@
-"""The key/value cache of the engine: one place a prompt, allocated once, in which position p lies at index p.
+"""The key/value cache of the engine: one place a prompt, in which position p lies at index p.
 
-Static where `EnsembleCache` grows: rows of any length sit side by side without padding, a row that leaves is
+Allocated for all slots at once, and again only when an answer is longer than any before, where `EnsembleCache` grows
+with every token: rows of any length sit side by side without padding, a row that leaves is
 overwritten by another, and nothing is ever computed twice. Its attention is a function registered with transformers,
 so that models of many architectures use it as they are.
 """
@@ -21,6 +22,9 @@ ATTENTION = "ensemw2s_slots"
 
 FEW_QUERIES = 16
 """Queries of a head up to which attention is written out on a CPU."""
+
+windows_seen: set[int] = set()
+"""Sliding windows that layers have asked `attend` for; one that a config has and no layer asks for is in masks."""
 
 GROWTH = 64
 """Places for tokens are allocated in multiples of this."""
@@ -83,11 +87,13 @@ class SlotCache(Cache):
         """Makes room for so many tokens a slot; what is there stays."""
         if length <= self.length:
             return
-        self.length = max(math.ceil(length / GROWTH) * GROWTH, min(2 * self.length, length + 16 * GROWTH))
+        wider = max(math.ceil(length / GROWTH) * GROWTH, min(2 * self.length, length + 16 * GROWTH))
         for part in (self._keys, self._values):
             for layer, old in part.items():
-                part[layer] = self._allocate(old)
-                part[layer][..., : old.shape[3], :] = old
+                if old.shape[3] < wider:  # memory may have run out half way the last time
+                    part[layer] = self._allocate(old, wider)
+                    part[layer][..., : old.shape[3], :] = old
+        self.length = wider
 
     def move(self, source: int, target: int) -> None:
         """Copies a slot onto another."""
@@ -124,7 +130,7 @@ class SlotCache(Cache):
 
     def _write(self, part: dict[int, torch.Tensor], layer: int, new: torch.Tensor, view: View) -> torch.Tensor:
         if layer not in part:
-            part[layer] = self._allocate(new)
+            part[layer] = self._allocate(new, self.length)
         mine = part[layer] if view.whole else part[layer][view.members, view.slots]
         members, slots, heads = mine.shape[:3]
         q = new.shape[2]
@@ -135,9 +141,9 @@ class SlotCache(Cache):
             mine[:, view.rows, :, view.positions] = new.permute(1, 3, 0, 2, 4)
         return mine.narrow(3, 0, view.length).flatten(1, 2)
 
-    def _allocate(self, like: torch.Tensor) -> torch.Tensor:
+    def _allocate(self, like: torch.Tensor, length: int) -> torch.Tensor:
         heads, size = (like.shape[1], like.shape[3]) if like.dim() == 4 else (like.shape[2], like.shape[4])
-        return torch.zeros((self.members, self.slots, heads, self.length, size), dtype=like.dtype, device=like.device)
+        return torch.zeros((self.members, self.slots, heads, length, size), dtype=like.dtype, device=like.device)
 
 
 def causal_mask(view: View, heads: int, group: int, dtype: torch.dtype) -> torch.Tensor:
@@ -200,6 +206,8 @@ def attend(
     Raises:
         NotImplementedError: For what a few architectures do differently; their members run one prompt at a time.
     """
+    if sliding_window is not None:
+        windows_seen.add(sliding_window)
     if softcap is not None or s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention with soft caps, sinks or biases")
     rows, query_heads, q, size = query.shape
@@ -223,6 +231,9 @@ def _few_queries(
 ) -> torch.Tensor:
     """The same written out, which CPUs do up to six times as fast where a head has few queries."""
     members, heads, queries, size = query.shape
+    if members > 1 and key.stride(0) != heads * key.stride(1):  # not all slots: as one product it would be copied
+        each = zip(query.split(1), key.split(1), value.split(1), mask.split(1), strict=True)
+        return torch.cat([_few_queries(q, k, v, hidden, scaling) for q, k, v, hidden in each])
     scores = torch.baddbmm(
         mask.reshape(members * heads, queries, -1),
         query.reshape(members * heads, queries, size),

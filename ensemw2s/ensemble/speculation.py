@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 NGRAM, MEMBER = "ngram", "member"
 LONGEST_NGRAM = 3
 
+CATCH_UP = 64
+"""Tokens of a slot that a draft model of its own reads at a time when it has fallen behind."""
+
 TRIAL = 8
 """Steps after which the pace of drafting, or of not drafting, is known well enough to choose."""
 
@@ -134,6 +137,12 @@ class ModelDraft:
             return [[] for _ in sequences]
         starts = [self._known(slot, sequence) for slot, sequence in enumerate(sequences)]
         fed = [sequence[start:] for start, sequence in zip(starts, sequences, strict=True)]
+        while max(map(len, fed)) > CATCH_UP:  # a prompt; only its last token needs an answer
+            counts = [min(len(row) - 1, CATCH_UP) for row in fed]
+            ids = torch.tensor([row[:n] + [0] * (max(counts) - n) for row, n in zip(fed, counts, strict=True)])
+            self.group.read(ids, starts, counts, members=self.member)
+            starts = [start + n for start, n in zip(starts, counts, strict=True)]
+            fed = [row[n:] for row, n in zip(fed, counts, strict=True)]
         drafts: list[list[int]] = [[] for _ in sequences]
         for step in range(count):
             logits = self._logits(fed, starts)

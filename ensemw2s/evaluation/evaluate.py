@@ -6,6 +6,7 @@ of multiple-choice questions). What the figures say is worked out in `results`.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections import defaultdict
@@ -48,6 +49,8 @@ class Evaluator:
         """Returns each voter's columns as JSON text."""
         group = self._groups[chunk["group"]]
         if self._loaded[0] != group.name:
+            self._loaded = ("", [])
+            gc.collect()  # engines and their ensembles refer to each other
             self._loaded = (group.name, load_voters(list(group.voters), precision=self._labeling.precision))
         examples = read_chunk(chunk)
         columns = {}

@@ -6,6 +6,7 @@ is there is not decoded again, so a killed run loses no more than the chunks it 
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import uuid
@@ -65,7 +66,8 @@ class Labeler:
         began = time.monotonic()
         output = str(chunk["output"])
         if output not in self._loaded:
-            self._loaded = {}  # one at a time: memory is for one ensemble
+            self._loaded = {}  # one at a time: memory is for one ensemble, and engines refer to theirs in a circle
+            gc.collect()
             self._loaded[output] = load_voters([self._voters[output]], precision=self._labeling.precision)[0]
         prompts = read_chunk(chunk).select(["id", "prompt"])
         loaded = self._loaded[output]

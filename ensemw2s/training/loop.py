@@ -30,6 +30,7 @@ from ensemw2s.models import loading, tiny
 from ensemw2s.models.adapters import ADAPTER_CONFIG
 from ensemw2s.training import objectives
 from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
+from ensemw2s.training.curves import Curves
 from ensemw2s.training.spec import Start, TrainSpec
 
 OnStep = Callable[[str, int, int, float], None]
@@ -93,6 +94,7 @@ class _Run:
         self.steps = self.steps_per_epoch * spec.recipe.epochs
         self.engine = self._engine()
         self.best: dict[str, torch.Tensor] | None = None
+        self.curves = Curves(spec.curves if self.rank == 0 else None, spec.curves_every)
 
     def _engine(self) -> Any:
         import deepspeed
@@ -134,6 +136,7 @@ class _Run:
             losses.append(self._epoch(epoch, on_step))
             if spec.validation is not None:
                 validation.append(self._validate(spec.validation))
+                self.curves.point((epoch + 1) * self.steps_per_epoch, {"validation_exact_match": validation[-1]})
                 if spec.keep == "best" and validation[-1] > max(validation[:-1], default=-1.0):
                     best_epoch, self.best = epoch + 1, self._weights()
         tokens = self.data.tokens
@@ -168,8 +171,9 @@ class _Run:
         scale = self.world * self.layout.accumulation
         for step, micro_batches in enumerate(batches):
             done = epoch * self.steps_per_epoch + step
-            step_loss = torch.zeros((), device=self.device)
+            step_loss, tokens = torch.zeros((), device=self.device), 0
             for micro in micro_batches:
+                tokens += int(micro["attention_mask"].sum()) * self.world
                 batch = {key: value.to(self.device) for key, value in micro.items()}
                 logits = engine(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
@@ -179,8 +183,7 @@ class _Run:
                 engine.step()
                 step_loss += xent
             total += step_loss
-            if on_step is not None and self.rank == 0:
-                on_step(spec.name, done + 1, self.steps, float(step_loss) * self.world)
+            self._tell(done + 1, step_loss, tokens, on_step)
         dist.all_reduce(total)
         mean = float(total) / self.steps_per_epoch
         if not np.isfinite(mean):
@@ -189,6 +192,21 @@ class _Run:
                 f"{spec.recipe.learning_rate}"
             )
         return round(mean, 6)
+
+    def _tell(self, done: int, step_loss: torch.Tensor, tokens: int, on_step: OnStep | None) -> None:
+        """What a step was like; the loss is that of worker 0's share, as if all had the same."""
+        if self.rank != 0:
+            return
+        loss = float(step_loss) * self.world
+        norm = self.engine.get_global_grad_norm()
+        values = {
+            "loss": loss,
+            "learning_rate": self.engine.get_lr()[0],
+            "gradient_norm": float(norm) if norm is not None else None,
+        }
+        self.curves.step(done, tokens=tokens, values=values)
+        if on_step is not None:
+            on_step(self.spec.name, done, self.steps, loss)
 
     @torch.no_grad()
     def _validate(self, path: str) -> float:
@@ -227,6 +245,7 @@ class _Run:
         return self.best if self.best is not None else self._weights()
 
     def close(self) -> None:
+        self.curves.close()
         self.engine.destroy()
         del self.engine, self.model
 

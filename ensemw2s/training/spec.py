@@ -61,3 +61,7 @@ class TrainSpec(_Frozen):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     threads: int = 1
+    curves: str | None = None
+    """Folder for TensorBoard's event file; none: no curves."""
+    curves_every: int = 10
+    """Steps between two points."""

@@ -87,8 +87,15 @@ def _spec(graph: Graph, stage: Stage, start: Start, tokens: list[Path], recipe: 
         precision=training.precision,
         gradient_checkpointing=training.gradient_checkpointing,
         threads=max(1, int(training.cpus_per_worker)),
+        curves=curves_folder(graph, stage.name),
+        curves_every=graph.config.tracking.every,
         **rest,
     )
+
+
+def curves_folder(graph: Graph, name: str) -> str | None:
+    """Where the curves of a stage go; None if nobody wants them."""
+    return _absolute(graph.root / "tensorboard" / name) if graph.config.tracking.kind == "tensorboard" else None
 
 
 def _absolute(path: Path) -> str:

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from ensemw2s.ensemble import forward
 from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups
@@ -221,3 +222,32 @@ def test_a_model_that_is_a_member_twice_votes_twice(make_model):
 def test_a_vocabulary_of_a_few_tokens_shares_a_pass_too(make_model):
     [group] = make_groups(members_of([make_model(seed, vocabulary=6) for seed in range(2)]), 2)
     assert group.kind == STACKED
+
+
+def test_a_sliding_window_that_is_in_the_mask_alone_is_not_missed():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    experts_ = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+    config = Qwen2MoeConfig(
+        **sizes,
+        **experts_,
+        shared_expert_intermediate_size=32,
+        vocab_size=64,
+        num_hidden_layers=2,
+        use_sliding_window=True,
+        sliding_window=6,
+        max_window_layers=2,
+        initializer_range=0.3,
+    )
+    model = Qwen2MoeForCausalLM(config).eval()
+    [group] = make_groups([Member(model, None, None)], 2)
+    assert "one prompt at a time" in group.kind
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotations_that_depend_on_the_longest_row_keep_a_member_alone(make_model, kind):
+    model = make_model(0)
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": kind}
+    [group] = make_groups([Member(model, None, None)], 2)
+    assert kind in group.kind
+    assert "one prompt at a time" in group.kind

@@ -25,7 +25,7 @@ def model(experts) -> EnsembleForCausalLM:
         ),
         (Request([5], 0), ConfigError, "max_new_tokens is 0; expected at least 1"),
         (Request([5], 5, seed=-1), ConfigError, "seed is -1; expected a number of at least 0"),
-        (Request([5], 5, votes=65), ConfigError, r"votes is 65; expected 0 to 64 \(the vocabulary\)"),
+        (Request([5], 5, votes=65), ConfigError, r"votes is 65; expected 0 to 64"),
         (Request([5], 5, distributions=-1), ConfigError, "distributions is -1; expected 0 to 64"),
         (Request([5], 5, stop=("x", "")), ConfigError, "stop has an empty string, which every answer begins with"),
         (
@@ -75,3 +75,19 @@ def test_a_request_is_greedy_and_ends_at_its_length_unless_it_says_otherwise():
 def test_tokens_may_be_lists_or_arrays():
     for row in ([1, 2], (1, 2), np.array([1, 2], np.int32), np.array([[1, 2]])):
         assert (as_tokens(row).tolist(), as_tokens(row).dtype) == ([1, 2], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (Request("12", 4), DataError, "not token ids"),
+        (Request([5.7, 6.2], 4), DataError, "not token ids but float64"),
+        (Request([5], 4, eos_ids=2), ConfigError, "eos_ids is 2; expected a tuple of token ids"),
+        (Request([5], 4, stop="END"), ConfigError, "stop is 'END'; expected a tuple of strings"),
+        (Request([5], 4, seed=1.5), ConfigError, "seed is 1.5; expected a whole number"),
+        (Request([5], 4, distributions=1.5), ConfigError, "distributions is 1.5; expected a whole number"),
+    ],
+)
+def test_options_of_another_type_are_refused_before_they_share_a_batch(experts, request_, error, message):
+    with pytest.raises(error, match=message):
+        check_request(EnsembleForCausalLM(experts[:1], [1.0]), request_, True)

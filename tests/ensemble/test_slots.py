@@ -141,3 +141,30 @@ def test_attention_of_other_kinds_is_refused():
     for option in ("softcap", "s_aux", "position_bias"):
         with pytest.raises(NotImplementedError, match="soft caps, sinks or biases"):
             attend(torch.nn.Identity(), ones, ones, ones, torch.zeros(1, 1, 1, 1), **{option: torch.ones(1)})
+
+
+def test_room_that_could_not_be_made_is_made_the_next_time(monkeypatch):
+    cache = SlotCache(1, 2)
+    cache.reserve(4)
+    positions, rows = torch.zeros(2, 1, dtype=torch.int64), torch.arange(2).unsqueeze(-1)
+    cache.view = View(slice(0, 1), slice(0, 2), positions, 1, rows, 0, True)
+    for layer in range(2):
+        cache.update(torch.ones(2, 1, 1, 4), torch.ones(2, 1, 1, 4), layer)
+    allocate, left = cache._allocate, [1]
+
+    def fails_the_second_time(like: torch.Tensor, length: int) -> torch.Tensor:
+        if not left:
+            raise MemoryError
+        left.pop()
+        return allocate(like, length)
+
+    monkeypatch.setattr(cache, "_allocate", fails_the_second_time)
+    with pytest.raises(MemoryError):
+        cache.reserve(200)
+    monkeypatch.setattr(cache, "_allocate", allocate)
+    cache.reserve(200)
+    cache.view = View(slice(0, 1), slice(0, 2), positions + 199, 200, rows, 199, True)
+    for layer in range(2):
+        keys, _ = cache.update(torch.ones(2, 1, 1, 4), torch.ones(2, 1, 1, 4), layer)
+        assert keys.shape == (1, 2, 200, 4)
+        assert keys[0, 0, 0].tolist() == [1.0] * 4

@@ -1,0 +1,65 @@
+"""What lies in the event files, read back record by record."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboardX.proto.event_pb2 import Event
+
+from ensemw2s.training import loop
+from ensemw2s.training.curves import Curves
+
+
+def points(folder: Path) -> dict[str, dict[int, float]]:
+    """Scalars by name and step. A record is its length, a checksum, the event and another checksum."""
+    [file] = folder.glob("events.*")
+    data, found, at = file.read_bytes(), {}, 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+        at += length + 16
+    return found
+
+
+def test_a_point_stands_for_the_steps_since_the_last(tmp_path):
+    curves = Curves(tmp_path / "c", every=2)
+    for number in range(1, 6):
+        curves.step(number, tokens=10, values={"loss": 1.0 / number, "gradient_norm": None})
+    curves.close()
+    found = points(tmp_path / "c")
+    assert set(found) == {"loss", "tokens_per_second"}
+    assert found["loss"] == pytest.approx({2: 0.5, 4: 0.25})
+    assert set(found["tokens_per_second"]) == {2, 4}
+
+
+def test_what_a_killed_training_wrote_is_replaced(tmp_path):
+    for value in (1.0, 2.0):
+        curves = Curves(tmp_path / "c")
+        curves.point(1, {"alpha": value})
+        curves.close()
+    assert points(tmp_path / "c") == {"alpha": {1: 2.0}}
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    curves = Curves(None)
+    curves.step(1, tokens=1, values={"loss": 1.0})
+    curves.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_leaves_its_curves_beside_its_model(workshop, tmp_path):
+    spec = workshop.spec("curved", output=str(tmp_path / "out"), recipe={"learning_rate": 3e-3})
+    told = []
+    spec = spec.model_copy(update={"curves": str(tmp_path / "curves"), "curves_every": 1})
+    loop.train(spec, device=torch.device("cpu"), on_step=lambda *step: told.append(step))
+    found = points(tmp_path / "curves")
+    assert list(found["loss"]) == list(range(1, 7))
+    assert list(found["loss"].values()) == pytest.approx([loss for *_, loss in told])
+    assert all(0 < rate <= 3e-3 + 1e-9 for rate in found["learning_rate"].values())
+    assert all(norm > 0 for norm in found["gradient_norm"].values())
+    assert all(speed > 0 for speed in found["tokens_per_second"].values())
+    assert not list((tmp_path / "out").glob("events.*"))
