@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ensemw2s.ensemble.combine import combine
-from ensemw2s.ensemble.forward import Member, make_groups
+from ensemw2s.ensemble.forward import Member, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_positive, check_request, member_weights
 from ensemw2s.ensemble.running import Running
@@ -229,11 +229,8 @@ class Engine:
         if not rows:
             return
         most = max(1, self.chunk // len(rows))
-        counts = [min(row.unread_prompt, most) for row in rows]
+        ids, counts = padded([row.sequence[row.read : row.read + min(row.unread_prompt, most)] for row in rows])
         if max(counts) > 0:
-            ids = torch.zeros(len(rows), max(counts), dtype=torch.int64)
-            for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
-                ids[i, :count] = torch.tensor(row.sequence[row.read : row.read + count])
             for group in self.groups:
                 group.read(ids, [row.read for row in rows], counts, self._ready)
             for row, count in zip(rows, counts, strict=True):
@@ -246,7 +243,7 @@ class Engine:
         rows = self._rows[: self._ready]
         with self._pace.timed(len(rows)) as measured:
             drafts = self._drafts(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
-            ids, counts = _padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
+            ids, counts = padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
             members = self._forward(ids, [row.read for row in rows], counts)
             tokens, records = self._choose(rows, members, counts)
             updates, ended = [], []
@@ -367,10 +364,3 @@ class Engine:
                 group.move(source, target)
             if self._draft:
                 self._draft.move(source, target)
-
-
-def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, list[int]]:
-    """Ids `[rows, longest]`, filled up with zeros on the right, and how many each row has."""
-    counts = [len(row) for row in rows]
-    width = max(counts)
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows]), counts

@@ -32,6 +32,13 @@ in half precision, where rounding depends on the shape of the batch, `HALF` time
 HALF = 100
 
 
+def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[int]]:
+    """Rows of token ids as `[rows, longest]`, int64, filled up on the right, and how many tokens each has."""
+    counts = [len(row) for row in rows]
+    width = max(counts)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64), counts
+
+
 @dataclass(frozen=True)
 class Member:
     """A member as the groups see it.

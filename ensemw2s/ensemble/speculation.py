@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ensemw2s.config import LabelingConfig
-from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups
+from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.sampling import Sampling, choose
 from ensemw2s.errors import ConfigError
@@ -138,8 +138,7 @@ class ModelDraft:
         starts = [self._known(slot, sequence) for slot, sequence in enumerate(sequences)]
         fed = [sequence[start:] for start, sequence in zip(starts, sequences, strict=True)]
         while max(map(len, fed)) > CATCH_UP:  # a prompt; only its last token needs an answer
-            counts = [min(len(row) - 1, CATCH_UP) for row in fed]
-            ids = torch.tensor([row[:n] + [0] * (max(counts) - n) for row, n in zip(fed, counts, strict=True)])
+            ids, counts = padded([row[: min(len(row) - 1, CATCH_UP)] for row in fed])
             self.group.read(ids, starts, counts, members=self.member)
             starts = [start + n for start, n in zip(starts, counts, strict=True)]
             fed = [row[n:] for row, n in zip(fed, counts, strict=True)]
@@ -177,9 +176,7 @@ class ModelDraft:
 
     def _logits(self, rows: list[list[int]], starts: list[int]) -> torch.Tensor:
         """After the last token of each row, `[slots, vocabulary]`."""
-        counts = [len(row) for row in rows]
-        width = max(counts)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        ids, counts = padded(rows)
         logits = self.group.logits(ids, starts, counts, members=self.member)[0]
         return logits[torch.arange(len(rows)), torch.tensor(counts) - 1]
 

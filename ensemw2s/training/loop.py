@@ -298,6 +298,14 @@ def init_distributed(device: torch.device) -> None:
     deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
 
 
+def leave_distributed() -> None:
+    """Leaves the process group, in a way that this process can join another one later."""
+    if dist.is_initialized():
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # DeepSpeed forgets the groups that it derived, torch's own does not
+
+
 def _quiet() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -320,7 +328,7 @@ def main(arguments: list[str]) -> None:
         facts = train(spec)
         if dist.get_rank() == 0:
             print(json.dumps(facts))
-    dist.destroy_process_group()
+    leave_distributed()
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
@@ -82,19 +80,6 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def train(spec: TrainSpec, **options: Any) -> dict[str, Any]:
     return loop.train(spec, device=CPU, **options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """Takes back what training sets for its process: environment, process group, threads."""
-    before, threads = dict(os.environ), torch.get_num_threads()
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
