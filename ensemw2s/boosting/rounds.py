@@ -44,8 +44,8 @@ def run_rounds(context: Context) -> list[Facts]:
         else:
             with context.stage(r.stage.name, f"boosting round {r.number} of {len(context.graph.rounds)}"):
                 history.append(_run_round(context, r, history))
+            _draw(context, history)
         facts = history[-1]
-        _draw(context, history)
         context.progress.say(
             f"  round {facts['round']}: weighted error {facts['weighted_error']:.4f}, alpha {facts['alpha']:.3f}"
             + ("" if facts["accepted"] else ", not better than its reference: no vote")

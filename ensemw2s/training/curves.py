@@ -30,27 +30,27 @@ class Curves:
             shutil.rmtree(folder, ignore_errors=True)
             self._writer = SummaryWriter(str(folder))
 
-    def step(self, number: int, *, tokens: int, values: Mapping[str, float | None]) -> None:
-        """Counts a step, and writes a point if it is time.
+    def due(self, number: int, tokens: int) -> bool:
+        """Counts a step; whether it is time for a point. Only then its values need to be fetched from the device.
 
         Args:
             number: Steps done so far.
             tokens: Tokens in this step, of all workers.
-            values: Scalars by name; None is left out.
         """
         self._tokens += tokens
-        if self._writer is None or number % self._every:
-            return
+        return self._writer is not None and number % self._every == 0
+
+    def step(self, number: int, values: Mapping[str, float]) -> None:
+        """Writes the point of a step that is due, and the tokens per second since the last one."""
         seconds = time.monotonic() - self._since
         self.point(number, {**values, "tokens_per_second": self._tokens / max(seconds, 1e-9)})
         self._since, self._tokens = time.monotonic(), 0
 
-    def point(self, number: int, values: Mapping[str, float | None]) -> None:
+    def point(self, number: int, values: Mapping[str, float]) -> None:
         """Writes scalars at a place on the axis."""
         if self._writer is not None:
             for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(name, float(value), number)
+                self._writer.add_scalar(name, value, number)
 
     def close(self) -> None:
         """Writes what is left."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
@@ -266,13 +267,13 @@ def lane_worker(config: dict[str, Any]) -> None:
     first, alone = context.get_world_rank() == 0, context.get_world_size() == 1
     said, wanted = 0.0, None
 
-    def on_step(name: str, done: int, total: int, loss: float) -> None:
+    def on_step(name: str, done: int, total: int, loss: torch.Tensor) -> None:
         nonlocal said, wanted
         if done == total or time.monotonic() - said > POLL:
             said = time.monotonic()
             if wanted is not None and not ray.get(wanted):  # the answer to the last report, so there is no waiting
                 raise _Abandoned
-            wanted = board.report.remote(name, done, total, loss)
+            wanted = board.report.remote(name, done, total, float(loss))
 
     while True:
         text = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if first else None)

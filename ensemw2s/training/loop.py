@@ -33,8 +33,8 @@ from ensemw2s.training.batches import Layout, TrainingSet, collate, read_trainin
 from ensemw2s.training.curves import Curves
 from ensemw2s.training.spec import Start, TrainSpec
 
-OnStep = Callable[[str, int, int, float], None]
-"""Called with the spec's name, steps done, steps in all, and the loss."""
+OnStep = Callable[[str, int, int, torch.Tensor], None]
+"""Called with the spec's name, steps done, steps in all, and the loss: a scalar on the device, for reading it waits."""
 
 
 def train(spec: TrainSpec, *, device: torch.device | None = None, on_step: OnStep | None = None) -> dict[str, Any]:
@@ -197,14 +197,11 @@ class _Run:
         """What a step was like; the loss is that of worker 0's share, as if all had the same."""
         if self.rank != 0:
             return
-        loss = float(step_loss) * self.world
-        norm = self.engine.get_global_grad_norm()
-        values = {
-            "loss": loss,
-            "learning_rate": self.engine.get_lr()[0],
-            "gradient_norm": float(norm) if norm is not None else None,
-        }
-        self.curves.step(done, tokens=tokens, values=values)
+        loss = step_loss * self.world
+        if self.curves.due(done, tokens):
+            norm = self.engine.get_global_grad_norm()
+            values = {"loss": float(loss), "learning_rate": self.engine.get_lr()[0]}
+            self.curves.step(done, values | ({} if norm is None else {"gradient_norm": float(norm)}))
         if on_step is not None:
             on_step(self.spec.name, done, self.steps, loss)
 
