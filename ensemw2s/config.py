@@ -376,6 +376,13 @@ class LabelingConfig(Section):
             raise ValueError(f"max_actors is {self.max_actors}, less than min_actors {self.min_actors}")
         return self
 
+    def deciding(self) -> dict[str, Any]:
+        """The values that labels depend on: batches and drafts too, for they change the rounding in half precision."""
+        return self.model_dump(
+            include={"max_new_tokens", "soft_top_k", "batch_size", "chunk_size", "precision", "speculation"}
+            | ({"speculation_tokens"} if self.speculation != "none" else set())
+        )
+
 
 class StudentConfig(Recipe):
     """The strong student and what it learns from."""

@@ -341,11 +341,7 @@ class _Builder:
     def _labels(
         self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
     ) -> dict[str, Stage]:
-        labeling = self.config.labeling
-        kept = {
-            k: getattr(labeling, k) for k in ("max_new_tokens", "soft_top_k", "batch_size", "chunk_size", "precision")
-        }
-        settings = {f"labeling.{key}": value for key, value in kept.items()}
+        settings = {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
         labels = {"ensemw2s": Stage("labels", self.root / "labels", settings, (data, ensemble))}
         others: dict[str, tuple[Stage, ...]] = {}
         if single is not None and "student_single" in systems:

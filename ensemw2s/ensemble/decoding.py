@@ -67,28 +67,12 @@ def decode(
         raise ConfigError(f"seed is {seed}; expected a number of at least 0, or one for each of {len(prompts)} prompts")
     sampling = Sampling(temperature, top_k, top_p)
     ends = (int(eos_ids),) if isinstance(eos_ids, int | np.integer) else tuple(eos_ids)
-    results: list[Generation | None] = [None] * len(prompts)
-    wrong: dict[int, EnsemW2SError] = {}
-    engine = _engine(ensemble, batch_size, speculation)
-    keys: dict[int, int] = {}
-    # Long prompts first: little padding while they are read, and what is too big for the memory fails at once.
-    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        request = Request(prompts[i], max_new_tokens, ends, sampling, seeds[i], distributions=distributions)
-        try:
-            keys[engine.submit(request, f"prompt {i}")] = i
-        except EnsemW2SError as error:
-            wrong[i] = error
-    if wrong and failed is None:
-        for key in keys:
-            engine.cancel(key)
-        raise wrong[min(wrong)]
-    if failed is not None:
-        failed.update(wrong)
-    while engine.busy:
-        for update in engine.step():
-            if update.generation is not None:
-                results[keys[update.key]] = update.generation
-    return [result for result in results if result is not None]
+    requests = [
+        Request(prompt, max_new_tokens, ends, sampling, own, distributions=distributions)
+        for prompt, own in zip(prompts, seeds, strict=True)
+    ]
+    results = dict(_engine(ensemble, batch_size, speculation).run(requests, failed=failed))
+    return [results[i] for i in sorted(results)]
 
 
 def drafted(ensemble: EnsembleForCausalLM) -> tuple[int, int]:

@@ -20,10 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ensemw2s.ensemble.combine import combine
 from ensemw2s.ensemble.forward import Member, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
-from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_positive, check_request, member_weights
+from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, member_weights
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import choose, draws
 from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, make_draft
+from ensemw2s.errors import EnsemW2SError
 
 CHUNK = 512
 """Prompt tokens, of all slots together, that are read between two steps: less lets the others go on sooner."""
@@ -152,8 +153,7 @@ class Engine:
         Raises:
             EnsemW2SError: If it cannot be decoded; see `check_request`.
         """
-        check_request(self.model, request, self.tokenizer is not None, name)
-        sequence: list[int] = as_tokens(request.prompt).tolist()
+        sequence: list[int] = check_request(self.model, request, self.tokenizer is not None, name).tolist()
         greedy = request.sampling.greedy
         self._next_key += 1
         self._waiting.append(
@@ -189,21 +189,37 @@ class Engine:
         self._read_prompts()
         return self._answer() if self._ready else []
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
+    def run(
+        self, requests: Sequence[Request], *, failed: dict[int, EnsemW2SError] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
         """Decodes requests to their end; gives each with its index as soon as it is done.
 
         Those that may take longest begin first, so that the last slots do not wait for one of them; of equal ones those
         with long prompts, so that what is too big for the memory fails at once.
+
+        Args:
+            requests: The requests.
+            failed: Takes what is wrong with those that cannot be decoded, by their index; none: the first is raised.
+
+        Raises:
+            EnsemW2SError: If a request cannot be decoded; see `check_request`. Nothing has been decoded by then.
         """
 
         def extent(i: int) -> tuple[int, int]:
             return requests[i].max_new_tokens, len(requests[i].prompt)
 
-        order = sorted(range(len(requests)), key=extent, reverse=True)
         keys: dict[int, int] = {}
+        wrong: dict[int, EnsemW2SError] = {}
         try:
-            for i in order:
-                keys[self.submit(requests[i], f"prompt {i}")] = i
+            for i in sorted(range(len(requests)), key=extent, reverse=True):
+                try:
+                    keys[self.submit(requests[i], f"prompt {i}")] = i
+                except EnsemW2SError as error:
+                    wrong[i] = error
+            if wrong and failed is None:
+                raise wrong[min(wrong)]
+            if failed is not None:
+                failed.update(wrong)
             while keys:
                 for update in self.step():
                     if update.generation is not None and update.key in keys:

@@ -250,15 +250,15 @@ def _group(members: Sequence[Member], together: list[int], slots: int) -> list[G
         return [group]
     except torch.OutOfMemoryError:
         raise
-    except (NotStackable, NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+    except NotStackable as error:
         why = str(error)
-        if not isinstance(error, NotStackable | NotImplementedError):
-            why = f"{type(error).__name__}: {error}"
-            log.warning("members %s do not share a pass: %s", together, why)
-        if len(together) == 1:
-            return [AloneGroup(together[0], chosen[0], why.splitlines()[0])]
         log.info("members %s do not share a pass: %s", together, why)
-        return [part for i in together for part in _group(members, [i], slots)]
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # of some architecture's own code
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("members %s do not share a pass: %s", together, why)
+    if len(together) == 1:
+        return [AloneGroup(together[0], chosen[0], why)]
+    return [part for i in together for part in _group(members, [i], slots)]
 
 
 def _check_architecture(network: PreTrainedModel) -> None:

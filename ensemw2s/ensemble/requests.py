@@ -79,7 +79,9 @@ class Generation:
     vote_logprobs: np.ndarray | None = None
 
 
-def check_request(model: EnsembleForCausalLM, request: Request, has_tokenizer: bool, name: str = "prompt") -> None:
+def check_request(
+    model: EnsembleForCausalLM, request: Request, has_tokenizer: bool, name: str = "prompt"
+) -> np.ndarray:
     """Checks that a request can be decoded.
 
     Args:
@@ -87,6 +89,9 @@ def check_request(model: EnsembleForCausalLM, request: Request, has_tokenizer: b
         request: The request.
         has_tokenizer: Whether stop strings can be looked for.
         name: What the prompt is called in messages.
+
+    Returns:
+        The prompt's tokens, int64.
 
     Raises:
         DataError: If the prompt is empty or has a token outside the vocabulary.
@@ -120,6 +125,7 @@ def check_request(model: EnsembleForCausalLM, request: Request, has_tokenizer: b
     check_context(model, row, request.max_new_tokens, name, "new tokens")
     if request.weights is not None:
         member_weights(model, request.weights)
+    return row
 
 
 def member_weights(model: EnsembleForCausalLM, weights: Mapping[str, float]) -> list[float]:

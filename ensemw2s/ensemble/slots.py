@@ -1,9 +1,9 @@
 """The key/value cache of the engine: one place a prompt, in which position p lies at index p.
 
 Allocated for all slots at once, and again only when an answer is longer than any before, where `EnsembleCache` grows
-with every token: rows of any length sit side by side without padding, a row that leaves is
-overwritten by another, and nothing is ever computed twice. Its attention is a function registered with transformers,
-so that models of many architectures use it as they are.
+with every token: rows of any length sit side by side without padding, a row that leaves is overwritten by another, and
+nothing is ever computed twice. Its attention is a function registered with transformers, so that models of many
+architectures use it as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ensemw2s.ensemble.rows import NotStackable
 
 ATTENTION = "ensemw2s_slots"
 """Name under which transformers finds `attend`."""
@@ -204,12 +206,12 @@ def attend(
         `[members × slots, q, query heads, head size]`, and no attention weights.
 
     Raises:
-        NotImplementedError: For what a few architectures do differently; their members run one prompt at a time.
+        NotStackable: For what a few architectures do differently; their members run one prompt at a time.
     """
     if sliding_window is not None:
         windows_seen.add(sliding_window)
     if softcap is not None or s_aux is not None or position_bias is not None:
-        raise NotImplementedError("attention with soft caps, sinks or biases")
+        raise NotStackable("attention with soft caps, sinks or biases")
     rows, query_heads, q, size = query.shape
     members, heads = key.shape[:2]
     group = rows * query_heads // (members * heads)

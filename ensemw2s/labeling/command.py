@@ -54,10 +54,7 @@ class LabelWork:
                 "input": make_reader(self.settings.source).identity()["files"],
                 "columns": self.settings.source.columns.model_dump(mode="json"),
                 **{k: getattr(data, k) for k in ("prompt_template", "chat_template", "max_prompt_tokens")},
-                **{
-                    k: getattr(labeling, k)
-                    for k in ("max_new_tokens", "batch_size", "chunk_size", "soft_top_k", "precision")
-                },
+                **labeling.deciding(),
             },
             "inputs": {},
         }

@@ -195,7 +195,7 @@ def test_options_out_of_range_are_refused(ensemble, option, message):
         decode(ensemble, [[5]], **{**GREEDY, **option})
 
 
-def test_weights_of_another_type_are_decoded_with_as_they_are(make_model, prompts):
+def test_weights_that_were_replaced_since_the_last_call_are_the_ones_decoded_with(make_model, prompts):
     model = EnsembleForCausalLM([make_model(0), make_model(1)], [1.0, 2.0])
     before = decode(model, prompts, **GREEDY)
     with torch.no_grad():

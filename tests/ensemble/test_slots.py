@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ensemw2s.ensemble.rows import NotStackable
 from ensemw2s.ensemble.slots import GROWTH, SlotCache, View, attend, causal_mask
 
 MEMBERS, SLOTS, HEADS, SIZE = 2, 3, 2, 4
@@ -139,7 +140,7 @@ def test_attention_is_that_of_each_head_and_token_alone(group, q, starts, window
 def test_attention_of_other_kinds_is_refused():
     ones = torch.ones(1, 1, 1, 4)
     for option in ("softcap", "s_aux", "position_bias"):
-        with pytest.raises(NotImplementedError, match="soft caps, sinks or biases"):
+        with pytest.raises(NotStackable, match="soft caps, sinks or biases"):
             attend(torch.nn.Identity(), ones, ones, ones, torch.zeros(1, 1, 1, 1), **{option: torch.ones(1)})
 
 
