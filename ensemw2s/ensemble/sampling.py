@@ -17,6 +17,9 @@ from ensemw2s.errors import ConfigError
 COLDEST = 1e-6
 """Temperatures under this are taken as this: greedy in effect, and nothing overflows."""
 
+LIKELIEST = 1024
+"""Tokens that are looked at for `top_p`; where they do not reach it, the whole vocabulary is sorted."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -88,25 +91,38 @@ def choose(
 
 
 def _draw(log_probs: torch.Tensor, sampling: Sequence[Sampling], uniform: torch.Tensor) -> torch.Tensor:
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=log_probs.device).unsqueeze(-1)
-
-    # Sorted by probability, ties by id: the cut-offs need the order, and inverse-transform sampling works in any.
-    temperature = column([max(one.temperature, COLDEST) for one in sampling]).float()
-    scores, ids = torch.sort(log_probs - log_probs.amax(dim=-1, keepdim=True), dim=-1, descending=True, stable=True)
-    probs = torch.softmax(scores / temperature, dim=-1).double()
-    if any(one.top_k for one in sampling):
-        kept = column([one.top_k or torch.inf for one in sampling])
-        probs = probs.masked_fill(torch.arange(probs.shape[-1], device=probs.device) >= kept, 0.0)
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    if any(one.top_p < 1 for one in sampling):
-        before = probs.cumsum(dim=-1) - probs
-        probs = probs.masked_fill(
-            before >= column([one.top_p if one.top_p < 1 else torch.inf for one in sampling]), 0.0
-        )
+    """Inverse-transform sampling over ids in their order."""
+    temperature = _column([max(one.temperature, COLDEST) for one in sampling], log_probs).float()
+    probs = torch.softmax((log_probs - log_probs.amax(dim=-1, keepdim=True)) / temperature, dim=-1).double()
+    cut = [row for row, one in enumerate(sampling) if one.top_k or one.top_p < 1]
+    if cut:
+        probs[cut] *= _kept(log_probs[cut], probs[cut], [sampling[row] for row in cut])
     ends = probs.cumsum(dim=-1)
-    target = uniform.unsqueeze(-1) * ends[:, -1:]
     # The first token whose interval ends beyond the target; never one of probability 0, whose interval is empty.
-    place = (ends <= target).sum(dim=-1, keepdim=True)
-    last = ((probs > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    return ids.gather(-1, torch.minimum(place, last)).squeeze(-1)
+    place = torch.searchsorted(ends, uniform.unsqueeze(-1) * ends[:, -1:], right=True)
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
+    return torch.minimum(place, last).squeeze(-1)
+
+
+def _kept(log_probs: torch.Tensor, probs: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
+    """Which tokens the cut-offs leave, `[rows, vocabulary]`, bool; the likeliest are looked at before all are sorted."""
+    size = log_probs.shape[-1]
+    most = _column([min(one.top_k or size, size) for one in sampling], log_probs)
+    share = _column([one.top_p if one.top_p < 1 else torch.inf for one in sampling], log_probs)
+    looked = min(size, max([LIKELIEST, *(one.top_k for one in sampling)]))
+    while True:
+        scores, ids = log_probs.topk(looked, dim=-1)
+        top = probs.gather(-1, ids).masked_fill(torch.arange(looked, device=ids.device) >= most, 0.0)
+        left = torch.where(most < size, top.sum(dim=-1, keepdim=True), probs.sum(dim=-1, keepdim=True))
+        inside = (top.cumsum(dim=-1) - top < share * left) & (torch.arange(looked, device=ids.device) < most)
+        count = inside.sum(dim=-1, keepdim=True)
+        if looked == size or bool(((count < looked) | (most <= looked)).all()):
+            break
+        looked = size
+    border = scores.gather(-1, count - 1)
+    above, equal = log_probs > border, log_probs == border
+    return above | (equal & (equal.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(-1)

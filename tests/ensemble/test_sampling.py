@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemw2s.ensemble.sampling import Sampling, choose, draws
+from ensemw2s.ensemble.sampling import LIKELIEST, Sampling, _column, _kept, choose, draws
 from ensemw2s.errors import ConfigError
 
 PROBS = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
@@ -48,6 +48,41 @@ def test_impossible_tokens_are_never_drawn():
     probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0])
     extremes = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert set(choose(probs.log().expand(2, -1), Sampling(temperature=1.0), extremes).tolist()) == {1, 3}
+
+
+def sorted_out(log_probs: torch.Tensor, one: Sampling) -> list[int]:
+    """The tokens that the cut-offs leave, by sorting everything."""
+    order = sorted(range(len(log_probs)), key=lambda i: (-float(log_probs[i]), i))
+    probs = torch.softmax(log_probs / one.temperature, dim=-1).double()
+    order = order[: one.top_k or None]
+    whole, before, kept = float(probs[order].sum()), 0.0, []
+    for token in order:
+        if one.top_p < 1 and before >= one.top_p * whole:
+            break
+        kept.append(token)
+        before += float(probs[token])
+    return kept
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 6.0])
+def test_cut_offs_leave_what_sorting_the_vocabulary_leaves(scale):
+    logits = torch.randn(8, 3 * LIKELIEST, generator=torch.Generator().manual_seed(0)) * scale
+    log_probs = torch.log_softmax((logits * 50).round() / 50, dim=-1)  # with many ties
+    each = [
+        Sampling(0.7),
+        Sampling(1.0, top_k=5),
+        Sampling(1.0, top_k=2 * LIKELIEST),
+        Sampling(0.5, top_p=0.3),
+        Sampling(1.3, top_p=0.99),
+        Sampling(1.0, top_k=40, top_p=0.9),
+        Sampling(1.0, top_k=2 * LIKELIEST, top_p=0.97),
+        Sampling(1.0, top_p=1e-9),
+    ]
+    found = _kept(
+        log_probs, torch.softmax(log_probs / _column([o.temperature for o in each], logits).float(), -1).double(), each
+    )
+    for row, one in enumerate(each):
+        assert found[row].nonzero().flatten().tolist() == sorted(sorted_out(log_probs[row], one))
 
 
 def test_draws_depend_on_seed_and_prompt_alone():
