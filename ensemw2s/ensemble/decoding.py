@@ -75,10 +75,9 @@ def decode(
     return [results[i] for i in sorted(results)]
 
 
-def drafted(ensemble: EnsembleForCausalLM) -> tuple[int, int]:
-    """Tokens that drafts have proposed to this ensemble in calls of `decode`, and how many it accepted."""
-    engine = ensemble.last_engine[0] if ensemble.last_engine else None
-    return (engine.counters.proposed, engine.counters.accepted) if engine else (0, 0)
+def last_engine(ensemble: EnsembleForCausalLM) -> Engine | None:
+    """The engine of the last call of `decode` for this ensemble, whose counters go on over calls."""
+    return ensemble.last_engine[0] if ensemble.last_engine else None
 
 
 def _engine(ensemble: EnsembleForCausalLM, slots: int, speculation: Speculation | None) -> Engine:

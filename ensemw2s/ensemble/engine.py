@@ -24,7 +24,7 @@ from ensemw2s.ensemble.requests import Generation, Request, check_positive, chec
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import choose, draws
 from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, make_draft
-from ensemw2s.errors import EnsemW2SError
+from ensemw2s.errors import EnsemW2SError, ResourceError
 
 CHUNK = 512
 """Prompt tokens, of all slots together, that are read between two steps: less lets the others go on sooner."""
@@ -152,8 +152,10 @@ class Engine:
 
         Raises:
             EnsemW2SError: If it cannot be decoded; see `check_request`.
+            ResourceError: If there is no memory for its prompt and its longest answer.
         """
         sequence: list[int] = check_request(self.model, request, self.tokenizer is not None, name).tolist()
+        self._reserve(len(sequence) + request.max_new_tokens, name)
         greedy = request.sampling.greedy
         self._next_key += 1
         self._waiting.append(
@@ -169,6 +171,20 @@ class Engine:
             )
         )
         return self._next_key
+
+    def _reserve(self, length: int, name: str) -> None:
+        """Takes the memory that a request may come to need, so that no step fails for want of it."""
+        length += self.speculation.tokens if self.speculation else 0
+        try:
+            for group in self.groups:
+                group.reserve(length)
+            if self._draft:
+                self._draft.reserve(length)
+        except (RuntimeError, MemoryError) as error:
+            raise ResourceError(
+                f"{name}: no memory for {length} tokens in each of {self.slots} slots; ask for shorter answers, or use "
+                f"fewer slots (labeling.batch_size): {str(error).splitlines()[0]}"
+            ) from error
 
     def cancel(self, key: int) -> Generation | None:
         """Ends a request and frees its slot; what it has so far, or None if there is no such request."""
@@ -258,7 +274,7 @@ class Engine:
     def _answer(self) -> list[Update]:
         rows = self._rows[: self._ready]
         with self._pace.timed(len(rows)) as measured:
-            drafts = self._drafts(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
+            drafts = self._draft.propose(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
             ids, counts = padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
             members = self._forward(ids, [row.read for row in rows], counts)
             tokens, records = self._choose(rows, members, counts)
@@ -273,21 +289,10 @@ class Engine:
         self.counters.steps += 1
         self.counters.rows += len(rows)
         self.counters.tokens += produced
+        self.counters.proposed += sum(map(len, drafts))
         for slot in reversed(ended):
             self._release(slot)
         return updates
-
-    def _drafts(self, rows: list[Running]) -> list[list[int]]:
-        assert self._draft is not None
-        room = [row.request.max_new_tokens - row.answered - 1 for row in rows]
-        drafts = self._draft.propose(
-            [row.sequence for row in rows],
-            room,
-            [row.request.sampling for row in rows],
-            [None if row.uniform is None else row.uniform[row.answered :] for row in rows],
-        )
-        self.counters.proposed += sum(map(len, drafts))
-        return drafts
 
     def _forward(self, ids: torch.Tensor, starts: list[int], counts: list[int]) -> torch.Tensor:
         """Log-probabilities of every member, `[members, slots, q, vocabulary]`, float32, in the ensemble's order."""
@@ -310,25 +315,14 @@ class Engine:
         each = [row.request.sampling for row in rows for _ in range(q)]
         uniform = None
         if any(row.uniform is not None for row in rows):
-            numbers = np.zeros((len(rows), q))
-            for i, row in enumerate(rows):
-                if row.uniform is not None:
-                    mine = row.uniform[row.answered : row.answered + counts[i]]
-                    numbers[i, : len(mine)] = mine
-            uniform = torch.from_numpy(numbers).to(combined.device).view(-1)
+            uniform = torch.from_numpy(np.concatenate([row.numbers(q) for row in rows])).to(combined.device)
         tokens = choose(combined.flatten(0, 1), each, uniform).view(len(rows), q)
         logprobs = combined.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         choices = members.argmax(dim=-1).permute(1, 2, 0)
         whole = torch.cat([tokens.unsqueeze(-1), choices], dim=-1).int().cpu().numpy()
         records = [logprobs.cpu().numpy(), whole[:, :, 1:]]
-        top = max(row.request.distributions for row in rows)
-        votes = max(row.request.votes for row in rows)
-        for count, source in ((top, combined), (votes, members.permute(1, 2, 0, 3))):
-            if count:
-                likeliest = source.topk(count, dim=-1)
-                records += [likeliest.indices.int().cpu().numpy(), likeliest.values.cpu().numpy()]
-            else:
-                records += [whole, whole]  # not read
+        records += _likeliest(combined, [row.request.distributions for row in rows])
+        records += _likeliest(members.permute(1, 2, 0, 3), [row.request.votes for row in rows])
         return whole[:, :, 0].tolist(), records
 
     def _take(
@@ -380,3 +374,13 @@ class Engine:
                 group.move(source, target)
             if self._draft:
                 self._draft.move(source, target)
+
+
+def _likeliest(scores: torch.Tensor, counts: list[int]) -> list[np.ndarray]:
+    """Tokens and log-probabilities, each `[slots, q, ..., k]`, of the slots that want any; the others have zeros."""
+    slots, most = [slot for slot, count in enumerate(counts) if count], max(counts)
+    found = scores[slots].topk(most, dim=-1)
+    shape = (*scores.shape[:-1], most)
+    tokens, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    tokens[slots], values[slots] = found.indices.int().cpu().numpy(), found.values.cpu().numpy()
+    return [tokens, values]

@@ -84,6 +84,9 @@ class Group(Protocol):
     def move(self, source: int, target: int) -> None:
         """Copies what a slot has read onto another."""
 
+    def reserve(self, length: int) -> None:
+        """Takes the memory for so many tokens a slot."""
+
 
 class RowGroup:
     """Members that are rows of one forward pass."""
@@ -132,6 +135,11 @@ class RowGroup:
     def move(self, source: int, target: int) -> None:
         """See `Group`."""
         self.cache.move(source, target)
+
+    @torch.inference_mode()
+    def reserve(self, length: int) -> None:
+        """See `Group`."""
+        self.cache.reserve(length)
 
     @torch.inference_mode()
     def _forward(self, network: Any, ids: torch.Tensor, starts: Sequence[int], first: int, members: slice) -> Any:
@@ -185,6 +193,9 @@ class AloneGroup:
         """See `Group`; the source is used no more, and has nothing yet where none of its prompt was read."""
         if source in self.caches:
             self.caches[target] = self.caches.pop(source)
+
+    def reserve(self, length: int) -> None:
+        """Nothing: transformers' cache grows with every token."""
 
     @torch.inference_mode()
     def _row(self, slot: int, ids: torch.Tensor, start: int) -> torch.Tensor:

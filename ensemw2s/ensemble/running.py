@@ -52,6 +52,19 @@ class Running:
         return len(self.sequence) - self.prompt_length
 
     @property
+    def room(self) -> int:
+        """Tokens that a draft can be of use for: one less than are still allowed."""
+        return self.request.max_new_tokens - self.answered - 1
+
+    def numbers(self, count: int) -> np.ndarray:
+        """Its random numbers from here on, `[count]`, float64; zeros beyond the last one, and where it is greedy."""
+        found = np.zeros(count)
+        if self.uniform is not None:
+            mine = self.uniform[self.answered : self.answered + count]
+            found[: len(mine)] = mine
+        return found
+
+    @property
     def unread_prompt(self) -> int:
         """Tokens to read before the first step, which reads the last one itself."""
         return self.prompt_length - 1 - self.read

@@ -105,7 +105,7 @@ def _draw(log_probs: torch.Tensor, sampling: Sequence[Sampling], uniform: torch.
 
 
 def _kept(log_probs: torch.Tensor, probs: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
-    """Which tokens the cut-offs leave, `[rows, vocabulary]`, bool; the likeliest are looked at before all are sorted."""
+    """Which tokens the cut-offs leave, `[rows, vocabulary]`, bool; all are sorted only where the likeliest don't do."""
     size = log_probs.shape[-1]
     most = _column([min(one.top_k or size, size) for one in sampling], log_probs)
     share = _column([one.top_p if one.top_p < 1 else torch.inf for one in sampling], log_probs)

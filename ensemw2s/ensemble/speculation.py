@@ -21,7 +21,8 @@ import torch
 from ensemw2s.config import LabelingConfig
 from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM
-from ensemw2s.ensemble.sampling import Sampling, choose
+from ensemw2s.ensemble.running import Running
+from ensemw2s.ensemble.sampling import choose
 from ensemw2s.errors import ConfigError
 from ensemw2s.models.loading import load_causal_lm, logits_vocabulary
 
@@ -66,24 +67,14 @@ def as_asked(labeling: LabelingConfig) -> Speculation | None:
 class Draft(Protocol):
     """Something that guesses."""
 
-    def propose(
-        self,
-        sequences: Sequence[list[int]],
-        room: Sequence[int],
-        sampling: Sequence[Sampling],
-        uniform: Sequence[np.ndarray | None],
-    ) -> list[list[int]]:
-        """Guesses for slots 0, 1, ….
-
-        Args:
-            sequences: Prompt and answer so far of each slot.
-            room: Most tokens that each slot can use.
-            sampling: How each slot's tokens are chosen.
-            uniform: Each slot's random numbers from here on, one a token; None for greedy ones.
-        """
+    def propose(self, rows: Sequence[Running]) -> list[list[int]]:
+        """Guesses for the requests in slots 0, 1, …, no more than each has room for."""
 
     def move(self, source: int, target: int) -> None:
         """A slot's row went to another."""
+
+    def reserve(self, length: int) -> None:
+        """Takes the memory for so many tokens a slot."""
 
 
 class NgramDraft:
@@ -93,17 +84,14 @@ class NgramDraft:
         """Args: tokens in a draft."""
         self.tokens = tokens
 
-    def propose(
-        self,
-        sequences: Sequence[list[int]],
-        room: Sequence[int],
-        sampling: Sequence[Sampling],
-        uniform: Sequence[np.ndarray | None],
-    ) -> list[list[int]]:
+    def propose(self, rows: Sequence[Running]) -> list[list[int]]:
         """See `Draft`."""
-        return [self._follow(np.array(row), min(self.tokens, most)) for row, most in zip(sequences, room, strict=True)]
+        return [self._follow(np.array(row.sequence), min(self.tokens, row.room)) for row in rows]
 
     def move(self, source: int, target: int) -> None:
+        """Nothing is kept."""
+
+    def reserve(self, length: int) -> None:
         """Nothing is kept."""
 
     def _follow(self, row: np.ndarray, count: int) -> list[int]:
@@ -124,47 +112,44 @@ class ModelDraft:
         self.group, self.tokens, self.member = group, tokens, member
         self.read: list[list[int]] = [[] for _ in range(slots)]  # a draft of its own has to catch up by itself
 
-    def propose(
-        self,
-        sequences: Sequence[list[int]],
-        room: Sequence[int],
-        sampling: Sequence[Sampling],
-        uniform: Sequence[np.ndarray | None],
-    ) -> list[list[int]]:
+    def propose(self, rows: Sequence[Running]) -> list[list[int]]:
         """See `Draft`; all slots draft as many tokens as the one with most room can use."""
-        count = min(self.tokens, max(room))
+        count = min(self.tokens, max(row.room for row in rows))
         if count < 1:
-            return [[] for _ in sequences]
-        starts = [self._known(slot, sequence) for slot, sequence in enumerate(sequences)]
-        fed = [sequence[start:] for start, sequence in zip(starts, sequences, strict=True)]
+            return [[] for _ in rows]
+        starts = [self._known(slot, row.sequence) for slot, row in enumerate(rows)]
+        fed = [row.sequence[start:] for start, row in zip(starts, rows, strict=True)]
         while max(map(len, fed)) > CATCH_UP:  # a prompt; only its last token needs an answer
-            ids, counts = padded([row[: min(len(row) - 1, CATCH_UP)] for row in fed])
+            ids, counts = padded([tokens[: min(len(tokens) - 1, CATCH_UP)] for tokens in fed])
             self.group.read(ids, starts, counts, members=self.member)
             starts = [start + n for start, n in zip(starts, counts, strict=True)]
-            fed = [row[n:] for row, n in zip(fed, counts, strict=True)]
-        drafts: list[list[int]] = [[] for _ in sequences]
+            fed = [tokens[n:] for tokens, n in zip(fed, counts, strict=True)]
+        drafts: list[list[int]] = [[] for _ in rows]
+        sampling = [row.request.sampling for row in rows]
+        numbers = np.stack([row.numbers(count) for row in rows], axis=1)
         for step in range(count):
             logits = self._logits(fed, starts)
-            numbers = [0.0 if row is None or step >= len(row) else row[step] for row in uniform]
-            chosen = choose(
-                torch.log_softmax(logits.float(), dim=-1),
-                sampling,
-                torch.tensor(numbers, dtype=torch.float64, device=logits.device),
-            ).tolist()
-            starts = [start + len(row) for start, row in zip(starts, fed, strict=True)]
+            uniform = torch.from_numpy(numbers[step]).to(logits.device)
+            chosen = choose(torch.log_softmax(logits.float(), dim=-1), sampling, uniform).tolist()
+            starts = [start + len(tokens) for start, tokens in zip(starts, fed, strict=True)]
             fed = [[token] for token in chosen]
             for draft, token in zip(drafts, chosen, strict=True):
                 draft.append(token)
         if self.member is None:
-            for slot, (sequence, draft) in enumerate(zip(sequences, drafts, strict=True)):
-                self.read[slot] = [*sequence, *draft[:-1]]
-        return [draft[: max(0, most)] for draft, most in zip(drafts, room, strict=True)]
+            for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+                self.read[slot] = [*row.sequence, *draft[:-1]]
+        return [draft[: max(0, row.room)] for row, draft in zip(rows, drafts, strict=True)]
 
     def move(self, source: int, target: int) -> None:
         """See `Draft`; the ensemble moves the cache that it shares."""
         if self.member is None:
             self.read[target] = self.read[source]
             self.group.move(source, target)
+
+    def reserve(self, length: int) -> None:
+        """See `Draft`; the ensemble does so for the cache that it shares."""
+        if self.member is None:
+            self.group.reserve(length)
 
     def _known(self, slot: int, sequence: list[int]) -> int:
         """How many tokens of the sequence are in the cache and right; at least the last is read again."""

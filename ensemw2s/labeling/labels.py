@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
-from ensemw2s.ensemble.decoding import decode, drafted
+from ensemw2s.ensemble.decoding import decode, last_engine
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
@@ -62,7 +62,7 @@ class Labeler:
         self._loaded: dict[str, Loaded] = {}
 
     def __call__(self, chunk: Chunk) -> dict[str, Any]:
-        """Labels a chunk. Returns rows, tokens, tokens that drafts proposed and the ensemble accepted, and seconds."""
+        """Labels a chunk. Returns rows, tokens, tokens proposed by drafts and accepted, how members ran, seconds."""
         began = time.monotonic()
         output = str(chunk["output"])
         if output not in self._loaded:
@@ -71,18 +71,26 @@ class Labeler:
             self._loaded[output] = load_voters([self._voters[output]], precision=self._labeling.precision)[0]
         prompts = read_chunk(chunk).select(["id", "prompt"])
         loaded = self._loaded[output]
-        before = drafted(loaded.model)
+        before = _drafted(loaded)
         table = label(prompts, loaded, self._data, self._labeling)
         write_part(table, Path(output) / part_name(chunk))
         tokens = sum(table["n_tokens"].to_pylist())
-        proposed, accepted = (now - then for now, then in zip(drafted(loaded.model), before, strict=True))
+        proposed, accepted = (now - then for now, then in zip(_drafted(loaded), before, strict=True))
+        engine = last_engine(loaded.model)
         return {
             "rows": len(table),
             "tokens": tokens,
             "proposed": proposed,
             "accepted": accepted,
+            "kinds": sorted(set(engine.kinds.values())) if engine else [],
             "seconds": time.monotonic() - began,
         }
+
+
+def _drafted(loaded: Loaded) -> tuple[int, int]:
+    """Tokens that drafts have proposed so far, and how many of them were accepted."""
+    engine = last_engine(loaded.model)
+    return (engine.counters.proposed, engine.counters.accepted) if engine else (0, 0)
 
 
 def label(prompts: pa.Table, loaded: Loaded, data: DataConfig, labeling: LabelingConfig) -> pa.Table:
@@ -185,6 +193,8 @@ def label_all(
         note = f"{sums['tokens'] / (time.monotonic() - began):.0f} tokens/s"
         if sums["proposed"]:
             note += f", {sums['accepted'] / sums['proposed']:.0%} of drafts accepted"
+        if row["kinds"]:
+            note += f" ({'; '.join(row['kinds'])})"
         if on_progress is not None:
             on_progress(sums["rows"], total, note)
 

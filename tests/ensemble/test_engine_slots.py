@@ -13,7 +13,7 @@ from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.requests import Generation, Request
 from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.ensemble.speculation import Speculation
-from ensemw2s.errors import ConfigError, DataError, ModelError
+from ensemw2s.errors import ConfigError, DataError, ModelError, ResourceError
 from ensemw2s.models import tiny
 
 WEIGHTS = [1.0, 2.0, 1.5]
@@ -466,3 +466,30 @@ def test_an_engine_without_slots_or_with_an_empty_chunk_is_refused(ensembles):
         Engine(ensembles["stacked"], slots=0)
     with pytest.raises(ConfigError, match="chunk is 0; expected at least 1"):
         Engine(ensembles["stacked"], slots=1, chunk=0)
+
+
+def test_a_request_for_which_there_is_no_memory_is_refused_and_others_are_not_touched(ensembles, varied, alone):
+    engine = Engine(ensembles["adapters"], slots=2)
+    key = engine.submit(varied[1])
+    engine.step()
+    reserve = engine.groups[0].cache.reserve
+
+    def short_of_memory(length: int) -> None:
+        if length > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        reserve(length)
+
+    engine.groups[0].cache.reserve = short_of_memory
+    with pytest.raises(ResourceError, match=r"no memory for 64 tokens in each of 2 slots.*labeling\.batch_size"):
+        engine.submit(Request([5, 6, 7, 8], 60))
+    assert finish(engine)[key].token_ids == alone("adapters", varied[1]).token_ids
+
+
+@pytest.mark.parametrize("speculation", [None, Speculation("ngram", 3, always=True)])
+def test_no_step_needs_memory_that_was_not_taken_before(ensembles, many, speculation):
+    engine = Engine(ensembles["adapters"], slots=3, speculation=speculation, chunk=16)
+    for i, prompt in enumerate(many[:6]):
+        engine.submit(Request(prompt * 2, 40 - 5 * i))
+    before = engine.groups[0].cache.bytes
+    finish(engine)
+    assert engine.groups[0].cache.bytes == before

@@ -13,6 +13,7 @@ from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.requests import Generation, Request
+from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.ensemble.speculation import CHECK_EVERY, TRIAL, NgramDraft, Pace, Speculation
 from ensemw2s.errors import ConfigError
@@ -162,9 +163,14 @@ def test_sampled_tokens_follow_the_ensembles_distribution(make_model, sampling, 
     assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 0.001
 
 
+def running(sequence: list[int], room: int) -> Running:
+    """A request that has read this and may still get so many tokens, and one more."""
+    return Running(0, Request(sequence, room + 1), sequence, len(sequence), [1.0], None)
+
+
 def test_an_n_gram_is_followed_by_what_followed_it_last_time():
     def propose(row: list[int], room: int = 9, tokens: int = 3) -> list[int]:
-        [draft] = NgramDraft(tokens).propose([row], [room], [Sampling()], [None])
+        [draft] = NgramDraft(tokens).propose([running(row, room)])
         return draft
 
     assert propose([1, 2, 3, 4, 5, 1, 2, 3]) == [4, 5, 1]
@@ -179,7 +185,7 @@ def test_an_n_gram_is_followed_by_what_followed_it_last_time():
 
 
 def test_each_row_has_a_draft_of_its_own():
-    drafts = NgramDraft(2).propose([[1, 2, 1], [5, 6, 7, 5], [8]], [9, 1, 9], [Sampling()] * 3, [None] * 3)
+    drafts = NgramDraft(2).propose([running([1, 2, 1], 9), running([5, 6, 7, 5], 1), running([8], 9)])
     assert drafts == [[2, 1], [6], []]
 
 
