@@ -295,6 +295,11 @@ class TrainingConfig(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="Restarts of a lane whose worker died.")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] | None = Field(
+        300.0,
+        description="Time between two checkpoints inside a training, from which it goes on after a crash or when its "
+        "machine was taken away; 0: before every step; none: no checkpoints.",
+    )
 
 
 class Member(Section):

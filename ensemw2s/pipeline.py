@@ -74,18 +74,24 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
         fresh: Delete those that were made with another config.
 
     Raises:
-        ArtifactError: If a stage was made with another config and `fresh` is not set.
+        ArtifactError: If a stage was made, or begun, with another config and `fresh` is not set.
     """
+    from ensemw2s.training import checkpoints
+
     status = {}
     second_tries = [expert.stage for r in graph.rounds for expert in r.retries]
     for stage in (*graph.stages(), *second_tries):
-        try:
-            status[stage.name] = store.is_done(stage.path, stage.description)
-        except ArtifactError:
-            if not fresh:
-                raise
-            shutil.rmtree(stage.path)
-            status[stage.name] = False
+        begun = checkpoints.folder_of(stage.path)
+        for folder, check in ((stage.path, store.is_done), (begun, checkpoints.check)):
+            try:
+                check(folder, stage.description)
+            except ArtifactError:
+                if not fresh:
+                    raise
+                shutil.rmtree(folder)
+        status[stage.name] = store.is_done(stage.path, stage.description)
+        if status[stage.name]:
+            checkpoints.discard(begun)
     return {name: done for name, done in status.items() if name not in {stage.name for stage in second_tries}}
 
 

@@ -25,6 +25,7 @@ from ensemw2s.listing import tiny_parameters
 from ensemw2s.models.loading import model_info
 from ensemw2s.stages import LABEL_MAKERS, Base, Expert, Graph, Student
 from ensemw2s.store import Stage
+from ensemw2s.training import checkpoints
 
 State = Literal["done", "to do", "changed", "not needed"]
 
@@ -103,7 +104,9 @@ def survey(graph: Graph) -> dict[str, Found]:
 
 def _look(stage: Stage) -> Found:
     try:
-        return Found("done" if store.is_done(stage.path, stage.description) else "to do")
+        done = store.is_done(stage.path, stage.description)
+        checkpoints.check(checkpoints.folder_of(stage.path), stage.description)
+        return Found("done" if done else "to do")
     except ArtifactError as error:
         try:
             earlier = store.read_json(stage.path / store.MARKER)

@@ -125,12 +125,12 @@ def epoch_batches(lengths: NDArray[np.int64], batch_size: int, *, seed: int, epo
 
 
 def step_batches(
-    data: TrainingSet, layout: Layout, *, pad_id: int, seed: int, epoch: int
+    data: TrainingSet, layout: Layout, *, pad_id: int, seed: int, epoch: int, first: int = 0
 ) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """Yields, for each optimizer step of an epoch, this worker's micro-batches (see `collate`)."""
+    """Yields, for each optimizer step of an epoch from step `first` on, this worker's micro-batches (see `collate`)."""
     lengths = np.array([len(p) + len(a) for p, a in zip(data.tokens.prompt_ids, data.tokens.answer_ids, strict=True)])
     offsets = data.tokens.offsets
-    for batch in epoch_batches(lengths, layout.batch_size, seed=seed, epoch=epoch):
+    for batch in epoch_batches(lengths, layout.batch_size, seed=seed, epoch=epoch)[first:]:
         total = sum(float(data.multipliers[offsets[i] : offsets[i + 1]].sum()) for i in batch)
         yield [collate(data, rows, pad_id=pad_id, total=total) for rows in layout.slots(batch)]
 

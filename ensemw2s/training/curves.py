@@ -15,20 +15,24 @@ from pathlib import Path
 class Curves:
     """Scalars over steps in one folder; a point stands for all steps since the last one."""
 
-    def __init__(self, folder: str | Path | None, every: int = 1) -> None:
-        """Begins anew: what an earlier, killed training wrote there is removed.
+    def __init__(self, folder: str | Path | None, every: int = 1, *, after: int = 0) -> None:
+        """Begins anew, or goes on: what an earlier, killed training wrote about later steps is not shown.
 
         Args:
             folder: Where the event file goes; none: nothing is written.
             every: Steps between two points.
+            after: Step whose checkpoint the training goes on from; 0: the start.
         """
         self._writer, self._every = None, every
         self._since, self._tokens = time.monotonic(), 0
         if folder is not None:
             from tensorboardX import SummaryWriter
 
-            shutil.rmtree(folder, ignore_errors=True)
-            self._writer = SummaryWriter(str(folder))
+            if not after:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._writer = SummaryWriter(
+                str(folder), purge_step=after + 1 if after else None, filename_suffix=f".{after}"
+            )
 
     def due(self, number: int, tokens: int) -> bool:
         """Counts a step; whether it is time for a point. Only then its values need to be fetched from the device.

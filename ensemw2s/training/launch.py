@@ -275,12 +275,21 @@ def lane_worker(config: dict[str, Any]) -> None:
                 raise _Abandoned
             wanted = board.report.remote(name, done, total, float(loss))
 
+    def on_checkpoint(path: Path, step: int) -> None:
+        # The checkpoint itself is not given to Ray Train, which would keep it with the lane: it lies beside the output
+        # that it is on the way to, where a later run finds it too.
+        ray.train.report({"checkpoint": str(path), "step": step})
+
+    def leaving() -> bool:
+        return ray.train.get_preemption_info() is not None
+
     while True:
         text = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if first else None)
         if text is None:
             return
         try:
-            loop.train(TrainSpec.model_validate_json(text), on_step=on_step)
+            spec = TrainSpec.model_validate_json(text)
+            loop.train(spec, on_step=on_step, on_checkpoint=on_checkpoint, leaving=leaving)
         except (_Abandoned, EnsemW2SError) as error:
             if isinstance(error, EnsemW2SError):
                 ray.get(board.fail.remote(lane, type(error).__name__, str(error)))

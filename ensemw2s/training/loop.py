@@ -2,7 +2,8 @@
 
 It runs under Ray Train (see `launch`), under `torchrun -m ensemw2s.training.loop SPEC.json`, or in one bare process.
 One worker and many give the same update up to rounding: token weights are normalised over the whole step, and which
-examples form a step does not depend on the number of workers.
+examples form a step does not depend on the number of workers. So a training that was cut off goes on from its last
+checkpoint with as many workers as there are then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +28,37 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from ensemw2s import store
+from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.adapters import ADAPTER_CONFIG
-from ensemw2s.training import objectives
+from ensemw2s.training import checkpoints, objectives, state
 from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
 from ensemw2s.training.curves import Curves
 from ensemw2s.training.spec import Start, TrainSpec
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[str, int, int, torch.Tensor], None]
 """Called with the spec's name, steps done, steps in all, and the loss: a scalar on the device, for reading it waits."""
 
 
-def train(spec: TrainSpec, *, device: torch.device | None = None, on_step: OnStep | None = None) -> dict[str, Any]:
-    """Trains one model, unless its finished output is there already.
+OnCheckpoint = Callable[[Path, int], None]
+"""Called by every worker when a checkpoint is in place, with the folder of checkpoints and the steps done."""
+
+LOOK = 5.0
+"""Least seconds between two calls of `leaving`, and of `on_checkpoint`: under Ray Train they take seconds."""
+
+
+def train(
+    spec: TrainSpec,
+    *,
+    device: torch.device | None = None,
+    on_step: OnStep | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+    leaving: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Trains one model, unless its finished output is there already; goes on from its last checkpoint if there is one.
 
     Every worker of the process group calls it with the same spec; worker 0 writes the output.
 
@@ -46,26 +66,30 @@ def train(spec: TrainSpec, *, device: torch.device | None = None, on_step: OnSte
         spec: What to train.
         device: Where; none: the worker's GPU if there is one, else the CPU.
         on_step: Progress callback on worker 0.
+        on_checkpoint: Called by every worker after a checkpoint, if the last call was not just now.
+        leaving: Called by every worker at the same step now and then; says whether a worker's machine is about to be
+            taken away, which is answered with a checkpoint. All workers must get the same answer.
 
     Returns:
         The facts in train.json: steps, tokens, seconds, losses, validation by epoch.
 
     Raises:
         TrainingError: If the loss is not finite.
-        ArtifactError: If the output folder holds the result of another spec.
+        ArtifactError: If the output folder, or a checkpoint beside it, is of another spec.
     """
     output = Path(spec.output)
     if store.is_done(output, spec.fingerprint):
         facts: dict[str, Any] = store.read_json(output / "train.json")
         return facts
-    run = _Run(spec, device or _device())
+    run = _Run(spec, device or _device(), on_checkpoint, leaving)
     try:
         facts = run.fit(on_step)
-        state = run.final_weights()
+        weights = run.final_weights()
         if run.rank == 0:
             with store.publish(output, spec.fingerprint) as folder:
-                loading.save_trained(run.model, run.tokenizer, folder, state_dict=state, base=run.base)
+                loading.save_trained(run.model, run.tokenizer, folder, state_dict=weights, base=run.base)
                 store.write_json(folder / "train.json", facts)
+            checkpoints.discard(checkpoints.folder_of(output))
         if dist.is_initialized():
             dist.barrier()
         return facts
@@ -73,11 +97,39 @@ def train(spec: TrainSpec, *, device: torch.device | None = None, on_step: OnSte
         run.close()
 
 
+@dataclass
+class _SoFar:
+    """What a training has done, beside its weights.
+
+    Attributes:
+        step: Optimizer steps.
+        losses: Mean loss of each finished epoch.
+        validation: Exact match after each finished epoch.
+        kept_epoch: Epoch whose weights are the best ones.
+        loss: Sum over the steps of the epoch under way, of all workers.
+        seconds: Of earlier processes.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    kept_epoch: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
 class _Run:
     """A model, its DeepSpeed engine and its data, while it trains."""
 
-    def __init__(self, spec: TrainSpec, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        device: torch.device,
+        on_checkpoint: OnCheckpoint | None,
+        leaving: Callable[[], bool] | None,
+    ) -> None:
         self.spec, self.device = spec, device
+        self.on_checkpoint, self.leaving = on_checkpoint, leaving
         torch.set_num_threads(spec.threads)
         init_distributed(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -92,9 +144,20 @@ class _Run:
         self.data = training_set(spec)
         self.steps_per_epoch = -(-len(self.data) // spec.recipe.batch_size)
         self.steps = self.steps_per_epoch * spec.recipe.epochs
+        self.checkpoints = checkpoints.folder_of(Path(spec.output))
+        checkpoint = checkpoints.newest(self.checkpoints, spec.fingerprint)
+        if checkpoint is not None:
+            state.load_weights(self.model, checkpoint)
         self.engine = self._engine()
-        self.best: dict[str, torch.Tensor] | None = None
-        self.curves = Curves(spec.curves if self.rank == 0 else None, spec.curves_every)
+        self.so_far, self.best = _SoFar(), None
+        if checkpoint is not None:
+            state.load_optimizer(self.engine, self.model, checkpoint)
+            self.so_far, self.best = _SoFar(**checkpoint.facts), state.best(checkpoint)
+        self.started = self.saved = self.looked = time.monotonic()
+        self.warned, self.tell, self.restored = False, False, self.so_far.step
+        # on the CPU, so that a question does not wait for what a GPU is at
+        self.talk = dist.new_group(backend="gloo") if self.world > 1 and device.type != "cpu" else None
+        self.curves = Curves(spec.curves if self.rank == 0 else None, spec.curves_every, after=self.so_far.step)
 
     def _engine(self) -> Any:
         import deepspeed
@@ -127,25 +190,23 @@ class _Run:
         return engine
 
     def fit(self, on_step: OnStep | None) -> dict[str, Any]:
-        """Runs all epochs. Returns the facts for train.json."""
-        spec, began = self.spec, time.monotonic()
-        losses: list[float] = []
-        validation: list[float] = []
-        best_epoch = spec.recipe.epochs
-        for epoch in range(spec.recipe.epochs):
-            losses.append(self._epoch(epoch, on_step))
+        """Runs all epochs that are left. Returns the facts for train.json."""
+        spec, so_far = self.spec, self.so_far
+        for epoch in range(so_far.step // self.steps_per_epoch, spec.recipe.epochs):
+            so_far.losses.append(self._epoch(epoch, on_step))
             if spec.validation is not None:
-                validation.append(self._validate(spec.validation))
-                self.curves.point((epoch + 1) * self.steps_per_epoch, {"validation_exact_match": validation[-1]})
-                if spec.keep == "best" and validation[-1] > max(validation[:-1], default=-1.0):
-                    best_epoch, self.best = epoch + 1, self._weights()
+                found = self._validate(spec.validation)
+                self.curves.point(so_far.step, {"validation_exact_match": found})
+                if spec.keep == "best" and found > max(so_far.validation, default=-1.0):
+                    so_far.kept_epoch, self.best = epoch + 1, self._weights()
+                so_far.validation.append(found)
         tokens = self.data.tokens
         seen = int(tokens.offsets[-1]) + sum(len(p) for p in tokens.prompt_ids)
         return {
             "name": spec.name,
             "examples": len(self.data),
             "epochs": spec.recipe.epochs,
-            "kept_epoch": best_epoch,
+            "kept_epoch": so_far.kept_epoch or spec.recipe.epochs,
             "steps": self.steps,
             "workers": self.world,
             "zero_stage": spec.zero_stage,
@@ -153,24 +214,33 @@ class _Run:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "tokens_trained": seen * spec.recipe.epochs,
-            "loss": losses,
-            "validation_exact_match": validation,
-            "seconds": round(time.monotonic() - began, 3),
+            "loss": so_far.losses,
+            "validation_exact_match": so_far.validation,
+            "seconds": round(self._seconds(), 3),
             "finished": time.time(),
         }
 
+    def _seconds(self) -> float:
+        return self.so_far.seconds + time.monotonic() - self.started
+
     def _epoch(self, epoch: int, on_step: OnStep | None) -> float:
-        """One pass over the data. Returns the mean loss a step, over all workers."""
-        spec, engine = self.spec, self.engine
+        """What is left of one pass over the data. Returns the mean loss a step, over all workers."""
+        spec, engine, so_far = self.spec, self.engine, self.so_far
         engine.train()
-        total = torch.zeros((), device=self.device)
+        total = torch.tensor(so_far.loss if self.rank == 0 else 0.0, device=self.device)
         batches = step_batches(
-            self.data, self.layout, pad_id=int(self.tokenizer.pad_token_id or 0), seed=spec.seed, epoch=epoch
+            self.data,
+            self.layout,
+            pad_id=int(self.tokenizer.pad_token_id or 0),
+            seed=spec.seed,
+            epoch=epoch,
+            first=so_far.step - epoch * self.steps_per_epoch,
         )
         # DeepSpeed averages over workers and micro-batches; the weights are normalised already, so undo both
         scale = self.world * self.layout.accumulation
-        for step, micro_batches in enumerate(batches):
-            done = epoch * self.steps_per_epoch + step
+        for micro_batches in batches:
+            self._checkpoint(total)
+            torch.manual_seed(derive_seed(spec.seed, "step", so_far.step, self.rank))  # of dropout
             step_loss, tokens = torch.zeros((), device=self.device), 0
             for micro in micro_batches:
                 tokens += int(micro["attention_mask"].sum()) * self.world
@@ -178,13 +248,15 @@ class _Run:
                 logits = engine(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
-                loss, xent = objectives.loss(logits, batch, spec.objective, progress=done / self.steps)
+                loss, xent = objectives.loss(logits, batch, spec.objective, progress=so_far.step / self.steps)
                 engine.backward(loss * scale)
                 engine.step()
                 step_loss += xent
             total += step_loss
-            self._tell(done + 1, step_loss, tokens, on_step)
+            so_far.step += 1
+            self._tell(so_far.step, step_loss, tokens, on_step)
         dist.all_reduce(total)
+        so_far.loss = 0.0
         mean = float(total) / self.steps_per_epoch
         if not np.isfinite(mean):
             raise TrainingError(
@@ -192,6 +264,60 @@ class _Run:
                 f"{spec.recipe.learning_rate}"
             )
         return round(mean, 6)
+
+    def _checkpoint(self, total: torch.Tensor) -> None:
+        """Writes a checkpoint before a step, if it is time for one by worker 0's clock, or if a machine is leaving.
+
+        Args:
+            total: Loss of the epoch so far, of this worker.
+        """
+        seconds = self.spec.checkpoint_seconds
+        if seconds is None:
+            return
+        now = time.monotonic()
+        due, look = self._agreed([now - self.saved >= seconds, now - self.looked >= LOOK])
+        if look:
+            self.looked, self.tell = now, True
+            if self.leaving is not None and not self.warned:
+                self.warned = self.leaving()
+                due = due or self.warned
+        if not due or self.so_far.step == self.restored:
+            return
+        self.saved = now
+        whole = total.clone()
+        dist.all_reduce(whole)
+        facts = dataclasses.asdict(dataclasses.replace(self.so_far, loss=float(whole), seconds=self._seconds()))
+        path = self._save(facts)
+        if self._agreed([path is not None])[0] and self.on_checkpoint is not None and self.tell:
+            self.tell = False
+            self.on_checkpoint(self.checkpoints, self.so_far.step)
+
+    def _save(self, facts: dict[str, Any]) -> Path | None:
+        """Gathers the state, and on worker 0 writes it; None where that failed, which the training survives."""
+        tensors = state.tensors(self.engine, self.model, self.best)
+        path = None
+        try:
+            if self.rank == 0:
+                path = checkpoints.save(
+                    self.checkpoints,
+                    self.spec.fingerprint,
+                    step=self.so_far.step,
+                    facts=facts,
+                    tensors=tensors,
+                )
+        except OSError as error:
+            log.warning("%s: no checkpoint at step %d: %s", self.spec.name, self.so_far.step, error)
+        finally:
+            deque(tensors, maxlen=0)  # all workers gather all of them, whatever happens here
+        return path
+
+    def _agreed(self, flags: list[bool]) -> list[bool]:
+        """What worker 0 says."""
+        if self.world == 1:
+            return flags
+        said = torch.tensor(flags, dtype=torch.uint8)
+        dist.broadcast(said, src=0, group=self.talk)
+        return [bool(flag) for flag in said]
 
     def _tell(self, done: int, step_loss: torch.Tensor, tokens: int, on_step: OnStep | None) -> None:
         """What a step was like; the loss is that of worker 0's share, as if all had the same."""
@@ -229,20 +355,22 @@ class _Run:
 
         trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
         adapters_only = self.spec.start.lora is not None
-        state: dict[str, torch.Tensor] = {}
+        weights: dict[str, torch.Tensor] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if adapters_only and name not in trained:
                 continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.spec.zero_stage == 3):
                 if self.rank == 0:
-                    state[name] = parameter.detach().cpu().clone()
-        return state
+                    weights[name] = parameter.detach().cpu().clone()
+        return weights
 
     def final_weights(self) -> dict[str, torch.Tensor]:
         return self.best if self.best is not None else self._weights()
 
     def close(self) -> None:
         self.curves.close()
+        if self.talk is not None:
+            dist.destroy_process_group(self.talk)
         self.engine.destroy()
         del self.engine, self.model
 

@@ -61,6 +61,8 @@ class TrainSpec(_Frozen):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     threads: int = 1
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints; 0: one before every step; none: no checkpoints."""
     curves: str | None = None
     """Folder for TensorBoard's event file; none: no curves."""
     curves_every: int = 10

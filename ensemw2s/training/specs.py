@@ -87,6 +87,7 @@ def _spec(graph: Graph, stage: Stage, start: Start, tokens: list[Path], recipe: 
         precision=training.precision,
         gradient_checkpointing=training.gradient_checkpointing,
         threads=max(1, int(training.cpus_per_worker)),
+        checkpoint_seconds=training.checkpoint_seconds,
         curves=curves_folder(graph, stage.name),
         curves_every=graph.config.tracking.every,
         **rest,

@@ -65,3 +65,18 @@ def test_a_training_leaves_its_curves_beside_its_model(workshop, tmp_path):
     assert all(norm > 0 for norm in found["gradient_norm"].values())
     assert all(speed > 0 for speed in found["tokens_per_second"].values())
     assert not list((tmp_path / "out").glob("events.*"))
+
+
+def test_curves_go_on_where_the_checkpoint_was(tmp_path):
+    folder = tmp_path / "c"
+    for after, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        curves = Curves(folder, after=after)
+        for step in steps:
+            curves.point(step, {"loss": step + after / 10})
+        curves.close()
+    first, second = sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns)
+    second.rename(tmp_path / "c" / "second")
+    assert points(folder) == {"loss": {1: 1.0, 2: 2.0, 3: 3.0}}
+    first.unlink()
+    (folder / "second").rename(second)
+    assert points(folder)["loss"] == pytest.approx({3: 3.2, 4: 4.2})

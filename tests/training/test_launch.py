@@ -1,16 +1,19 @@
 """Lists of training specs on real Ray Train runs: side by side, only once, and what a failure leaves."""
 
 import json
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models import corpus, tiny
+from ensemw2s.training import checkpoints
 from ensemw2s.training.spec import Start, TrainSpec
 
 pytestmark = pytest.mark.ray
@@ -100,6 +103,33 @@ def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> No
     assert again["one-more"]["epochs"] == 1
     weights = [(tmp_path / s.name / "model.safetensors").read_bytes() for s in specs]
     assert len(set(weights)) == 1, "equal specs gave different weights on different lanes"
+
+
+def test_a_lane_whose_worker_is_killed_goes_on_from_its_checkpoint(lanes, spec, tmp_path) -> None:
+    curves = tmp_path / "curves"
+    options = {"checkpoint_seconds": 0, "curves": str(curves), "curves_every": 1}
+    cut, whole = spec("cut", epochs=25).model_copy(update=options), spec("whole", epochs=25)
+    folder = checkpoints.folder_of(Path(cut.output))
+
+    def kill() -> None:
+        while not list(folder.glob("step-0000001??")):
+            time.sleep(0.01)
+        [worker] = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+        worker.kill()
+
+    with lanes(keep=False) as one_lane:
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        facts = one_lane.train([cut])["cut"]
+        killer.join()
+        one_lane.train([whole])
+    assert facts["steps"] == 250
+    begun = sorted(int(file.suffix[1:]) for file in curves.glob("events.*"))
+    assert begun[0] == 0
+    assert 100 <= begun[1] < 250, "it did not go on from a checkpoint"
+    assert not folder.exists()
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_a_spec_that_fails_gives_its_reason_at_once_and_the_finished_ones_stay(

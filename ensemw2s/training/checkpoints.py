@@ -1,0 +1,182 @@
+"""Checkpoints inside a training: tensors and facts of a moment go in, the newest that is whole comes out.
+
+They lie beside the output of a training until that is there. What they hold is not divided among workers, so a training
+goes on with another number of them. Each is put in place by one rename with the checksums of its files inside, and the
+one before it stays: whatever a crash leaves, there is one to go on from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ensemw2s import store
+from ensemw2s.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "checkpoint.json"
+KEPT = 2
+SHARD = 2**30
+"""Bytes of tensors in a file: what is gathered on one worker's CPU at a time."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training at a moment.
+
+    Attributes:
+        path: Its folder.
+        step: Optimizer steps done.
+        facts: What is not a tensor, as plain JSON values.
+    """
+
+    path: Path
+    step: int
+    facts: dict[str, Any]
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Which file has each tensor."""
+        found = {}
+        for file in sorted(self.path.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as opened:
+                found.update(dict.fromkeys(opened.keys(), file))
+        return found
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        with safe_open(self.files[name], framework="pt") as opened:
+            found: torch.Tensor = opened.get_tensor(name)
+        return found
+
+
+def folder_of(output: Path) -> Path:
+    """Where the checkpoints of a training with this output lie."""
+    return output.with_name(f".checkpoints-{output.name}")
+
+
+def save(
+    folder: Path,
+    description: dict[str, Any],
+    *,
+    step: int,
+    facts: dict[str, Any],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> Path:
+    """Writes a checkpoint, and removes all but the one before it.
+
+    Args:
+        folder: Of this training's checkpoints.
+        description: What the training is; only the same one goes on from it.
+        step: Optimizer steps done.
+        facts: Plain JSON values.
+        tensors: By name; taken one after the other, and never all in memory.
+
+    Raises:
+        OSError: If it cannot be written; earlier ones are as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    working, target = folder / f".working-{step:09d}", folder / f"step-{step:09d}"
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir()
+    try:
+        _write_shards(working, tensors)
+        files = {file.name: _checksum(file) for file in sorted(working.glob("*.safetensors"))}
+        store.write_json(working / MANIFEST, {"description": description, "step": step, "facts": facts, "files": files})
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(working, target)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+    for old in _all(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    shard: dict[str, torch.Tensor] = {}
+    count = size = 0
+    for name, tensor in tensors:
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+        if size >= SHARD:
+            _write_shard(folder / f"tensors-{count:05d}.safetensors", shard)
+            shard, size, count = {}, 0, count + 1
+    _write_shard(folder / f"tensors-{count:05d}.safetensors", shard)
+
+
+def _write_shard(file: Path, shard: dict[str, torch.Tensor]) -> None:
+    try:
+        save_file(shard, file)
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    except SafetensorError as error:  # it has no errors of the operating system's kind
+        raise OSError(str(error)) from error
+
+
+def newest(folder: Path, description: dict[str, Any]) -> Checkpoint | None:
+    """The last checkpoint whose files are whole; None if there is none.
+
+    Raises:
+        ArtifactError: If it is of another training; the message says what differs.
+    """
+    check(folder, description)
+    for path in reversed(_all(folder)):
+        try:
+            manifest = _manifest(path)
+            for name, checksum in manifest["files"].items():
+                if _checksum(path / name) != checksum:
+                    raise ValueError(f"{name} is not what was written")
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged and not used: %s", path, error)
+        else:
+            return Checkpoint(path, manifest["step"], manifest["facts"])
+    return None
+
+
+def check(folder: Path, description: dict[str, Any]) -> None:
+    """Raises `ArtifactError` if there are checkpoints of another training; reads no weights."""
+    for path in _all(folder):
+        with suppress(OSError, ValueError):
+            if (found := _manifest(path)["description"]) != description:
+                raise ArtifactError(
+                    f"{path} is of a training with another config: {store.difference(found, description)}. "
+                    "Use another name for this run, or --fresh to delete what no longer fits and redo it"
+                )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What is said of a checkpoint. Raises ValueError if it is not what `save` writes."""
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or not manifest.keys() >= {"description", "step", "facts", "files"}:
+        raise ValueError(f"{MANIFEST} lacks facts")
+    return manifest
+
+
+def discard(folder: Path) -> None:
+    """Removes all checkpoints of a training."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoints, the oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
