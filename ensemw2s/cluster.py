@@ -68,10 +68,11 @@ def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
     """
     t, d = config.training, config.labeling
     workers = resources.fits(t.cpus_per_worker, t.gpus_per_worker)
-    if workers < t.workers:
+    if workers < t.workers.min:
         raise ResourceError(
-            f"training.workers asks for {t.workers} workers of {t.cpus_per_worker:g} CPUs and {t.gpus_per_worker:g} "
-            f"GPUs, but only {workers} fit on {resources}: lower training.workers or what a worker takes"
+            f"training.workers asks for {t.workers.min} workers of {t.cpus_per_worker:g} CPUs and "
+            f"{t.gpus_per_worker:g} GPUs, but only {workers} fit on {resources}: lower training.workers or what a "
+            "worker takes"
         )
     actors = resources.fits(d.cpus_per_actor, d.gpus_per_actor)
     if actors < d.min_actors:
@@ -80,7 +81,8 @@ def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
             f"GPUs, but only {actors} fit on {resources}: lower labeling.min_actors or what an actor takes"
         )
     most = actors if d.max_actors is None else min(actors, d.max_actors)
-    lanes = min(workers // t.workers, t.lanes or workers)
+    each = _workers_of_a_lane(config, workers)
+    lanes = min(workers // each, t.lanes or workers)
     # Where nobody said how many lanes, half of the cluster trains and half decodes.
     half = [] if t.lanes is not None else [max(d.min_actors, most // 2)]
     for enough in (*half, d.min_actors):
@@ -91,10 +93,16 @@ def plan_resources(config: Config, resources: Resources) -> ResourcePlan:
     return ResourcePlan(lanes=lanes, actors=most, keep_lanes=False)
 
 
+def _workers_of_a_lane(config: Config, fit: int) -> int:
+    """Workers that a lane is given room for: the most that it may grow to, if so many fit at all."""
+    wanted = config.training.workers
+    return max(wanted.min, min(wanted.max, fit))
+
+
 def _actors_beside(config: Config, resources: Resources, lanes: int) -> int:
     """How many actors fit when so many lanes are up, their workers packed onto the first nodes that hold them."""
     t, d = config.training, config.labeling
-    waiting, left = lanes * t.workers, []
+    waiting, left = lanes * _workers_of_a_lane(config, resources.fits(t.cpus_per_worker, t.gpus_per_worker)), []
     for cpus, gpus in resources.nodes:
         here = min(waiting, _pieces((cpus, gpus), t.cpus_per_worker, t.gpus_per_worker))
         waiting -= here

@@ -312,7 +312,8 @@ def print_plan(
             _line(console, f"\n{name}", f"  {found.state}: {found.detail}")
     t, d = plan.config.training, plan.config.labeling
     worker = (
-        f"{t.workers} worker{'s' if t.workers != 1 else ''} of {t.cpus_per_worker:g} CPUs, {t.gpus_per_worker:g} GPUs"
+        f"{t.workers} worker{'s' if t.workers.max != 1 else ''} of {t.cpus_per_worker:g} CPUs, "
+        f"{t.gpus_per_worker:g} GPUs"
     )
     together = "beside the lanes" if division.keep_lanes else "in turn with the lanes"
     place = f"the cluster at {address}" if address is not None else "this machine"

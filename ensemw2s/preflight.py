@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -21,13 +22,15 @@ def check(config: Config) -> None:
     """Checks a config against the world.
 
     Raises:
-        ConfigError: If models do not fit together.
+        ConfigError: If models do not fit together, or a package is missing.
         DataError: If a source cannot be used.
         ModelError: If a model cannot be found or tokenizers differ.
         ResourceError: If this machine can never hold the work (when Ray is to be started here), or the run's folder
             cannot be written.
     """
     check_storage(config)
+    if config.tracking.kind == "mlflow" and find_spec("mlflow") is None:
+        raise ConfigError("tracking.kind mlflow needs a package that is not here: pip install 'ensemw2s[mlflow]'")
     check_source(config.data)
     check_models(config)
     if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):

@@ -172,3 +172,11 @@ def test_free_bytes_are_those_of_the_nearest_folder_that_exists(tmp_path):
     there = preflight.free_bytes(tmp_path)
     assert there > 0
     assert abs(preflight.free_bytes(tmp_path / "not" / "yet") - there) < 2**30
+
+
+def test_tracking_by_a_package_that_is_not_here_is_refused(make, monkeypatch):
+    config = make(tracking="mlflow")
+    preflight.check(config)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'ensemw2s\[mlflow\]'"):
+        preflight.check(config)

@@ -23,7 +23,7 @@ from ensemw2s.data.tokens import TokenData
 from ensemw2s.errors import BoostingError
 from ensemw2s.stages import Expert, Round
 from ensemw2s.training.curves import Curves
-from ensemw2s.training.specs import curves_folder, expert_spec
+from ensemw2s.training.specs import expert_spec, tracking_of
 
 Facts = dict[str, Any]
 
@@ -61,8 +61,8 @@ def run_rounds(context: Context) -> list[Facts]:
 
 
 def _draw(context: Context, history: list[Facts]) -> None:
-    """Alpha and error by round, for TensorBoard; all rounds anew each time, so that a run that was killed has them."""
-    curves = Curves(curves_folder(context.graph, "boosting"))
+    """Alpha and error by round, for people; all rounds anew each time, so that a run that was killed has them."""
+    curves = Curves(tracking_of(context.graph, "boosting"))
     for facts in history:
         curves.point(facts["round"], {"alpha": facts["alpha"], "weighted_error": facts["weighted_error"]})
     curves.close()
@@ -110,6 +110,7 @@ class _Attempt:
     error: float
     alpha: float
     mask: NDArray[np.bool_]
+    seconds: dict[str, float]
 
 
 def _run_round(context: Context, r: Round, history: list[Facts]) -> Facts:
@@ -147,9 +148,9 @@ def _warmed(context: Context, experts: tuple[Expert, ...], history: list[Facts])
 
 def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], weights: RoundWeights) -> _Attempt:
     """Trains and scores the experts of a round on these weights."""
-    config = context.config
+    config, began = context.config, time.monotonic()
     trained = context.lanes.train([expert_spec(context.graph, expert, weights=weights) for expert in experts])
-    with_bases = config.boosting.prior == "pretrained"
+    with_bases, ready = config.boosting.prior == "pretrained", time.monotonic()
     models = [str(expert.stage.path) for expert in experts]
     bases = [expert.base.reference for expert in experts] if with_bases else []
     tokens = predictions(
@@ -159,6 +160,7 @@ def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], wei
         actors=context.actors,
         on_progress=lambda done, total: context.progress.update("scoring", done, total, "examples"),
     )
+    seconds = {"training": ready - began, "scoring": time.monotonic() - ready}
     answers = np.concatenate(data.answer_ids)
     units, w = weights.units(_lengths(data)), weights.weights(_lengths(data))
 
@@ -183,7 +185,18 @@ def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], wei
         reference=float(np.mean(known)) if known else None,
     )
     return _Attempt(
-        weights, w, experts, trained, experts_tokens, errors, references, alphas, error, alpha, chosen != answers
+        weights,
+        w,
+        experts,
+        trained,
+        experts_tokens,
+        errors,
+        references,
+        alphas,
+        error,
+        alpha,
+        chosen != answers,
+        seconds,
     )
 
 
@@ -220,6 +233,7 @@ def _facts(context: Context, r: Round, attempt: _Attempt, *, reset: bool, began:
             **dict(zip(("min", "p50", "p90", "p99", "max"), map(float, quantiles), strict=True)),
             "effective_fraction": float(1.0 / (attempt.w**2).sum() / len(attempt.w)),
         },
+        "seconds": {part: round(value, 3) for part, value in attempt.seconds.items()},
         "started": began,
         "finished": time.time(),
     }

@@ -1,38 +1,42 @@
-"""Curves of a training as TensorBoard event files: numbers of a step come in, points of scalars go to disk.
+"""Curves of a training where people look at them: numbers of a step come in, points go to TensorBoard or MLflow.
 
 Written while it trains, by worker 0, next to the run's artifacts and not into them: they are there to be looked at,
-and nothing reads them back.
+nothing reads them back, and a tracking server that does not answer stops no training.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ensemw2s.training.spec import Tracking
+
+log = logging.getLogger(__name__)
+
+TAG = "ensemw2s.training"
+"""Tag of an MLflow run: the name of the training that it shows."""
 
 
 class Curves:
-    """Scalars over steps in one folder; a point stands for all steps since the last one."""
+    """Scalars over steps; a point stands for all steps since the last one."""
 
-    def __init__(self, folder: str | Path | None, every: int = 1, *, after: int = 0) -> None:
-        """Begins anew, or goes on: what an earlier, killed training wrote about later steps is not shown.
+    def __init__(self, tracking: Tracking | None, *, after: int = 0) -> None:
+        """Begins anew, or goes on: what an earlier, killed training wrote is removed or continued.
 
         Args:
-            folder: Where the event file goes; none: nothing is written.
-            every: Steps between two points.
+            tracking: Where points go; none: nowhere.
             after: Step whose checkpoint the training goes on from; 0: the start.
         """
-        self._writer, self._every = None, every
+        self._every = tracking.every if tracking else 1
         self._since, self._tokens = time.monotonic(), 0
-        if folder is not None:
-            from tensorboardX import SummaryWriter
-
-            if not after:
-                shutil.rmtree(folder, ignore_errors=True)
-            self._writer = SummaryWriter(
-                str(folder), purge_step=after + 1 if after else None, filename_suffix=f".{after}"
-            )
+        self._sink: _Sink | None = None
+        if tracking is not None:
+            kind = _TensorBoard if tracking.kind == "tensorboard" else _Mlflow
+            self._try(lambda: setattr(self, "_sink", kind(tracking, after)))
 
     def due(self, number: int, tokens: int) -> bool:
         """Counts a step; whether it is time for a point. Only then its values need to be fetched from the device.
@@ -42,7 +46,7 @@ class Curves:
             tokens: Tokens in this step, of all workers.
         """
         self._tokens += tokens
-        return self._writer is not None and number % self._every == 0
+        return self._sink is not None and number % self._every == 0
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Writes the point of a step that is due, and the tokens per second since the last one."""
@@ -52,11 +56,85 @@ class Curves:
 
     def point(self, number: int, values: Mapping[str, float]) -> None:
         """Writes scalars at a place on the axis."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, number)
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.add(number, values))
 
-    def close(self) -> None:
-        """Writes what is left."""
-        if self._writer is not None:
-            self._writer.close()
+    def close(self, *, finished: bool = True) -> None:
+        """Writes what is left; `finished` is whether the training came to its end."""
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.close(finished))
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # servers fail in many ways, and none of them is a reason not to train
+            log.warning("no more curves: %s: %s", type(error).__name__, error)
+            self._sink = None
+
+
+class _Sink(Protocol):
+    def add(self, number: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self, finished: bool) -> None: ...
+
+
+class _TensorBoard:
+    """An event file in the training's folder."""
+
+    def __init__(self, tracking: Tracking, after: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        if not after:
+            shutil.rmtree(tracking.place, ignore_errors=True)
+        # of what the file before says about later steps TensorBoard shows nothing
+        purge = after + 1 if after else None
+        self._writer = SummaryWriter(tracking.place, purge_step=purge, filename_suffix=f".{after}")
+
+    def add(self, number: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, number)
+
+    def close(self, finished: bool) -> None:
+        self._writer.close()
+
+
+class _Mlflow:
+    """A run of an MLflow experiment that is named like the whole run."""
+
+    def __init__(self, tracking: Tracking, after: int) -> None:
+        if "://" not in tracking.place:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder was asked for
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=tracking.place)
+        experiment = self._experiment(tracking.experiment)
+        earlier = self._client.search_runs([experiment], f"tags.`{TAG}` = '{tracking.name}'")
+        if earlier and after:
+            self._run: str = earlier[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        for run in earlier:
+            self._client.delete_run(run.info.run_id)
+        self._run = self._client.create_run(experiment, run_name=tracking.name, tags={TAG: tracking.name}).info.run_id
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if (found := self._client.get_experiment_by_name(name)) is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:  # another training was first
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def add(self, number: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics: list[Any] = [Metric(name, value, now, number) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self, finished: bool) -> None:
+        self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")

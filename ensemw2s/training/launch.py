@@ -22,9 +22,8 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from ensemw2s import errors, store
 from ensemw2s.config import TrainingConfig
@@ -36,6 +35,9 @@ POLL = 0.3
 
 PATIENCE = 60.0
 """Seconds in which lanes that are abandoned must end: a step, or the start of a lane."""
+
+GROW = 60.0
+"""Seconds between two looks at whether a lane that may grow can."""
 
 OnProgress = Callable[[str, int, int, str], None]
 
@@ -213,7 +215,8 @@ class Lanes:
 
     def _run_lane(self, lane: int, board: Any) -> None:
         """One Ray Train run, from start to end."""
-        training = self._training
+        training, workers = self._training, self._training.workers
+        count = workers.min if workers.min == workers.max else (workers.min, workers.max)
         name = f"lane-{lane}-{uuid.uuid4().hex[:8]}"  # a name that was used before would resume that run
         resources = {"CPU": training.cpus_per_worker}
         if training.gpus_per_worker:
@@ -222,7 +225,10 @@ class Lanes:
             lane_worker,
             train_loop_config={"lane": lane, "board": board},
             scaling_config=ScalingConfig(
-                num_workers=training.workers, use_gpu=training.gpus_per_worker > 0, resources_per_worker=resources
+                num_workers=count,
+                use_gpu=training.gpus_per_worker > 0,
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=GROW,
             ),
             run_config=RunConfig(  # type: ignore[arg-type]  # annotated with the classes of Train v1
                 name=name,

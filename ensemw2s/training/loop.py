@@ -157,7 +157,7 @@ class _Run:
         self.warned, self.tell, self.restored = False, False, self.so_far.step
         # on the CPU, so that a question does not wait for what a GPU is at
         self.talk = dist.new_group(backend="gloo") if self.world > 1 and device.type != "cpu" else None
-        self.curves = Curves(spec.curves if self.rank == 0 else None, spec.curves_every, after=self.so_far.step)
+        self.curves = Curves(spec.tracking if self.rank == 0 else None, after=self.so_far.step)
 
     def _engine(self) -> Any:
         import deepspeed
@@ -180,7 +180,8 @@ class _Run:
             "gradient_accumulation_steps": self.layout.accumulation,
             "gradient_clipping": recipe.gradient_clipping,
             "bf16": {"enabled": use_bf16(spec.precision, self.device)},
-            "zero_optimization": {"stage": spec.zero_stage},
+            "zero_optimization": {"stage": spec.zero_stage, **self._offload()},
+            "zero_force_ds_cpu_optimizer": False,  # its own would be compiled first, and rounds otherwise
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
@@ -188,6 +189,11 @@ class _Run:
             model=self.model, optimizer=optimizer, lr_scheduler=scheduler, config=config, dist_init_required=False
         )
         return engine
+
+    def _offload(self) -> dict[str, Any]:
+        to_cpu = {"device": "cpu", "pin_memory": self.device.type != "cpu"}
+        kinds = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[self.spec.offload]
+        return {f"offload_{kind}": to_cpu for kind in kinds}
 
     def fit(self, on_step: OnStep | None) -> dict[str, Any]:
         """Runs all epochs that are left. Returns the facts for train.json."""
@@ -368,7 +374,7 @@ class _Run:
         return self.best if self.best is not None else self._weights()
 
     def close(self) -> None:
-        self.curves.close()
+        self.curves.close(finished=self.so_far.step == self.steps)
         if self.talk is not None:
             dist.destroy_process_group(self.talk)
         self.engine.destroy()

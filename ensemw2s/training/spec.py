@@ -37,6 +37,20 @@ class Objective(_Frozen):
     confidence_warmup: float = 0.2
 
 
+class Tracking(_Frozen):
+    """Where the curves of a training go."""
+
+    kind: Literal["tensorboard", "mlflow"] = "tensorboard"
+    place: str
+    """The folder of its event file, or MLflow's tracking URI (a folder, or a server)."""
+    experiment: str = "ensemw2s"
+    """MLflow's experiment."""
+    name: str = "training"
+    """Name of its run there."""
+    every: int = 10
+    """Steps between two points."""
+
+
 class TrainSpec(_Frozen):
     """One model to train."""
 
@@ -58,12 +72,10 @@ class TrainSpec(_Frozen):
     """Which epoch's weights are kept; best is by validation, the earlier one of equals."""
     seed: int = 0
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     threads: int = 1
     checkpoint_seconds: float | None = None
     """Time between two checkpoints; 0: one before every step; none: no checkpoints."""
-    curves: str | None = None
-    """Folder for TensorBoard's event file; none: no curves."""
-    curves_every: int = 10
-    """Steps between two points."""
+    tracking: Tracking | None = None

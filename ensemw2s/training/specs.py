@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ensemw2s.boosting.masks import RoundWeights
 from ensemw2s.config import Recipe
 from ensemw2s.stages import Base, Expert, Graph, Student
 from ensemw2s.store import Stage
-from ensemw2s.training.spec import Objective, Start, TrainSpec
+from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
 
 
 def base_spec(graph: Graph, base: Base) -> TrainSpec:
@@ -84,19 +85,25 @@ def _spec(graph: Graph, stage: Stage, start: Start, tokens: list[Path], recipe: 
         tokens=[_absolute(path) for path in tokens],
         recipe=recipe,
         zero_stage=training.zero_stage,
+        offload=training.offload,
         precision=training.precision,
         gradient_checkpointing=training.gradient_checkpointing,
         threads=max(1, int(training.cpus_per_worker)),
         checkpoint_seconds=training.checkpoint_seconds,
-        curves=curves_folder(graph, stage.name),
-        curves_every=graph.config.tracking.every,
+        tracking=tracking_of(graph, stage.name),
         **rest,
     )
 
 
-def curves_folder(graph: Graph, name: str) -> str | None:
+def tracking_of(graph: Graph, name: str) -> Tracking | None:
     """Where the curves of a stage go; None if nobody wants them."""
-    return _absolute(graph.root / "tensorboard" / name) if graph.config.tracking.kind == "tensorboard" else None
+    wanted = graph.config.tracking
+    if wanted.kind == "none":
+        return None
+    place = _absolute(graph.root / "tensorboard" / name)
+    if wanted.kind == "mlflow":
+        place = wanted.uri or os.environ.get("MLFLOW_TRACKING_URI") or _absolute(graph.root / "mlflow")
+    return Tracking(kind=wanted.kind, place=place, experiment=graph.config.name, name=name, every=wanted.every)
 
 
 def _absolute(path: Path) -> str:

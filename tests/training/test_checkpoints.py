@@ -13,7 +13,7 @@ from ensemw2s import store
 from ensemw2s.config import Lora
 from ensemw2s.errors import ArtifactError
 from ensemw2s.training import checkpoints, loop
-from ensemw2s.training.spec import Objective, Start, TrainSpec
+from ensemw2s.training.spec import Start, TrainSpec
 
 CPU = torch.device("cpu")
 DESCRIPTION = {"stage": "a", "settings": {"expert.epochs": 2}, "inputs": {}}
@@ -111,8 +111,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero-3": {"zero_stage": 3},
     "bf16": {"precision": "bf16"},
     "bf16-zero-3": {"precision": "bf16", "zero_stage": 3},
-    "passes": {"recipe": {"micro_batch_size": 3}},
-    "confidence": {"objective": Objective(kind="logconf")},
+    "offload": {"zero_stage": 1, "offload": "optimizer"},
+    "offload-zero-3": {"zero_stage": 3, "offload": "parameters"},
     "adapters-with-dropout": {"lora": True},
     "best": {"keep": "best", "recipe": {"learning_rate": 0.03, "epochs": 3}},
 }

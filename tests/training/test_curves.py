@@ -1,14 +1,18 @@
 """What lies in the event files, read back record by record."""
 
+import logging
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from tensorboardX.proto.event_pb2 import Event
 
 from ensemw2s.training import loop
 from ensemw2s.training.curves import Curves
+from ensemw2s.training.spec import Tracking
 
 
 def points(folder: Path) -> dict[str, dict[int, float]]:
@@ -24,8 +28,12 @@ def points(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
+def at(place: Path | str, **options: Any) -> Tracking:
+    return Tracking(place=str(place), **{"every": 1, **options})
+
+
 def test_a_point_stands_for_the_steps_since_the_last(tmp_path):
-    curves = Curves(tmp_path / "c", every=2)
+    curves = Curves(at(tmp_path / "c", every=2))
     for number in range(1, 6):
         if curves.due(number, tokens=10):
             curves.step(number, {"loss": 1.0 / number})
@@ -38,7 +46,7 @@ def test_a_point_stands_for_the_steps_since_the_last(tmp_path):
 
 def test_what_a_killed_training_wrote_is_replaced(tmp_path):
     for value in (1.0, 2.0):
-        curves = Curves(tmp_path / "c")
+        curves = Curves(at(tmp_path / "c"))
         curves.point(1, {"alpha": value})
         curves.close()
     assert points(tmp_path / "c") == {"alpha": {1: 2.0}}
@@ -56,7 +64,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 def test_a_training_leaves_its_curves_beside_its_model(workshop, tmp_path):
     spec = workshop.spec("curved", output=str(tmp_path / "out"), recipe={"learning_rate": 3e-3})
     told = []
-    spec = spec.model_copy(update={"curves": str(tmp_path / "curves"), "curves_every": 1})
+    spec = spec.model_copy(update={"tracking": at(tmp_path / "curves")})
     loop.train(spec, device=torch.device("cpu"), on_step=lambda *step: told.append(step))
     found = points(tmp_path / "curves")
     assert list(found["loss"]) == list(range(1, 7))
@@ -70,7 +78,7 @@ def test_a_training_leaves_its_curves_beside_its_model(workshop, tmp_path):
 def test_curves_go_on_where_the_checkpoint_was(tmp_path):
     folder = tmp_path / "c"
     for after, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        curves = Curves(folder, after=after)
+        curves = Curves(at(folder), after=after)
         for step in steps:
             curves.point(step, {"loss": step + after / 10})
         curves.close()
@@ -80,3 +88,57 @@ def test_curves_go_on_where_the_checkpoint_was(tmp_path):
     first.unlink()
     (folder / "second").rename(second)
     assert points(folder)["loss"] == pytest.approx({3: 3.2, 4: 4.2})
+
+
+def runs(place: Path, experiment: str) -> list[Any]:
+    """MLflow's runs of an experiment."""
+    client = MlflowClient(tracking_uri=str(place))
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def history(place: Path, run: Any, metric: str) -> dict[int, float]:
+    return {m.step: m.value for m in MlflowClient(tracking_uri=str(place)).get_metric_history(run.info.run_id, metric)}
+
+
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch):
+    """A folder as MLflow's store."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    return lambda name, **options: at(tmp_path / "store", kind="mlflow", experiment="study", name=name, **options)
+
+
+def test_a_training_is_a_run_of_mlflow(workshop, tmp_path, mlflow):
+    spec = workshop.spec("tracked", output=str(tmp_path / "out"), tracking=mlflow("rounds/1/experts/0", every=2))
+    loop.train(spec, device=torch.device("cpu"))
+    [run] = runs(tmp_path / "store", "study")
+    assert (run.info.run_name, run.info.status) == ("rounds/1/experts/0", "FINISHED")
+    assert set(run.data.metrics) == {"loss", "learning_rate", "gradient_norm", "tokens_per_second"}
+    found = history(tmp_path / "store", run, "loss")
+    assert list(found) == [2, 4, 6]
+    assert all(0 < loss < 10 for loss in found.values())
+
+
+def test_mlflow_goes_on_with_a_run_or_begins_it_anew(tmp_path, mlflow):
+    for name, after, steps in (("a", 0, (1, 2)), ("b", 0, (7,)), ("a", 2, (3,))):
+        curves = Curves(mlflow(name), after=after)
+        for step in steps:
+            curves.point(step, {"alpha": step / 10})
+        curves.close(finished=bool(after))
+    a, b = sorted(runs(tmp_path / "store", "study"), key=lambda run: run.info.run_name)
+    assert history(tmp_path / "store", a, "alpha") == {1: 0.1, 2: 0.2, 3: 0.3}
+    assert (a.info.status, b.info.status) == ("FINISHED", "KILLED")
+    curves = Curves(mlflow("b"))
+    curves.point(1, {"alpha": 9.0})
+    curves.close()
+    [_, b] = sorted(runs(tmp_path / "store", "study"), key=lambda run: run.info.run_name)
+    assert history(tmp_path / "store", b, "alpha") == {1: 9.0}
+
+
+def test_a_store_that_does_not_work_stops_no_training(workshop, tmp_path, caplog):
+    (tmp_path / "store").write_text("no folder")
+    tracking = at(tmp_path / "store", kind="mlflow")
+    spec = workshop.spec("untracked", output=str(tmp_path / "out"), tracking=tracking)
+    with caplog.at_level(logging.WARNING):
+        facts = loop.train(spec, device=torch.device("cpu"))
+    assert facts["steps"] == 6
+    assert caplog.text.count("no more curves") == 1

@@ -1,8 +1,11 @@
 """Lists of training specs on real Ray Train runs: side by side, only once, and what a failure leaves."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models import corpus, tiny
 from ensemw2s.training import checkpoints
-from ensemw2s.training.spec import Start, TrainSpec
+from ensemw2s.training.spec import Start, Tracking, TrainSpec
 
 pytestmark = pytest.mark.ray
 
@@ -23,11 +26,13 @@ TRAINING = TrainingConfig(cpus_per_worker=0.5, lanes=2, max_failures=2)
 
 @pytest.fixture(scope="module")
 def _ray_here(tmp_path_factory, ray_environment):
-    """A Ray of this process; it is gone at the end."""
+    """A Ray of this process, which notices within seconds that a node is gone; it is gone at the end."""
     from ensemw2s import cluster
 
-    with cluster.connect(ClusterConfig(cpus=2, object_store_mb=100)) as resources:
-        yield resources
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_period_ms", "1000")
+        with cluster.connect(ClusterConfig(cpus=2, object_store_mb=100)) as resources:
+            yield resources
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> No
 
 def test_a_lane_whose_worker_is_killed_goes_on_from_its_checkpoint(lanes, spec, tmp_path) -> None:
     curves = tmp_path / "curves"
-    options = {"checkpoint_seconds": 0, "curves": str(curves), "curves_every": 1}
+    options = {"checkpoint_seconds": 0, "tracking": Tracking(place=str(curves), every=1)}
     cut, whole = spec("cut", epochs=25).model_copy(update=options), spec("whole", epochs=25)
     folder = checkpoints.folder_of(Path(cut.output))
 
@@ -130,6 +135,72 @@ def test_a_lane_whose_worker_is_killed_goes_on_from_its_checkpoint(lanes, spec, 
     assert not folder.exists()
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
     assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def add_node(_ray_here, tmp_path):
+    """Starts another node of the cluster: two CPUs, and a process that can be killed."""
+    import ray
+
+    nodes = []
+
+    def add() -> subprocess.Popen[bytes]:
+        address = ray.get_runtime_context().gcs_address
+        options = ["--address", address, "--num-cpus=2", "--object-store-memory=80000000", "--block"]
+        command = [str(Path(sys.executable).with_name("ray")), "start", *options, "--disable-usage-stats"]
+        with (tmp_path / "node.log").open("wb") as log:
+            nodes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        return nodes[-1]
+
+    yield add
+    for node in nodes:
+        kill_node(node)
+
+
+def kill_node(node: subprocess.Popen[bytes]) -> None:
+    """Kills a node and all of its workers at once, as a machine does that is switched off."""
+    if node.poll() is None:
+        processes = psutil.Process(node.pid).children(recursive=True)
+        for process in [psutil.Process(node.pid), *processes]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait()
+
+
+@pytest.mark.faults
+@pytest.mark.long
+def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(add_node, spec, tmp_path, monkeypatch):
+    from ensemw2s.training import launch
+
+    monkeypatch.setattr(launch, "GROW", 3.0)
+    options = {"checkpoint_seconds": 1, "tracking": Tracking(place=str(tmp_path / "curves"), every=1)}
+    cut, whole = spec("cut", epochs=600).model_copy(update=options), spec("whole", epochs=600)
+    training = TrainingConfig(workers={"min": 1, "max": 2}, cpus_per_worker=2, lanes=1)
+
+    def starts() -> list[int]:
+        """The steps that the training has gone on from."""
+        return sorted(int(file.suffix[1:]) for file in (tmp_path / "curves").glob("events.*"))
+
+    def disturb() -> None:
+        folder = checkpoints.folder_of(Path(cut.output))
+        while not list(folder.glob("step-*")):
+            time.sleep(0.05)
+        node = add_node()
+        while len(starts()) < 2:
+            time.sleep(0.05)
+        while max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) <= starts()[-1]:
+            time.sleep(0.05)
+        kill_node(node)
+
+    with launch.Lanes(training, 1, tmp_path / "scratch", keep=False) as lanes:
+        helper = threading.Thread(target=disturb, daemon=True)
+        helper.start()
+        facts = lanes.train([cut])["cut"]
+    with launch.Lanes(TRAINING, 1, tmp_path / "scratch", keep=False) as lanes:
+        expected = lanes.train([whole])["whole"]
+    assert not helper.is_alive()
+    assert len(starts()) == 3
+    assert facts["loss"] == pytest.approx(expected["loss"], abs=0.02)
 
 
 def test_a_spec_that_fails_gives_its_reason_at_once_and_the_finished_ones_stay(

@@ -37,6 +37,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "zero-2": {"zero_stage": 2},
     "zero-3": {"zero_stage": 3},
     "zero-3-passes": {"zero_stage": 3, "recipe": {"micro_batch_size": 2, "epochs": 1}},
+    "offload": {"zero_stage": 2, "offload": "optimizer"},
+    "offload-zero-3": {"zero_stage": 3, "offload": "parameters"},
     "bootstrap": {"bootstrap": True},
     "confidence": {"objective": Objective(kind="logconf")},
     "adapters": {"lora": True},
