@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-MARKS = "<!-- tables -->", "<!-- end of tables -->"
 
 
 def decode_table(result: dict[str, Any]) -> list[str]:
@@ -48,15 +47,57 @@ def decode_table(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def train_table(result: dict[str, Any]) -> list[str]:
+    """The same for a result of train.py."""
+    machine = result["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    if "rounds" in result:
+        lines = [
+            f"**Rounds of {result['run']}** · seconds · {where}",
+            "",
+            "| round | in all | in the training loop | starting, waiting for a lane | scoring "
+            "| weights, votes, writing "
+            "| share of scoring |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        names = ("round", "seconds", "in_the_training_loop", "starting_and_waiting_for_lanes", "scoring")
+        for row in result["rounds"]:
+            cells = [*(str(row[name]) for name in names), str(row["weights_votes_writing"])]
+            lines.append(f"| {' | '.join(cells)} | **{row['scoring_share']:.0%}** |")
+        return [*lines, ""]
+    what = f"LoRA of rank {result['lora']}" if result["lora"] else "all weights"
+    lines = [
+        f"**{result['base']}, {what}** · {where} · torch {machine['torch']} · batches of {result['batch_size']} × "
+        f"{result['tokens']} tokens, median of {result['turns']} turns",
+        "",
+        "| loop | seconds a step | tokens a second | over bare |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        name = row["way"].replace("_", " ").replace("zero", "ZeRO")
+        lines.append(
+            f"| {name} | {row['seconds_a_step']:.4f} | {row['tokens_per_second']:.0f} | **{row['over_bare']:.2f}** |"
+        )
+    return [*lines, ""]
+
+
 def main() -> None:
     """Replaces what stands between the marks."""
-    lines = [
-        line
-        for path in sorted((HERE / "results").glob("decode-*.json"))
-        for line in decode_table(json.loads(path.read_text()))
-    ]
+    for kind, table in (("decode", decode_table), ("train", train_table)):
+        replace(
+            kind,
+            [
+                line
+                for path in sorted((HERE / "results").glob(f"{kind}-*.json"))
+                for line in table(json.loads(path.read_text()))
+            ],
+        )
+
+
+def replace(kind: str, lines: list[str]) -> None:
+    """Puts lines between the marks of a kind."""
     page = HERE / "README.md"
-    first, last = MARKS
+    first, last = f"<!-- {kind} tables -->", f"<!-- end of {kind} tables -->"
     text = page.read_text(encoding="utf-8")
     body = f"{first}\n\n" + "\n".join(lines) + f"\n{last}"
     page.write_text(

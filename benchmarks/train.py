@@ -97,13 +97,15 @@ def product(spec: TrainSpec, device: torch.device) -> list[float]:
     return np.diff(marks).tolist()
 
 
-def compare(make: Callable[..., TrainSpec], device: torch.device, turns: int, tokens: int) -> list[dict[str, Any]]:
-    """Tokens a second of the bare loop and of the product with each ZeRO stage, and with checkpoints."""
+def compare(
+    make: Callable[..., TrainSpec], device: torch.device, turns: int, tokens: int, stages: list[int]
+) -> list[dict[str, Any]]:
+    """Tokens a second of the bare loop, and of the product with some ZeRO stages and with a point of curves a step."""
     ways: dict[str, Callable[[int], list[float]]] = {
         "bare": lambda turn: bare(make(f"bare-{turn}"), device),
         **{
             f"zero_{stage}": lambda turn, stage=stage: product(make(f"zero-{stage}-{turn}", zero_stage=stage), device)
-            for stage in (0, 1, 2, 3)
+            for stage in stages
         },
         "zero_1_with_curves": lambda turn: product(
             make(f"curves-{turn}", tracking=Tracking(place=make("curves").output, every=1)), device
@@ -154,6 +156,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens an example.")] = 32,
     steps: Annotated[int, typer.Option(help="Steps a turn.")] = 40,
     turns: Annotated[int, typer.Option(help="Measured turns.")] = 3,
+    stages: Annotated[str, typer.Option(help="ZeRO stages.")] = "0,1,2,3",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     run: Annotated[Path | None, typer.Option(help="Only look at the rounds of this run.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the JSON; none: standard output.")] = None,
@@ -182,7 +185,7 @@ def main(
                     **fields,
                 )
 
-            rows = compare(make, device, turns, batch_size * tokens)
+            rows = compare(make, device, turns, batch_size * tokens, [int(stage) for stage in stages.split(",")])
         size = base.name if base else "tiny-weak"
         facts = {"base": size, "lora": lora, "batch_size": batch_size, "tokens": tokens, "turns": turns, "rows": rows}
     text = json.dumps({"machine": machine(threads), **facts}, indent=2) + "\n"

@@ -36,6 +36,7 @@ MOMENTS = {
     "the expert of round 1 is trained, not scored": after("small/rounds/1/experts/0/.complete.json"),
     "round 1 is over": after("small/rounds/1/round.json"),
     "round 2 begins": said("boosting round 2"),
+    "the expert of round 2 is half trained": after("small/rounds/2/experts/.checkpoints-0/step-*"),
     "the expert of round 2 is trained, not scored": after("small/rounds/2/experts/0/.complete.json"),
     "the ensemble is put together": after("small/ensemble/.complete.json"),
     "some prompts are labelled": after("small/labels/part-*.parquet"),
@@ -45,6 +46,7 @@ MOMENTS = {
 UNFINISHED = {
     "the expert of round 1 is trained, not scored": "rounds/1/.complete.json",
     "round 2 begins": "rounds/2/.complete.json",
+    "the expert of round 2 is half trained": "rounds/2/experts/0/.complete.json",
     "some prompts are labelled": "labels/.complete.json",
     "the student begins": "evaluation/.complete.json",
 }
@@ -52,7 +54,7 @@ UNFINISHED = {
 
 @pytest.fixture
 def study(workplace, own_jsonl):
-    return workplace.study(own_jsonl, **{"evaluation.systems": SYSTEMS})
+    return workplace.study(own_jsonl, **{"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.2})
 
 
 def outcome(place) -> tuple:
@@ -79,15 +81,30 @@ def kill_when(place, study, moment: str, *, later: float = 0.0) -> None:
         assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
 
 
+def kill_controllers_when(place, study, moment: str) -> None:
+    """Starts the run and kills Ray Train's own processes at a moment: the run ends by itself and says how to go on."""
+    running = place.start("run", study)
+    running.wait_for(moment, lambda: MOMENTS[moment](place, running))
+    assert kill_all(running.descendants("ray::TrainController")) == 2
+    finished = running.wait()
+    assert finished.code == 1
+    assert "controller died: the same command goes on" in finished.text
+    assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
+
+
 def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(workplace, undisturbed, study) -> None:
     kill_when(workplace, study, "the first base is trained")
-    kill_when(workplace, study, "round 2 begins")
+    kill_controllers_when(workplace, study, "the expert of round 2 is half trained")
     first = workplace.json("rounds/1/round.json")
     kill_when(workplace, study, "some prompts are labelled")
     kept = parts(workplace)
     workplace.done("run", study)
     assert outcome(workplace) == outcome(undisturbed)
     assert workplace.json("rounds/1/round.json") == first, "a finished round was done again"
+    begun = [int(path.suffix[1:]) for path in workplace.run_folder.glob("tensorboard/rounds/2/experts/0/events.*")]
+    assert sorted(begun)[0] == 0
+    assert sorted(begun)[1] > 0, "the expert did not go on from its checkpoint"
+    assert not list(workplace.storage.rglob(".checkpoints-*"))
     assert kept.items() <= parts(workplace).items(), "prompts were labelled twice"
     assert "nothing to do" in workplace.done("run", study).text
 

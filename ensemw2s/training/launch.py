@@ -214,18 +214,27 @@ class Lanes:
             time.sleep(POLL)
 
     def _run_lane(self, lane: int, board: Any) -> None:
-        """One Ray Train run, from start to end."""
-        training, workers = self._training, self._training.workers
-        count = workers.min if workers.min == workers.max else (workers.min, workers.max)
+        """A lane, from start to end."""
         name = f"lane-{lane}-{uuid.uuid4().hex[:8]}"  # a name that was used before would resume that run
+        try:
+            self._trainer(name, {"lane": lane, "board": board}).fit()
+        except ray.train.TrainingFailedError as error:
+            raise _reason(error) from error
+        except ray.exceptions.RayActorError as error:  # what it had reserved may stay so; a new Ray has it all
+            raise TrainingError("Ray Train's controller died: the same command goes on from here") from error
+        finally:
+            shutil.rmtree(self._scratch / name, ignore_errors=True)
+
+    def _trainer(self, name: str, config: dict[str, Any]) -> TorchTrainer:
+        training, workers = self._training, self._training.workers
         resources = {"CPU": training.cpus_per_worker}
         if training.gpus_per_worker:
             resources["GPU"] = training.gpus_per_worker
-        trainer = TorchTrainer(
+        return TorchTrainer(
             lane_worker,
-            train_loop_config={"lane": lane, "board": board},
+            train_loop_config=config,
             scaling_config=ScalingConfig(
-                num_workers=count,
+                num_workers=workers.min if workers.min == workers.max else (workers.min, workers.max),
                 use_gpu=training.gpus_per_worker > 0,
                 resources_per_worker=resources,
                 elastic_resize_monitor_interval_s=GROW,
@@ -237,12 +246,6 @@ class Lanes:
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _reason(error) from error
-        finally:
-            shutil.rmtree(self._scratch / name, ignore_errors=True)
 
 
 def _reason(error: ray.train.TrainingFailedError) -> EnsemW2SError:
