@@ -6,7 +6,6 @@ stages are known before any work starts, so a plan can be shown and a mismatch r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from ensemw2s.config import BoostingConfig, Config, FilesSource, Lora, ModelConf
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
-from ensemw2s.store import Stage
+from ensemw2s.store import Stage, file_hash
 
 LABEL_MAKERS = {"student_single": "expert_single", "student_bagging": "bagging", "student_ensemw2s": "ensemw2s"}
 """Students that learn from pseudo-labels, and whose labels these are."""
@@ -380,9 +379,4 @@ def model_identity(model: ModelConfig) -> dict[str, Any]:
     if not folder.is_dir():
         return {"base": model.base, "revision": model.revision}
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))
-    return {"base": model.base, "files": {p.name: _digest(p) for p in files}}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return {"base": model.base, "files": {p.name: file_hash(p) for p in files}}

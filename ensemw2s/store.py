@@ -62,6 +62,12 @@ def fingerprint_of(description: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def is_done(path: Path, description: dict[str, Any]) -> bool:
     """Whether a folder holds the finished output of this description.
 

@@ -10,13 +10,13 @@ Apart from loading models so that a damaged artifact is refused before any weigh
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ensemw2s import store
 from ensemw2s.ensemble.combine import Rule
 from ensemw2s.errors import ArtifactError
 
@@ -142,7 +142,7 @@ def check_files(directory: Path, path: str, files: dict[str, str]) -> None:
         file = directory / path / name
         if not file.is_file():
             raise ArtifactError(f"ensemble {directory} is damaged: {path}/{name} is missing; copy it again")
-        if (actual := file_hash(file)) != expected:
+        if (actual := store.file_hash(file)) != expected:
             raise ArtifactError(
                 f"ensemble {directory} is damaged: {path}/{name} has SHA-256 {actual[:12]}…, ensemble.json says "
                 f"{expected[:12]}…; copy it again"
@@ -151,13 +151,7 @@ def check_files(directory: Path, path: str, files: dict[str, str]) -> None:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each file directly in a folder."""
-    return {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()}
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {file.name: store.file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _check_consistent(directory: Path, manifest: Manifest) -> None:

@@ -7,7 +7,6 @@ one before it stays: whatever a crash leaves, there is one to go on from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -95,7 +94,7 @@ def save(
     working.mkdir()
     try:
         _write_shards(working, tensors)
-        files = {file.name: _checksum(file) for file in sorted(working.glob("*.safetensors"))}
+        files = {file.name: store.file_hash(file) for file in sorted(working.glob("*.safetensors"))}
         store.write_json(working / MANIFEST, {"description": description, "step": step, "facts": facts, "files": files})
         shutil.rmtree(target, ignore_errors=True)
         os.rename(working, target)
@@ -139,7 +138,7 @@ def newest(folder: Path, description: dict[str, Any]) -> Checkpoint | None:
         try:
             manifest = _manifest(path)
             for name, checksum in manifest["files"].items():
-                if _checksum(path / name) != checksum:
+                if store.file_hash(path / name) != checksum:
                     raise ValueError(f"{name} is not what was written")
         except (OSError, ValueError) as error:
             log.warning("%s is damaged and not used: %s", path, error)
@@ -175,8 +174,3 @@ def discard(folder: Path) -> None:
 def _all(folder: Path) -> list[Path]:
     """Checkpoints, the oldest first."""
     return sorted(folder.glob("step-*"))
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
