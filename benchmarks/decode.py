@@ -213,6 +213,15 @@ def machine(threads: int) -> dict[str, Any]:
     return {"cpu": cpu, "gpu": gpu, "threads": threads, **versions}
 
 
+def write(result: dict[str, Any], output: Path | None) -> None:
+    """A result as JSON, to a file or to standard output."""
+    text = json.dumps(result, indent=2) + "\n"
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
 def main(
     base: Annotated[Path | None, typer.Option(help="Folder of a causal LM; none: the tiny family.")] = None,
     kind: Annotated[str, typer.Option(help="Members: lora or full (full only of the tiny family).")] = "lora",
@@ -241,11 +250,7 @@ def main(
         lengths = mixed_lengths(folders, options, mixed, turns) if mixed else None
     size = base.name if base else "tiny-weak"
     facts = {"base": size, "kind": kind, "dtype": dtype, "new_tokens": new_tokens, "turns": turns}
-    text = json.dumps({"machine": machine(threads), **facts, "rows": rows, "mixed_lengths": lengths}, indent=2) + "\n"
-    if output is None:
-        print(text, end="")
-    else:
-        output.write_text(text, encoding="utf-8")
+    write({"machine": machine(threads), **facts, "rows": rows, "mixed_lengths": lengths}, output)
     parts = [row["same_answers"] for row in rows] + ([lengths["same_answers"]] if lengths else [])
     if dtype == "float32" and any(value < 1 for part in parts for value in part.values()):
         sys.exit(1)

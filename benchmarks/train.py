@@ -10,7 +10,6 @@ over the turns. JSON goes to standard output.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 import typer
-from decode import machine, synchronize
+from decode import machine, synchronize, write
 
 from ensemw2s import store
 from ensemw2s.config import Lora, Recipe
@@ -188,11 +187,7 @@ def main(
             rows = compare(make, device, turns, batch_size * tokens, [int(stage) for stage in stages.split(",")])
         size = base.name if base else "tiny-weak"
         facts = {"base": size, "lora": lora, "batch_size": batch_size, "tokens": tokens, "turns": turns, "rows": rows}
-    text = json.dumps({"machine": machine(threads), **facts}, indent=2) + "\n"
-    if output is None:
-        print(text, end="")
-    else:
-        output.write_text(text, encoding="utf-8")
+    write({"machine": machine(threads), **facts}, output)
 
 
 def tiny_start(root: Path) -> Start:

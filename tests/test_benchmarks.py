@@ -25,3 +25,16 @@ def test_decode_compares_ways_that_give_the_same_answers(kind, tmp_path):
     assert set(row["tokens_per_second"]) == {"standard", "alone", "engine", "engine_ngram", "engine_member"}
     assert set(row["same_answers"].values()) == {1.0}
     assert set(result["mixed_lengths"]["same_answers"].values()) == {1.0}
+
+
+@pytest.mark.processes
+def test_train_compares_the_loop_with_a_bare_one(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--stages", "1", "--steps", "8", "--turns", "1"]
+    file = tmp_path / "train.json"
+    done = subprocess.run(
+        [*command, "--batch-size", "4", "--output", str(file)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["way"] for row in rows] == ["bare", "zero_1", "zero_1_with_curves"]
+    assert all(row["tokens_per_second"] > 0 for row in rows)
