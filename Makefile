@@ -10,9 +10,10 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-FAST := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
+UNITS := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
 # Unit tests side by side; what starts processes of its own has the machine to itself.
 UNIT := $(BIN)/pytest -n auto --dist loadfile -q
+REST := not gpu and not ($(UNITS))
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,15 +24,15 @@ demo: setup  ## Run the whole pipeline on the embedded default; ends with a tabl
 	$(BIN)/ensemw2s run configs/quickstart.yaml $(ARGS)
 
 test: check  ## Format, lint, types and every test but the long ones and those for a GPU.
-	$(UNIT) -m "$(FAST)" $(ARGS)
-	$(BIN)/pytest -m "not long and not gpu and not ($(FAST))" $(ARGS)
+	$(UNIT) -m "$(UNITS)" $(ARGS)
+	$(BIN)/pytest -m "not long and $(REST)" $(ARGS)
 
-test-fast: check  ## The same without Ray and without the pipeline: a minute.
-	$(UNIT) -m "$(FAST)" $(ARGS)
+test-fast: check  ## The same without Ray, the pipeline and what takes seconds: a minute.
+	$(UNIT) -m "not slow and $(UNITS)" $(ARGS)
 
 test-long: check  ## Every test but those for a GPU, the slow suites too.
-	$(UNIT) -m "$(FAST)" $(ARGS)
-	$(BIN)/pytest -m "not gpu and not ($(FAST))" $(ARGS)
+	$(UNIT) -m "$(UNITS)" $(ARGS)
+	$(BIN)/pytest -m "$(REST)" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

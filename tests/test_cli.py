@@ -255,6 +255,7 @@ def test_a_report_of_no_run_or_of_damaged_results_says_so(tmp_path: Path) -> Non
     assert "it has no systems" in call("report", tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     reading, writing = os.pipe()

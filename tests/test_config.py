@@ -390,6 +390,7 @@ def test_a_set_value_is_validated_too(write: Write) -> None:
         load_config(write(tree()), ["boosting.rounds=0"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(
     rounds=st.integers(1, 50),

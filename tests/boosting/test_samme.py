@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import make_classification
-from sklearn.ensemble import AdaBoostClassifier
-from sklearn.tree import DecisionTreeClassifier
 
 from ensemw2s.boosting import samme
 from ensemw2s.errors import BoostingError
@@ -168,9 +165,14 @@ def test_vote_weights_drop_members_without_a_positive_alpha():
         samme.vote_weights([-1.0, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrinkage", [1.0, 0.3])
 def test_errors_alphas_and_weights_are_those_of_scikit_learn(shrinkage):
     """sklearn's learning rate damps alpha itself, as our shrinkage damps alpha in the weights."""
+    from sklearn.datasets import make_classification
+    from sklearn.ensemble import AdaBoostClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
     x, y = make_classification(600, n_features=8, n_informative=5, n_classes=4, random_state=0)
     classes = 4
     theirs = AdaBoostClassifier(

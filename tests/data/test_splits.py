@@ -93,6 +93,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_examples():
     assert not prompts(make_splits(gym(), seed=0).easy_train) & prompts(make_splits(gym(), seed=1).easy_train)
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_splits():
     script = (
         "import json, sys\nfrom ensemw2s.config import DataConfig\nfrom ensemw2s.data.splits import make_splits\n"

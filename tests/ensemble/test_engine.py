@@ -15,6 +15,7 @@ WEIGHTS = [1.0, 2.0, 1.5]
 RULES = ["probability", "log_probability", "vote"]
 ENDS = [2, 7, 19, 33, 60]  # several end tokens, so that rows leave the batch at different steps
 GREEDY = {"max_new_tokens": 8, "eos_ids": ENDS, "batch_size": 4}
+SLOW = pytest.mark.slow
 SAMPLED = {**GREEDY, "temperature": 1.0, "top_k": 20, "top_p": 0.95, "seed": 5}
 
 
@@ -27,7 +28,7 @@ def tokens(generations: list[Generation]) -> list[list[int]]:
     return [generation.token_ids for generation in generations]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [RULES[0], *(pytest.param(rule, marks=SLOW) for rule in RULES[1:])])
 def test_greedy_output_of_full_members_is_that_of_the_naive_reference(experts, many, naive_greedy, rule):
     model = EnsembleForCausalLM(experts, WEIGHTS, rule)
     expected = [naive_greedy(experts, WEIGHTS, prompt, 8, ENDS, rule) for prompt in many]
@@ -46,7 +47,7 @@ def test_greedy_output_of_adapters_is_that_of_the_naive_reference(adapter_folder
 KINDS = ["learned positions", "no positions", "sliding window", "convolutions"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=SLOW) for kind in KINDS), "mixed"])
 def test_greedy_output_of_other_architectures_is_that_of_the_naive_reference(
     kind, make_other, experts, prompts, naive_greedy
 ):
@@ -58,6 +59,7 @@ def test_greedy_output_of_other_architectures_is_that_of_the_naive_reference(
     assert tokens(decode(EnsembleForCausalLM(models, weights), prompts, **GREEDY)) == expected
 
 
+@SLOW
 def test_greedy_output_is_that_of_generate(ensemble, many):
     for prompt, answer in zip(many, tokens(decode(ensemble, many, **GREEDY)), strict=True):
         output = ensemble.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=ENDS)
@@ -65,7 +67,7 @@ def test_greedy_output_is_that_of_generate(ensemble, many):
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("batch_size", [1, 7, 20])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=SLOW), 7, pytest.param(20, marks=SLOW)])
 def test_the_batch_around_a_prompt_does_not_matter(ensemble, many, options, batch_size):
     expected = decode(ensemble, many, **options)
     order = np.random.default_rng(2).permutation(len(many))
@@ -116,6 +118,7 @@ def test_equal_prompts_get_samples_of_their_own_with_seeds_of_their_own(ensemble
     assert sampled[5] == tokens(decode(ensemble, same[:1], **{**SAMPLED, "seed": 5}))[0]
 
 
+@SLOW
 def test_samples_follow_the_combined_distribution(ensemble, prompts):
     count = 4000
     first = decode(

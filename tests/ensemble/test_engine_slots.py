@@ -20,6 +20,8 @@ from ensemw2s.models import tiny
 WEIGHTS = [1.0, 2.0, 1.5]
 ENDS = (2, 7, 19, 33, 60)
 KINDS = ["stacked", "adapters", "mixed"]
+SLOW = pytest.mark.slow
+EACH = pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=SLOW) for kind in KINDS[1:])])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def assert_same(one: Generation, other: Generation) -> None:
             np.testing.assert_allclose(mine, its, atol=1e-4, err_msg=field)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EACH
 def test_requests_of_all_kinds_share_a_batch_and_each_gets_what_it_gets_alone(ensembles, alone, varied, kind):
     results = dict(Engine(ensembles[kind], slots=6).run(varied))
     assert sorted(results) == list(range(len(varied)))
@@ -96,7 +98,7 @@ def test_requests_of_all_kinds_share_a_batch_and_each_gets_what_it_gets_alone(en
     assert len({len(g.token_ids) for g in results.values()}) > 5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EACH
 def test_what_is_streamed_adds_up_to_the_generation(ensembles, varied, kind):
     engine = Engine(ensembles[kind], slots=4)
     keys = [engine.submit(request) for request in varied[:8]]
@@ -111,7 +113,7 @@ def test_what_is_streamed_adds_up_to_the_generation(ensembles, varied, kind):
     assert done == streamed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EACH
 def test_requests_that_join_midway_change_nothing_and_get_what_they_get_alone(ensembles, alone, many, kind):
     engine = Engine(ensembles[kind], slots=4, chunk=6)
     requests = [Request(prompt, 7, seed=i, sampling=Sampling(1.0)) for i, prompt in enumerate(many[:5])]
@@ -265,7 +267,7 @@ def test_log_probabilities_are_those_before_temperature_and_cut_offs(ensembles, 
     np.testing.assert_allclose(generation.logprobs, taken, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EACH
 def test_a_waiting_a_running_and_a_half_read_request_can_be_cancelled(ensembles, alone, many, kind):
     engine = Engine(ensembles[kind], slots=5, chunk=4)
     requests = [Request(prompt, 8, votes=2) for prompt in ([5], [6, 7], [8], [9], many[0] + many[3], [10], [11, 12])]
@@ -316,11 +318,11 @@ def test_a_slot_that_was_not_read_yet_moves_when_another_ends(ensembles, alone):
     ("kind", "draft", "seed"),
     [
         ("stacked", None, 0),
-        ("stacked", "member", 1),
-        ("adapters", None, 2),
+        pytest.param("stacked", "member", 1, marks=SLOW),
+        pytest.param("adapters", None, 2, marks=SLOW),
         ("adapters", "ngram", 3),
         ("mixed", None, 4),
-        ("mixed", None, 5),
+        pytest.param("mixed", None, 5, marks=SLOW),
     ],
 )
 def test_whatever_comes_and_goes_each_request_gets_what_it_gets_alone(ensembles, alone, varied, kind, draft, seed):
@@ -440,6 +442,7 @@ def test_what_is_wrong_with_a_request_touches_none_of_the_others(ensembles, alon
     assert keys[4] in done
 
 
+@SLOW
 def test_a_request_that_fills_the_context_to_the_last_token_is_answered(ensembles, alone):
     full = Request(list(range(3, 61)), 6)  # 58 + 6 = 64
     for kind in KINDS:

@@ -31,7 +31,11 @@ def with_adapters(base: torch.nn.Module, **configs: LoraConfig) -> PeftModel:
     return model.eval()
 
 
-@pytest.fixture(params=["stacked", "adapters", "alone", "learned positions", "sliding window", "convolutions"])
+KINDS = ["stacked", "adapters", "alone", "learned positions"]
+SLOW_KINDS = ["sliding window", "convolutions"]
+
+
+@pytest.fixture(params=[*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)])
 def members(request, make_model, make_other, adapter_folders) -> list[Member]:
     if request.param == "stacked":
         return members_of([make_model(seed) for seed in range(3)])

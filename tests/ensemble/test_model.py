@@ -94,7 +94,7 @@ def test_a_tuple_comes_out_where_one_is_asked_for(ensemble, prompts):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("use_cache", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_generate_is_greedy_like_the_naive_reference(experts, prompts, batch, naive_greedy, rule, use_cache):
     model = EnsembleForCausalLM(experts, WEIGHTS, rule)
     output = model.generate(**batch, max_new_tokens=8, do_sample=False, use_cache=use_cache)
@@ -102,6 +102,7 @@ def test_generate_is_greedy_like_the_naive_reference(experts, prompts, batch, na
     assert answers(output, batch["input_ids"].shape[1]) == expected
 
 
+@pytest.mark.slow
 def test_generate_with_adapters_is_greedy_like_merged_models(adapter_folders, prompts, batch, naive_greedy):
     model = EnsembleForCausalLM(load_members(adapter_folders), WEIGHTS)
     merged = [loading.load_trained(folder).merge_and_unload() for folder in adapter_folders]
@@ -155,6 +156,7 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_sequence(make_model, ru
     assert greedy[0, len(prompt) :].tolist() in candidates.tolist()
 
 
+@pytest.mark.slow
 def test_beam_search_of_a_padded_batch_is_that_of_each_prompt_alone(ensemble, prompts, batch):
     width = batch["input_ids"].shape[1]
     together = answers(ensemble.generate(**batch, max_new_tokens=5, num_beams=3, do_sample=False), width)

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from ensemw2s.ensemble import speculation as module
 from ensemw2s.ensemble.combine import combine
@@ -53,7 +52,7 @@ def draft_of(full_folders) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("kind", ["stacked", "adapters"])
+@pytest.mark.parametrize("kind", ["stacked", pytest.param("adapters", marks=pytest.mark.slow)])
 def test_answers_with_speculation_are_those_without(ensembles, mixed_requests, without, draft_of, draft, kind):
     speculation = Speculation(draft_of(draft), tokens=3, always=True)
     engine = Engine(ensembles[kind], slots=5, chunk=9, speculation=speculation)
@@ -131,8 +130,11 @@ def test_drafts_never_go_beyond_the_length_or_the_context(make_model, full_folde
         assert [got[i].token_ids for i in range(3)] == [g.token_ids for g in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draft", "sampling"), [("ngram", Sampling(1.0)), ("member", Sampling(1.4, top_k=6))])
 def test_sampled_tokens_follow_the_ensembles_distribution(make_model, sampling, draft):
+    from scipy.stats import chisquare
+
     size, count, prompt = 8, 1500, [3, 5, 3, 5, 3]
     model = EnsembleForCausalLM([make_model(seed, vocabulary=size) for seed in (4, 5)], [1.0, 2.0])
     engine = Engine(model, slots=500, chunk=10_000, speculation=Speculation(draft, tokens=2, always=True))

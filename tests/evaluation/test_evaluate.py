@@ -176,6 +176,7 @@ def test_chunks_of_a_split_join_to_what_the_whole_gives(worker, pair, tmp_path):
     assert others["tokens"] == [None] * 3, "tokens are kept of the ensemble alone"
 
 
+@pytest.mark.slow
 def test_a_worker_changes_to_another_group_and_back(worker, tmp_path):
     def answers(group: str) -> dict:
         [chunk] = chunks(tmp_path / "test.parquet", 5, split="id", group=group, decoded=True, shown=0)

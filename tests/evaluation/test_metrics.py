@@ -62,6 +62,7 @@ class TestInterval:
         monkeypatch.setattr("ensemw2s.evaluation.metrics._CELLS_AT_ONCE", 700)
         assert interval(values, **DRAW) == whole
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["bernoulli", "normal"])
     def test_covers_the_true_mean_in_about_95_of_100_draws(self, kind):
         rng = np.random.default_rng(11)

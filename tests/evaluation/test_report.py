@@ -101,6 +101,7 @@ class TestFullReport:
         assert not set(light) & set(dark)
         assert all(found.attributes("alt"))
 
+    @pytest.mark.slow
     def test_is_the_same_bytes_for_the_same_results(self, full, html, run, tmp_path):
         again = write_report(full, tmp_path)
         assert again.read_text(encoding="utf-8") == html
@@ -235,6 +236,7 @@ class TestMissingParts:
         assert "This run evaluated no systems." in text
         table_of({})
 
+    @pytest.mark.slow
     def test_whatever_is_null_or_absent_the_page_and_the_table_render(self, full):
         full["examples"] = full["examples"][:1]
         full["comparisons"] = full["comparisons"][:2]
@@ -265,6 +267,7 @@ class TestMissingParts:
                 page(holed, {}, {})
                 print_table(holed, Console(file=io.StringIO(), width=80))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("part", ["systems", "rounds", "curves", "labels"])
     def test_a_plot_without_numbers_is_left_out_and_the_others_stay(self, full, part):
         names = {"systems": {"systems"}, "rounds": {"alpha", "weights"}, "curves": {"rounds"}, "labels": {"agreement"}}[
@@ -273,6 +276,7 @@ class TestMissingParts:
         del full[part]
         assert set(render(full, LIGHT)) == set(PLOTS) - names
 
+    @pytest.mark.slow
     def test_plots_take_nulls_a_single_round_and_several_experts(self, full):
         full["rounds"] = full["rounds"][:1]
         entry = full["rounds"][0]

@@ -192,6 +192,7 @@ def test_a_part_that_is_there_is_not_made_again(job, data):
     assert Path(first["output"]) == job.output.resolve()
 
 
+@pytest.mark.slow
 def test_the_same_chunk_gives_the_same_bytes(job, data):
     [chunk] = chunks(job.prompts, 10, output=str(job.output))
     labeler(job, data)(chunk)

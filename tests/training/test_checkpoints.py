@@ -162,7 +162,13 @@ def same(spec: TrainSpec, other: TrainSpec) -> bool:
 FACTS = ("steps", "loss", "validation_exact_match", "kept_epoch", "tokens_trained")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("plain", "best")
+"""Kinds for `make test-fast`; the others take seconds each."""
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_a_training_that_was_cut_off_ends_with_the_same_weights(make, kind):
     whole, cut = make(kind, "whole", checkpoint_seconds=None), make(kind, "cut")
     steps = train(whole)
@@ -178,6 +184,7 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(make, kind):
     assert not train(cut)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_another_way_of_dividing_it(make):
     whole = make("plain", "whole")
     train(whole)
@@ -190,6 +197,7 @@ def test_a_training_goes_on_with_another_way_of_dividing_it(make):
         assert max(float((a[key] - b[key]).abs().max()) for key in b) < 1e-5
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_cost_steps_and_nothing_else(make):
     whole, cut = make("plain", "whole"), make("plain", "cut")
     train(whole)

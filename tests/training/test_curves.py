@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from mlflow import MlflowClient
 from tensorboardX.proto.event_pb2 import Event
 
 from ensemw2s.training import loop
@@ -90,14 +89,21 @@ def test_curves_go_on_where_the_checkpoint_was(tmp_path):
     assert points(folder)["loss"] == pytest.approx({3: 3.2, 4: 4.2})
 
 
+def client_of(place: Path) -> Any:
+    """A client of MLflow's store, which takes seconds to import."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=str(place))
+
+
 def runs(place: Path, experiment: str) -> list[Any]:
     """MLflow's runs of an experiment."""
-    client = MlflowClient(tracking_uri=str(place))
+    client = client_of(place)
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 
 def history(place: Path, run: Any, metric: str) -> dict[int, float]:
-    return {m.step: m.value for m in MlflowClient(tracking_uri=str(place)).get_metric_history(run.info.run_id, metric)}
+    return {m.step: m.value for m in client_of(place).get_metric_history(run.info.run_id, metric)}
 
 
 @pytest.fixture
@@ -107,6 +113,7 @@ def mlflow(tmp_path, monkeypatch):
     return lambda name, **options: at(tmp_path / "store", kind="mlflow", experiment="study", name=name, **options)
 
 
+@pytest.mark.slow
 def test_a_training_is_a_run_of_mlflow(workshop, tmp_path, mlflow):
     spec = workshop.spec("tracked", output=str(tmp_path / "out"), tracking=mlflow("rounds/1/experts/0", every=2))
     loop.train(spec, device=torch.device("cpu"))
@@ -118,6 +125,7 @@ def test_a_training_is_a_run_of_mlflow(workshop, tmp_path, mlflow):
     assert all(0 < loss < 10 for loss in found.values())
 
 
+@pytest.mark.slow
 def test_mlflow_goes_on_with_a_run_or_begins_it_anew(tmp_path, mlflow):
     for name, after, steps in (("a", 0, (1, 2)), ("b", 0, (7,)), ("a", 2, (3,))):
         curves = Curves(mlflow(name), after=after)
@@ -134,6 +142,7 @@ def test_mlflow_goes_on_with_a_run_or_begins_it_anew(tmp_path, mlflow):
     assert history(tmp_path / "store", b, "alpha") == {1: 9.0}
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_work_stops_no_training(workshop, tmp_path, caplog):
     (tmp_path / "store").write_text("no folder")
     tracking = at(tmp_path / "store", kind="mlflow")

@@ -52,6 +52,24 @@ BY_TWO = [name for name in SPECS if name not in ("zero-3", "adapters-zero-3")]
 Facts = dict[str, dict[str, Any]]
 
 
+class Trained(Facts):
+    """The facts of specs trained by one worker when first asked for; their folders are `alone/NAME`."""
+
+    def __init__(self, workshop: Any) -> None:
+        super().__init__()
+        self.workshop = workshop
+
+    def __missing__(self, name: str) -> dict[str, Any]:
+        self[name] = train(make_spec(self.workshop, name, "alone"))
+        return self[name]
+
+    def folder(self, name: str) -> Path:
+        return self[name] and self.workshop.root / "alone" / name
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return saved(self.folder(name))
+
+
 def make_spec(workshop: Any, name: str, group: str) -> TrainSpec:
     options = dict(SPECS[name])
     recipe = {"gradient_clipping": CLIP, **options.pop("recipe", {})}
@@ -85,9 +103,8 @@ def train(spec: TrainSpec, **options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(workshop: Any) -> Facts:
-    """The facts of specs trained by one worker; their folders are `alone/NAME`."""
-    return {name: train(make_spec(workshop, name, "alone")) for name in SPECS}
+def alone(workshop: Any) -> Trained:
+    return Trained(workshop)
 
 
 @pytest.fixture(scope="module")
@@ -142,21 +159,24 @@ def test_one_worker_and_two_give_the_same_losses_and_weights(workshop, alone, tw
     np.testing.assert_allclose(alone[name]["loss"], two[name]["loss"], atol=4e-6)
     assert alone[name]["validation_exact_match"] == two[name]["validation_exact_match"]
     assert alone[name]["kept_epoch"] == two[name]["kept_epoch"]
-    a, b = saved(workshop.root / "alone" / name), saved(workshop.root / "two" / name)
+    a, b = alone.weights(name), saved(workshop.root / "two" / name)
     assert_same(a, b)
     start = saved(workshop.base)
     assert all((a[key] - start[key]).abs().max() > 1e-3 for key in a if key in start), "no weight was left untrained"
 
 
-@pytest.mark.parametrize("name", ["passes", "zero-0", "zero-2", "zero-3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["passes", *(pytest.param(f"zero-{stage}", marks=SLOW) for stage in (0, 2, 3))])
 def test_micro_batches_and_zero_stages_change_nothing(workshop, alone, name):
     np.testing.assert_allclose(alone["plain"]["loss"], alone[name]["loss"], atol=4e-6)
-    assert_same(saved(workshop.root / "alone" / name), saved(workshop.root / "alone" / "plain"))
+    assert_same(alone.weights(name), alone.weights("plain"))
 
 
+@SLOW
 def test_adapters_are_the_same_whether_the_base_is_sharded(workshop, alone):
-    one, other = (saved(workshop.root / "alone" / name) for name in ("adapters", "adapters-zero-3"))
-    assert_same(one, other)
+    assert_same(alone.weights("adapters"), alone.weights("adapters-zero-3"))
 
 
 def test_training_is_the_method_written_out(workshop, alone):
@@ -190,7 +210,7 @@ def test_training_is_the_method_written_out(workshop, alone):
             losses[epoch].append(loss.item() / total)
     assert clipped == {True, False}
     np.testing.assert_allclose(facts["loss"], np.mean(losses, axis=1), atol=4e-6)
-    trained = saved(workshop.root / "alone" / "plain")
+    trained = alone.weights("plain")
     expected = {key: value.detach() for key, value in model.state_dict().items() if key in trained}
     assert_same(trained, expected)
 
@@ -198,7 +218,7 @@ def test_training_is_the_method_written_out(workshop, alone):
 def test_checkpointed_gradients_are_the_same(workshop, alone):
     spec = make_spec(workshop, "plain", "checkpointed").model_copy(update={"gradient_checkpointing": True})
     assert train(spec)["loss"] == alone["plain"]["loss"]
-    assert_same(saved(spec.output), saved(workshop.root / "alone" / "plain"))
+    assert_same(saved(spec.output), alone.weights("plain"))
 
 
 def test_facts_say_what_was_trained_on(workshop, alone):
@@ -216,7 +236,7 @@ def test_validation_counts_answers_of_which_every_token_is_the_most_likely(works
     assert len(curve) == 3
     assert facts["kept_epoch"] == 1 + curve.index(max(curve))
     data = TokenData.read(workshop.table)
-    model = loading.load_causal_lm(workshop.root / "alone" / "best-zero-3")
+    model = loading.load_causal_lm(alone.folder("best-zero-3"))
     right = [s.correct.all() for s in score(model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=8)]
     assert np.mean(right) == max(curve) > 0
 
@@ -247,7 +267,7 @@ def test_without_keep_best_validation_is_only_looked_at(workshop, monkeypatch):
 
 
 def test_the_saved_folder_is_a_model_with_its_tokenizer(workshop, alone):
-    folder = workshop.root / "alone" / "best-zero-3"
+    folder = alone.folder("best-zero-3")
     model = loading.load_causal_lm(folder)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert tied
@@ -258,15 +278,16 @@ def test_the_saved_folder_is_a_model_with_its_tokenizer(workshop, alone):
 
 def test_a_finished_spec_is_not_trained_again(workshop, alone):
     spec, steps = make_spec(workshop, "plain", "alone"), []
-    before = (workshop.root / "alone" / "plain" / "train.json").stat().st_mtime_ns
+    before = (alone.folder("plain") / "train.json").stat().st_mtime_ns
     facts = train(spec, on_step=lambda *step: steps.append(step))
     assert facts == alone["plain"]
     assert steps == []
-    assert (workshop.root / "alone" / "plain" / "train.json").stat().st_mtime_ns == before
+    assert (alone.folder("plain") / "train.json").stat().st_mtime_ns == before
 
 
 def test_the_result_of_another_spec_is_refused_with_the_difference(workshop, alone):
     changed = {"stage": "plain", "settings": {"expert.epochs": 9}, "inputs": {}}
+    assert alone.folder("plain").exists()
     spec = make_spec(workshop, "plain", "alone").model_copy(update={"fingerprint": changed})
     with pytest.raises(ArtifactError, match=r"made with another config: expert.epochs was None, is 9"):
         train(spec)
@@ -321,7 +342,7 @@ def test_bfloat16_is_trained_and_saved_where_asked_for(workshop):
 
 
 def test_adapters_alone_are_trained_and_saved(workshop, alone):
-    facts, folder = alone["adapters"], workshop.root / "alone" / "adapters"
+    facts, folder = alone["adapters"], alone.folder("adapters")
     adapters = saved(folder)
     assert sorted(path.name for path in folder.glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
     assert facts["trained_parameters"] == sum(weight.numel() for weight in adapters.values())
@@ -334,9 +355,9 @@ def test_adapters_alone_are_trained_and_saved(workshop, alone):
     assert not torch.allclose(trained(ids).logits, loading.load_causal_lm(workshop.base)(ids).logits, atol=1e-3)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=SLOW)])
 def test_a_warm_start_goes_on_with_the_adapters_of_the_round_before(workshop, alone, stage):
-    before = workshop.root / "alone" / "adapters"
+    before = alone.folder("adapters")
     base = saved(workshop.base)
     start = Start(path=str(before), lora=Lora(rank=2))
     still = workshop.spec(f"still-{stage}", start=start, zero_stage=stage, recipe={"learning_rate": 1e-12})
@@ -354,7 +375,7 @@ def test_a_warm_start_goes_on_with_the_adapters_of_the_round_before(workshop, al
 
 
 def test_a_warm_start_from_full_weights_goes_on_with_them(workshop, alone):
-    before = workshop.root / "alone" / "plain"
+    before = alone.folder("plain")
     spec = workshop.spec("warm", start=Start(path=str(before)), recipe={"learning_rate": 1e-12, "weight_decay": 0.0})
     train(spec)
     torch.testing.assert_close(saved(spec.output), saved(before), rtol=0, atol=1e-6)
