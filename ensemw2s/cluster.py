@@ -9,20 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ensemw2s.config import ClusterConfig, Config
+from ensemw2s.config import ClusterConfig, Config, NodeKind
 from ensemw2s.errors import ResourceError
+
+Size = tuple[float, float]
+"""CPUs and GPUs of a node."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each node of the cluster has: (CPUs, GPUs)."""
+    """What each node of the cluster has, those included that an autoscaler may still start."""
 
-    nodes: tuple[tuple[float, float], ...]
+    nodes: tuple[Size, ...]
 
     @property
     def cpus(self) -> float:
@@ -40,7 +44,7 @@ class Resources:
         return f"{len(self.nodes)} node{'s' if len(self.nodes) != 1 else ''}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
 
-def _pieces(node: tuple[float, float], cpus: float, gpus: float) -> int:
+def _pieces(node: Size, cpus: float, gpus: float) -> int:
     by_cpu = int(node[0] / cpus + 1e-9)
     return by_cpu if gpus == 0 else min(by_cpu, int(node[1] / gpus + 1e-9))
 
@@ -154,6 +158,8 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
                 # a lane is five small processes: no warning about that on a machine with two cores
                 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+                # processes that scored wait for the next round, and through labelling for the evaluation
+                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
                 ray.init(
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),
@@ -165,18 +171,26 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
             raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
     _quiet_data(debug)
     try:
-        yield current_resources()
+        yield current_resources(config)
     finally:
         if not joined:
             ray.shutdown()
 
 
-def current_resources() -> Resources:
-    """What the nodes of the connected cluster have."""
+def current_resources(config: ClusterConfig) -> Resources:
+    """What the nodes of the connected cluster have, and those that its autoscaler may still start."""
     import ray
 
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    return Resources(tuple((float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in nodes))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return with_autoscaling([(float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in nodes], config.autoscales_to)
+
+
+def with_autoscaling(living: Iterable[Size], kinds: Iterable[NodeKind]) -> Resources:
+    """The nodes that a cluster can have at the same time: those that live, and of each kind as many as there may be."""
+    most: Counter[Size] = Counter()
+    for kind in kinds:
+        most[float(kind.cpus), float(kind.gpus)] += kind.nodes
+    return Resources(tuple((Counter(living) | most).elements()))
 
 
 def _quiet(debug: bool) -> None:

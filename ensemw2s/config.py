@@ -458,6 +458,14 @@ class EvaluationConfig(Section):
         return [name for name in SYSTEMS if name in value]
 
 
+class NodeKind(Section):
+    """Nodes of one size that an autoscaler may start."""
+
+    cpus: PositiveInt = Field(description="CPUs that Ray counts on one.")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs on one.")
+    nodes: PositiveInt = Field(description="How many there may be at a time, those that live included.")
+
+
 class ClusterConfig(Section):
     """Which Ray this runs on."""
 
@@ -468,6 +476,11 @@ class ClusterConfig(Section):
     gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs of a Ray started here; none: all.")
     object_store_mb: Annotated[int, Field(ge=100)] = Field(
         300, description="Object store of a Ray started here, in MB."
+    )
+    autoscales_to: list[NodeKind] = Field(
+        default_factory=list,
+        description="Nodes that the cluster's autoscaler may start (Ray does not report them): what runs at the same "
+        "time is planned for them too. Empty: for the nodes that are there.",
     )
 
 

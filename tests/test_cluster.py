@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemw2s.cluster import ResourcePlan, Resources, address, local_resources, plan_resources
-from ensemw2s.config import ClusterConfig, Config, parse_config
+from ensemw2s.cluster import (
+    ResourcePlan,
+    Resources,
+    address,
+    local_resources,
+    plan_resources,
+    with_autoscaling,
+)
+from ensemw2s.config import ClusterConfig, Config, NodeKind, parse_config
 from ensemw2s.errors import ResourceError
 
 
@@ -28,6 +35,25 @@ def plan(*nodes: tuple[float, float], **sections: dict[str, Any]) -> tuple[int, 
     made = plan_resources(config(**sections), Resources(nodes))
     assert isinstance(made, ResourcePlan)
     return made.lanes, made.actors, made.keep_lanes
+
+
+def test_nodes_that_an_autoscaler_may_start_count_beside_those_that_are_there():
+    head, spot = (2.0, 0.0), (16.0, 4.0)
+
+    def kinds(*counts: int) -> list[NodeKind]:
+        return [NodeKind(cpus=16, gpus=4, nodes=count) for count in counts]
+
+    assert with_autoscaling([head], []).nodes == (head,)
+    assert with_autoscaling([head], kinds(3)).nodes == (head, spot, spot, spot)
+    assert with_autoscaling([head, spot, spot], kinds(3)).nodes == (head, spot, spot, spot)
+    assert with_autoscaling([head, spot, spot], kinds(1)).nodes == (head, spot, spot)
+    assert with_autoscaling([head], kinds(1, 2)).gpus == 12
+
+
+def test_a_head_without_room_plans_for_the_nodes_that_may_come():
+    resources = with_autoscaling([(0.0, 0.0)], [NodeKind(cpus=8, gpus=1, nodes=4)])
+    made = plan_resources(config({"gpus_per_worker": 1}, {"gpus_per_actor": 1}), resources)
+    assert (made.lanes, made.actors, made.keep_lanes) == (2, 2, True)
 
 
 HALVES = {"training": {"cpus_per_worker": 0.5, "lanes": 2}, "labeling": {"cpus_per_actor": 0.5}}

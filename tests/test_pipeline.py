@@ -108,7 +108,10 @@ def test_the_manifest_says_what_made_the_run(undisturbed) -> None:
     assert {"ensemw2s", "ray", "torch", "transformers", "deepspeed"} <= manifest["versions"].keys()
     assert "git_commit" in manifest
     assert {"data", "rounds/2", "ensemble", "labels", "students/student_ensemw2s"} <= manifest["fingerprints"].keys()
-    assert all(stage["seconds"] >= 0 and stage["finished"] >= stage["started"] for stage in manifest["stages"])
+    stages = {stage["name"]: stage for stage in manifest["stages"]}
+    assert all(stage["seconds"] >= 0 and stage["finished"] >= stage["started"] for stage in stages.values())
+    assert stages["baselines"]["started"] < stages["rounds/1"]["finished"], "baselines waited for the rounds"
+    assert stages["rounds/1"]["started"] < stages["baselines"]["finished"], "the rounds waited for baselines"
     assert manifest["fingerprints"]["evaluation"] == undisturbed.json("results.json")["config_fingerprint"]
     assert not (undisturbed.run_folder / ".ray").exists()
 

@@ -17,6 +17,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 SYSTEMS = ["ensemw2s", "student_ensemw2s"]  # the baselines are not needed to come to labels and a student
 
 SAME = ("rounds/*/errors.parquet", "rounds/**/*.safetensors", "ensemble/**/*", "labels/*.parquet")
+MEBIBYTE = 2**20
+"""A file that the weights of the strong model fit into, but not their optimizer's state."""
+
+SCORING = "ray::Map(_in_pooled_process)"
 STUDENT = ("tokens/students/student_ensemw2s/*.parquet", "students/student_ensemw2s/*.safetensors")
 
 
@@ -93,7 +97,8 @@ def kill_controllers_when(place, study, moment: str) -> None:
 
 
 def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(workplace, undisturbed, study) -> None:
-    kill_when(workplace, study, "the first base is trained")
+    workplace.take_storage(undisturbed, only_cache=True)
+    kill_when(workplace, study, "the expert of round 1 is trained, not scored")
     kill_controllers_when(workplace, study, "the expert of round 2 is half trained")
     first = workplace.json("rounds/1/round.json")
     kill_when(workplace, study, "some prompts are labelled")
@@ -109,17 +114,42 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(workplace, und
     assert "nothing to do" in workplace.done("run", study).text
 
 
-def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_happened(workplace, undisturbed, study) -> None:
-    running = workplace.start("run", study)
-    running.wait_for("a trained base", lambda: after("cache/models-*/.complete.json")(workplace, running))
-    assert kill_all(running.descendants("ray::RayTrainWorker")) == 2
+def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_happened(workplace, undisturbed, own_jsonl) -> None:
+    """Of trainings, of scoring and of labels; and the new training workers have no room for large checkpoints."""
+    every_step = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0}
+    running = workplace.start("run", workplace.study(own_jsonl, **every_step))
+    running.wait_for("a checkpoint", lambda: after("cache/.checkpoints-models-*/step-*")(workplace, running))
+    dead = running.descendants("ray::RayTrainWorker")
+    assert kill_all(dead) == 2
     assert len(list(workplace.storage.glob("cache/models-*/.complete.json"))) < 3, "killed too late to be in the middle"
+    running.wait_for("new workers", lambda: len(new := running.descendants("ray::RayTrainWorker")) == 2 and new != dead)
+    for process in running.descendants("ray::RayTrainWorker"):
+        process.rlimit(psutil.RLIMIT_FSIZE, (MEBIBYTE, MEBIBYTE))
+    running.wait_for("a trained expert", lambda: after("small/rounds/1/experts/0/.complete.json")(workplace, running))
+    running.wait_for("a scoring process", lambda: running.descendants(SCORING))
+    assert kill_all(running.descendants(SCORING)) > 0
+    assert not (workplace.run_folder / "rounds/1/.complete.json").exists(), "killed too late to be in the middle"
     running.wait_for("the labels begin", lambda: after("small/labels/.started.json")(workplace, running))
     running.wait_for("a decoding actor", lambda: running.descendants("ray::MapWorker"))
     assert kill_all(running.descendants("ray::MapWorker")) > 0
+    tried: set[str] = set()
+    running.wait_for("a trained student", lambda: tried.update(of_the_student(workplace)) or student_is(workplace))
     finished = running.wait()
     assert finished.code == 0, running.tail()
+    assert any(name.startswith(".working") for name in tried), "no checkpoint was tried"
+    assert not any(name.startswith("step") for name in tried), "a checkpoint found room"
     assert outcome(workplace) == outcome(undisturbed)
+    begun = [int(path.suffix[1:]) for path in workplace.run_folder.glob("tensorboard/models/*/events.*")]
+    assert max(begun) > 0, "no base went on from its checkpoint"
+
+
+def of_the_student(place) -> list[str]:
+    """Its checkpoints, those included that are being written."""
+    return [path.name for path in place.run_folder.glob("students/.checkpoints-*/*")]
+
+
+def student_is(place) -> bool:
+    return (place.run_folder / "students/student_ensemw2s/.complete.json").exists()
 
 
 def kill_all(processes: list[psutil.Process]) -> int:
@@ -143,7 +173,7 @@ def test_ctrl_c_ends_a_run_soon_and_leaves_no_process(workplace, undisturbed, st
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_run_killed_ten_times_at_random_ends_as_if_nothing_had_happened(workplace, undisturbed, study, seed) -> None:
     rng = random.Random(seed)
     names = list(MOMENTS)

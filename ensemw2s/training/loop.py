@@ -11,10 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.adapters import ADAPTER_CONFIG
-from ensemw2s.training import checkpoints, objectives, state
+from ensemw2s.training import checkpoints, group, objectives, state
 from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
 from ensemw2s.training.curves import Curves
 from ensemw2s.training.spec import Start, TrainSpec
@@ -81,7 +79,7 @@ def train(
     if store.is_done(output, spec.fingerprint):
         facts: dict[str, Any] = store.read_json(output / "train.json")
         return facts
-    run = _Run(spec, device or _device(), on_checkpoint, leaving)
+    run = _Run(spec, device or group.best_device(), on_checkpoint, leaving)
     try:
         facts = run.fit(on_step)
         weights = run.final_weights()
@@ -131,7 +129,7 @@ class _Run:
         self.spec, self.device = spec, device
         self.on_checkpoint, self.leaving = on_checkpoint, leaving
         torch.set_num_threads(spec.threads)
-        init_distributed(device)
+        group.join(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(spec.seed)
         self.model, self.tokenizer, self.base = build(spec.start, device, seed=spec.seed)
@@ -412,54 +410,15 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
-def init_distributed(device: torch.device) -> None:
-    """Joins the process group that is there, or makes one: of torchrun's workers, or of this process alone."""
-    _quiet()
-    import deepspeed
-
-    if device.type == "cpu":
-        # the shared-memory all-reduce would be compiled at the first start; gloo does without
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(key, value)
-    if not dist.is_initialized() and os.environ["WORLD_SIZE"] == "1":
-        dist.init_process_group(
-            "gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
-        )
-    deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
-
-
-def leave_distributed() -> None:
-    """Leaves the process group, in a way that this process can join another one later."""
-    if dist.is_initialized():
-        import deepspeed
-
-        deepspeed.comm.destroy_process_group()  # DeepSpeed forgets the groups that it derived, torch's own does not
-
-
-def _quiet() -> None:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        return device
-    return torch.device("cpu")
-
-
 def main(arguments: list[str]) -> None:
     """Trains the specs in the JSON files named on the command line, one after the other."""
-    init_distributed(_device())  # also where every spec turns out to be finished
+    group.join(group.best_device())  # also where every spec turns out to be finished
     for path in arguments:
         spec = TrainSpec.model_validate_json(Path(path).read_text(encoding="utf-8"))
         facts = train(spec)
         if dist.get_rank() == 0:
             print(json.dumps(facts))
-    leave_distributed()
+    group.leave()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ensemw2s.boosting.masks import RoundWeights, write_masks
 from ensemw2s.config import Recipe
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.models import loading, tiny
-from ensemw2s.training import loop
+from ensemw2s.training import group
 from ensemw2s.training.spec import Start, TrainSpec
 
 VOCABULARY = 64
@@ -77,7 +77,7 @@ def _process_group() -> Iterator[None]:
     before, threads = dict(os.environ), torch.get_num_threads()
     os.environ["DS_ACCELERATOR"] = "cpu"
     yield
-    loop.leave_distributed()
+    group.leave()
     torch.set_num_threads(threads)
     os.environ.clear()
     os.environ.update(before)

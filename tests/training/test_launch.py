@@ -110,6 +110,8 @@ def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> No
     assert len(set(weights)) == 1, "equal specs gave different weights on different lanes"
 
 
+@pytest.mark.faults
+@pytest.mark.long
 def test_a_lane_whose_worker_is_killed_goes_on_from_its_checkpoint(lanes, spec, tmp_path) -> None:
     curves = tmp_path / "curves"
     options = {"checkpoint_seconds": 0, "tracking": Tracking(place=str(curves), every=1)}
