@@ -43,10 +43,10 @@ def measure(specs: list[TrainSpec], first: list[TrainSpec], training: TrainingCo
 def main(
     experts: Annotated[int, typer.Option(help="Experts that every way trains.")] = 4,
     cpus: Annotated[int, typer.Option(help="CPUs of the Ray that is started.")] = 2,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of an expert.")] = 300,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of an expert.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 64,
     tokens: Annotated[int, typer.Option(help="Tokens an example.")] = 32,
-    turns: Annotated[int, typer.Option(help="Measured turns.")] = 3,
+    turns: Annotated[int, typer.Option(help="Measured turns.")] = 2,
     output: Annotated[Path | None, typer.Option(help="File for the JSON; none: standard output.")] = None,
 ) -> None:
     """Prints JSON."""

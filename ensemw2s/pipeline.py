@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s import __version__, cluster, preflight, steps, store
+from ensemw2s.boosting import scoring
 from ensemw2s.boosting.rounds import run_rounds
 from ensemw2s.config import Config, dump_config
 from ensemw2s.context import Context
@@ -125,6 +126,8 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
 
 def _run_stages(context: Context) -> None:
     graph = context.graph
+    if context.plan.keep_lanes and not all(steps.done(r.stage) for r in graph.rounds):
+        scoring.warm(graph.config.labeling, context.actors)
     _do(context, graph.data, "examples and splits", steps.make_data)
     if graph.corpus is not None:
         _do(context, graph.corpus, "text for the tiny bases", steps.make_corpus)

@@ -41,6 +41,14 @@ class Scorer:
         return {"start": chunk["start"], "rows": len(data), "tokens": tokens.tobytes()}
 
 
+def warm(labeling: LabelingConfig, actors: int) -> None:
+    """Starts the processes that score, in the background."""
+    from ensemw2s.labeling import stream
+
+    modules = ["ensemw2s.ensemble.score", "ensemw2s.ensemble.voter"]
+    stream.warm(modules, labeling=labeling, actors=actors)
+
+
 def predictions(
     table: Path,
     models: list[str],

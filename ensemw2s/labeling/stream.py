@@ -7,6 +7,7 @@ are such workers.
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -126,6 +127,28 @@ def stream(
             f"decoding stopped: a chunk's process died {RETRIES + 1} times; if for lack of memory, lower "
             f"labeling.batch_size or labeling.max_actors ({str(error).strip().splitlines()[0]})"
         ) from error
+
+
+def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[ray.ObjectRef]:
+    """Starts the pooled processes of a later `stream(reuse=True)`, which takes seconds, and does not wait for them.
+
+    Args:
+        modules: What they are to import.
+        labeling: Size of one.
+        actors: How many.
+
+    Returns:
+        One reference a process, for whoever wants to wait; none where a GPU is used.
+    """
+    if labeling.gpus_per_actor:
+        return []
+    start = ray.remote(num_cpus=labeling.cpus_per_actor, max_retries=0)(_import)
+    return [start.remote(modules) for _ in range(actors)]
+
+
+def _import(modules: list[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
 
 
 @lru_cache(maxsize=1)

@@ -69,6 +69,18 @@ def test_every_chunk_gives_its_result_once(work, worker, reuse) -> None:
     assert rows == [{"start": start, "sum": sum(range(start, min(start + 8, 50)))} for start in range(0, 50, 8)]
 
 
+@pytest.mark.usefixtures("_ray_here")
+def test_pooled_processes_can_import_before_there_is_work() -> None:
+    import ray
+
+    from ensemw2s.labeling.stream import warm
+
+    assert ray.get(warm(["colorsys"], labeling=POOL, actors=2)) == [None, None]
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        ray.get(warm(["no_such_module"], labeling=POOL, actors=1))
+    assert warm(["colorsys"], labeling=POOL.model_copy(update={"gpus_per_actor": 1}), actors=2) == []
+
+
 @REUSE
 @pytest.mark.usefixtures("_ray_here")
 @pytest.mark.parametrize("kind", [DataError, ResourceError])
