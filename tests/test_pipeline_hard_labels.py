@@ -36,9 +36,7 @@ def corrupted(own_jsonl, tmp_path) -> Path:
 
 
 def test_wrong_hard_answers_change_the_ceiling_and_nothing_else(undisturbed, workplace, corrupted) -> None:
-    workplace.take_storage(undisturbed, only_cache=True)
     workplace.done("run", workplace.study(corrupted))
-    assert "models" not in {stage["name"] for stage in workplace.json("results.json")["stages"]}, "bases read answers"
     truths, lies = (pq.read_table(p.run_folder / "data" / "hard_labels.parquet") for p in (undisturbed, workplace))
     assert truths["id"] == lies["id"]
     assert sum(a != b for a, b in zip(truths["answer"], lies["answer"], strict=True)) > 50
