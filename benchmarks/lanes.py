@@ -59,8 +59,9 @@ def main(
     ):
         root = Path(folder)
         start = tiny_start(root)
-        table = make_table(root / "table.parquet", batch_size * steps, tokens, len(loading.load_tokenizer(start.path)))
-        short = make_table(root / "short.parquet", batch_size, tokens, len(loading.load_tokenizer(start.path)))
+        vocabulary = len(loading.load_tokenizer(start.path))
+        table = make_table(root / "table.parquet", batch_size * steps, tokens, vocabulary)
+        short = make_table(root / "short.parquet", batch_size, tokens, vocabulary)
 
         def specs(name: str, data: Path, count: int) -> list[TrainSpec]:
             return [
