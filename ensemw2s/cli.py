@@ -16,6 +16,7 @@ from ensemw2s.outcome import Output, before_work, outcome
 
 if TYPE_CHECKING:
     from ensemw2s.labeling.inputs import Settings
+    from ensemw2s.labeling.intake import FileSource
 
 app = typer.Typer(
     name="ensemw2s",
@@ -149,20 +150,32 @@ def report(
 @app.command(rich_help_panel="Saved models")
 def label(
     ensemble: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder with ensemble.json.")],
-    input_: options.Inputs,
     output: Annotated[
         Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the labels; a new one, or to continue.")
     ],
+    input_: options.Inputs = None,
+    dataset: options.Dataset = None,
+    split: options.DatasetSplit = "train",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete labels in the folder that were made otherwise, and label again.")
     ] = False,
     debug: options.Debug = False,
     prompt_column: options.PromptColumn = "prompt",
     id_column: options.IdColumn = None,
+    max_rejected: options.MaxRejected = None,
+    min_agreement: options.MinAgreement = None,
+    min_consistency: options.MinConsistency = None,
+    keep_fraction: options.KeepFraction = None,
     prompt_template: options.PromptTemplate = None,
     chat_template: options.ChatTemplate = None,
     max_new_tokens: options.MaxNewTokens = None,
+    samples: options.Samples = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = None,
+    soft_top_k: options.SoftTopK = None,
     batch_size: options.BatchSize = None,
+    chunk_size: options.ChunkSize = None,
     actors: options.Actors = None,
     cpus_per_actor: options.ActorCpus = None,
     gpus_per_actor: options.ActorGpus = None,
@@ -171,39 +184,59 @@ def label(
 ) -> None:
     """Label prompts with a saved ensemble.
 
-    Reads rows with a prompt; every row gets a label. Leaves part-*.parquet in the output folder, with id, prompt,
-    answer, token_ids, logprob (of the whole answer), agreement (share of the vote behind each token, averaged),
-    n_tokens, finish_reason (stop or length) and token_agreement; and labels.json, which says what they were made
-    from. The same command continues after a stop. Labels of another ensemble, input or option are never mixed in.
+    Reads rows with a prompt, and streams them through a pool of actors that each hold the ensemble. Leaves
+    part-*.parquet in the output folder, each put there whole, so that other programs can read them while it runs: id,
+    prompt, answer, token_ids, logprob (of the whole answer), agreement (share of the vote behind each token,
+    averaged), vote_entropy, n_tokens, finish_reason (stop or length), token_agreement and token_entropy. With them
+    summary.json (counts and histograms) and labels.json (what they were made from). Rows that cannot be labelled go to
+    rejected/ with the reason. With a filter (--min-agreement, --min-consistency, --keep-fraction), the labels that pass
+    are in kept/ too.
+
+    The same command continues after a stop and labels only what is missing. Labels of another ensemble, input or
+    option are never mixed in; another filter, or another number of actors, is no reason to label again.
 
     Prompts must look as they did in training. Where the ensemble lies in a run's folder, the template and the
     settings of decoding are those of that run's config.yaml; elsewhere give --prompt-template and --max-new-tokens.
 
         ensemw2s label --ensemble runs/quickstart/ensemble --input prompts.jsonl --output labels
+        ensemw2s label --ensemble E --input s3://bucket/prompts --output labels --min-agreement 0.8 --keep-fraction 0.5
     """
     with outcome(debug=debug, resumable=True):
-        from ensemw2s.config import ClusterConfig
+        from ensemw2s.config import ClusterConfig, LabelFilter
         from ensemw2s.labeling import command
         from ensemw2s.progress import Progress
 
         settings = _settings(
             str(ensemble),
-            input_,
-            {"prompt": prompt_column, "id": id_column},
+            _source(input_, dataset, split, {"prompt": prompt_column, "id": id_column}),
             prompt_template=prompt_template,
             chat_template=chat_template,
             max_new_tokens=max_new_tokens,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            soft_top_k=soft_top_k,
             batch_size=batch_size,
+            chunk_size=chunk_size,
+            max_rejected=max_rejected,
             max_actors=actors,
             cpus_per_actor=cpus_per_actor,
             gpus_per_actor=gpus_per_actor,
         )
-        work = command.LabelWork(ensemble, output, settings, ClusterConfig(address=address, cpus=cpus))
+        filters = {
+            "min_agreement": min_agreement,
+            "min_consistency": min_consistency,
+            "keep_fraction": keep_fraction,
+        }
+        wanted = LabelFilter(**{key: value for key, value in filters.items() if value is not None})
+        work = command.LabelWork(ensemble, output, settings, ClusterConfig(address=address, cpus=cpus), wanted)
         with before_work():
             waiting = command.prepare(work, fresh=fresh)
         if waiting:
             command.label(work, Progress(Output()), debug=debug)
-        _say(command.summary(output) + ("" if waiting else "; nothing to do"))
+        kept = command.keep(work)
+        _say(command.summary(output, kept) + ("" if waiting else "; nothing to do"))
 
 
 @app.command(rich_help_panel="Saved models")
@@ -211,7 +244,9 @@ def evaluate(
     model: Annotated[
         str, typer.Option(metavar="DIR", show_default=False, help="Ensemble, model or adapters; or a hub id.")
     ],
-    input_: options.Inputs,
+    input_: options.Inputs = None,
+    dataset: options.Dataset = None,
+    split: options.DatasetSplit = "train",
     json: Annotated[
         Path | None, typer.Option("--json", metavar="PATH", show_default=False, help="Write the figures there, too.")
     ] = None,
@@ -247,10 +282,10 @@ def evaluate(
         from ensemw2s.evaluation import command
         from ensemw2s.progress import Progress
 
+        columns = {"prompt": prompt_column, "answer": answer_column, "choices": choices_column, "id": id_column}
         settings = _settings(
             model,
-            input_,
-            {"prompt": prompt_column, "answer": answer_column, "choices": choices_column, "id": id_column},
+            _source(input_, dataset, split, columns),
             prompt_template=prompt_template,
             chat_template=chat_template,
             max_new_tokens=max_new_tokens,
@@ -297,12 +332,21 @@ def models(
             listing.print_embedded(Output())
 
 
-def _settings(model: str, inputs: list[str], columns: dict[str, Any], **given: Any) -> Settings:
+def _source(inputs: list[str] | None, dataset: str | None, split: str, columns: dict[str, Any]) -> FileSource:
+    """The input that was asked for: files, or a data set."""
+    from ensemw2s.config import Columns, FilesSource, HuggingFaceSource
+
+    if bool(inputs) == (dataset is not None):
+        raise ConfigError("the input is missing or there are two: give --input PATH, or --dataset NAME")
+    if dataset is not None:
+        return HuggingFaceSource(path=dataset, split=split, columns=Columns(**columns))
+    return FilesSource(paths=inputs or [], columns=Columns(**columns))
+
+
+def _settings(model: str, source: FileSource, **given: Any) -> Settings:
     """The settings of the run that the model lies in, or defaults, with the options on top; says which."""
-    from ensemw2s.config import Columns, FilesSource
     from ensemw2s.labeling.inputs import settings_for
 
-    source = FilesSource(paths=inputs, columns=Columns(**columns))
     settings = settings_for(model, source, given)
     origin = "defaults (the model lies in no run's folder)"
     if settings.run is not None:

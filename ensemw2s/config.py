@@ -393,9 +393,29 @@ class LabelingConfig(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of an actor.")
     batch_size: PositiveInt = Field(128, description="Prompts decoded at a time by an actor.")
     chunk_size: PositiveInt = Field(512, description="Prompts an output file; the grain of resuming.")
+    chunks_per_actor: PositiveInt = Field(
+        2,
+        description="Chunks that an actor decodes at the same time when it makes labels: slots that the last answers "
+        "of one leave are taken by the next. With 1 a batch never depends on timing, which matters where rounding "
+        "depends on the batch (half precision).",
+    )
     max_new_tokens: PositiveInt = Field(64, description="Longest answer, in tokens, the end token included.")
     soft_top_k: Annotated[int, Field(ge=0, le=256)] = Field(
         0, description="Keep this many of a token's distribution; 0: none."
+    )
+    samples: Annotated[int, Field(ge=1, le=256)] = Field(
+        1,
+        description="Answers drawn for a label; of several the most frequent one becomes the label (self-consistency).",
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Of the labels' sampling; 0: the likeliest token. Scoring and evaluation never sample."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Sample from the likeliest tokens that together have this probability."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the sampled answers.")
+    max_rejected: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Stop when more prompts than this cannot be labelled; none: never."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -416,15 +436,34 @@ class LabelingConfig(Section):
             raise ValueError(f"max_actors is {self.max_actors}, less than min_actors {self.min_actors}")
         return self
 
+    @model_validator(mode="after")
+    def _samples(self) -> LabelingConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples is {self.samples}, which are all the same at temperature 0; set it to 0.7, say")
+        return self
+
     def deciding(self) -> dict[str, Any]:
         """The values that labels depend on: batches and drafts too, for they change the rounding in half precision."""
         return self.model_dump(
             include={"max_new_tokens", "soft_top_k", "batch_size", "chunk_size", "precision", "speculation"}
             | ({"speculation_tokens"} if self.speculation != "none" else set())
+            | ({"samples", "temperature", "top_p", "seed"} if self.temperature else set())
         )
 
 
-class StudentConfig(Recipe):
+class LabelFilter(Section):
+    """Which pseudo-labels are good enough to learn from."""
+
+    min_agreement: Fraction = Field(0.0, description="Least agreement of the experts, averaged over a label's tokens.")
+    min_consistency: Fraction = Field(
+        0.0, description="Least share of the samples that gave the answer; needs labeling.samples above 1."
+    )
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Keep this share of what is left, highest agreement first."
+    )
+
+
+class StudentConfig(Recipe, LabelFilter):
     """The strong student and what it learns from."""
 
     epochs: PositiveInt = Field(4, description="Passes over the data.")
@@ -434,9 +473,6 @@ class StudentConfig(Recipe):
     confidence_weight: Fraction = Field(0.5, description="Largest weight of the student's own prediction in logconf.")
     confidence_warmup: Fraction = Field(0.2, description="Share of the steps over which that weight rises from 0.")
     mix_easy: bool = Field(True, description="Train on the easy labelled examples beside the pseudo-labels.")
-    keep_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Keep this share of labels, highest agreement first."
-    )
 
 
 class EvaluationConfig(Section):
@@ -536,6 +572,8 @@ class Config(Section):
                 )
         if self.student.objective == "soft" and self.labeling.soft_top_k == 0:
             wrong.append("student.objective soft needs labeling.soft_top_k of at least 1")
+        if self.student.min_consistency and self.labeling.samples == 1:
+            wrong.append("student.min_consistency needs labeling.samples of at least 2")
         _raise_all(wrong)
         return self
 

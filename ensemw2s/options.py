@@ -22,9 +22,14 @@ Overrides = Annotated[
 Debug = Annotated[bool, _option("--debug", "Show traces, and the logs of Ray and of its workers.")]
 
 Inputs = Annotated[
-    list[str],
+    list[str] | None,
     _option("--input", "Parquet, jsonl or csv: a file, a folder or a URI; repeatable.", "Input", metavar="PATH"),
 ]
+Dataset = Annotated[
+    str | None,
+    _option("--dataset", "In place of files: a data set's hub id, or a folder of save_to_disk.", "Input"),
+]
+DatasetSplit = Annotated[str, _option("--split", "Split of the data set.", "Input", show_default=True)]
 PromptColumn = Annotated[
     str, _option("--prompt-column", "Column of the prompt, or a Jinja template.", "Input", show_default=True)
 ]
@@ -47,6 +52,33 @@ MaxNewTokens = Annotated[
     int | None, _option("--max-new-tokens", "Longest answer, in tokens, the end included.", "Decoding", min=1)
 ]
 BatchSize = Annotated[int | None, _option("--batch-size", "Prompts decoded at a time by an actor.", "Decoding", min=1)]
+ChunkSize = Annotated[int | None, _option("--chunk-size", "Prompts an output file.", "Decoding", min=1)]
+SoftTopK = Annotated[
+    int | None, _option("--soft-top-k", "Keep this many of each token's distribution.", "Decoding", min=0)
+]
+Samples = Annotated[
+    int | None, _option("--samples", "Answers drawn for a label; the most frequent one becomes it.", "Decoding", min=1)
+]
+Temperature = Annotated[
+    float | None, _option("--temperature", "Of the drawn answers; 0: the likeliest token.", "Decoding", min=0)
+]
+TopP = Annotated[float | None, _option("--top-p", "Draw from tokens of this probability together.", "Decoding")]
+Seed = Annotated[int | None, _option("--seed", "Of the drawn answers.", "Decoding", min=0)]
+
+MaxRejected = Annotated[
+    int | None,
+    _option("--max-rejected", "Stop when more rows than this cannot be labelled; none: never.", "Output", min=0),
+]
+MinAgreement = Annotated[
+    float | None, _option("--min-agreement", "Keep labels of at least this agreement.", "Output", min=0, max=1)
+]
+MinConsistency = Annotated[
+    float | None,
+    _option("--min-consistency", "Keep labels that at least this share of the samples gave.", "Output", min=0, max=1),
+]
+KeepFraction = Annotated[
+    float | None, _option("--keep-fraction", "Of these, keep this share by agreement.", "Output", min=0.0001, max=1)
+]
 
 Actors = Annotated[int | None, _option("--actors", "Most actors at a time; none: as many as fit.", "Resources", min=1)]
 ActorCpus = Annotated[float | None, _option("--cpus-per-actor", "CPUs of an actor.", "Resources", min=0.01)]

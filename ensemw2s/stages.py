@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemw2s.config import BoostingConfig, Config, FilesSource, Lora, ModelConfig, Recipe
+from ensemw2s.config import BoostingConfig, Config, FilesSource, LabelFilter, Lora, ModelConfig, Recipe
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
@@ -355,7 +355,7 @@ class _Builder:
 
     def _students(self, systems: set[str], data: Stage, strong: Base, labels: dict[str, Stage]) -> tuple[Student, ...]:
         recipe = self.config.student
-        table_keys = ("mix_easy", "keep_fraction", "objective")
+        table_keys = ("mix_easy", "objective", *LabelFilter.model_fields)
         students = []
         for name in self.config.evaluation.systems:
             if not name.startswith("student_"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,7 +19,10 @@ from ensemw2s.errors import DataError
 from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.results import Figures, label_facts
 from ensemw2s.evaluation.systems import Group, groups, label_maker, prefix_voters
-from ensemw2s.labeling.labels import LabelJob, label_all, read_labels
+from ensemw2s.labeling.filters import passing
+from ensemw2s.labeling.labels import LabelJob, label_all
+from ensemw2s.labeling.parts import read_labels
+from ensemw2s.labeling.summary import write_summary
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.loading import load_tokenizer
 from ensemw2s.stages import LABEL_MAKERS, Student
@@ -127,6 +129,7 @@ def make_labels(context: Context) -> None:
         on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
     )
     for stage in waiting.values():
+        write_summary(stage.path)
         store.finish(stage.path, stage.description)
 
 
@@ -159,23 +162,15 @@ def _true_hard(data: Path) -> pa.Table:
 
 
 def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
-    """Pseudo-labels as tokens of the student: finished and not empty ones, the best by agreement if asked for."""
+    """Pseudo-labels as tokens of the student: those that the student's filter lets pass."""
     config = context.config
     labels = read_labels(context.graph.labels[maker].path)
-    usable = [
-        row["finish_reason"] == "stop" and row["answer"] != ""
-        for row in labels.select(["finish_reason", "answer"]).to_pylist()
-    ]
-    labels = labels.filter(pa.array(usable))
+    labels = labels.filter(pa.array(passing(labels, config.student)))
     if not len(labels):
         raise DataError(
-            f"none of the labels of {maker} is usable: all are empty or longer than labeling.max_new_tokens "
-            f"({config.labeling.max_new_tokens}); raise it, or train experts longer"
+            f"none of the labels of {maker} is usable: all are empty, longer than labeling.max_new_tokens "
+            f"({config.labeling.max_new_tokens}), or below student.min_agreement or student.min_consistency"
         )
-    if config.student.keep_fraction < 1:
-        keep = max(1, round(config.student.keep_fraction * len(labels)))
-        order = np.lexsort((np.arange(len(labels)), -np.asarray(labels["agreement"])))
-        labels = labels.take(pa.array(np.sort(order[:keep])))
     tokens = tokenize_examples(labels, tokenizer, config.data)
     if config.student.objective != "soft":
         return tokens

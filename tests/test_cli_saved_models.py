@@ -87,14 +87,17 @@ def test_labels_never_go_into_a_folder_that_holds_something_else(saved: Path, tm
         ([{"question": "x"}], (), "has no column 'prompt'"),
         (
             [{"prompt": "x", "key": "1"}, {"prompt": "y", "key": "1"}],
-            ("--id-column", "key"),
-            "the id 1 is there before",
+            ("--id-column", "key", "--max-rejected", "0"),
+            "1 rows cannot be labelled, labeling.max_rejected (--max-rejected) allows 0",
         ),
         ([{"prompt": "x"}], ("--prompt-template", "no place"), "--prompt-template: must contain {prompt}"),
         ([{"prompt": "x"}], ("--cpus", "1", "--cpus-per-actor", "2"), "0 actors of 2 CPUs and 0 GPUs fit on 1 node"),
         ([], (), "there are no rows"),
+        ([{"prompt": "x"}], ("--samples", "4"), "which are all the same at temperature 0"),
+        ([{"prompt": "x"}], ("--min-consistency", "0.5"), "--min-consistency compares several samples"),
+        ([{"prompt": "x"}], ("--dataset", "org/name"), "give --input PATH, or --dataset NAME"),
     ],
-    ids=["column", "ids", "template", "resources", "empty"],
+    ids=["column", "ids", "template", "resources", "empty", "samples", "consistency", "two inputs"],
 )
 def test_what_is_wrong_with_prompts_or_options_is_said_before_ray_starts(
     saved: Path, tmp_path: Path, rows: list[dict[str, Any]], options: tuple[str, ...], reason: str

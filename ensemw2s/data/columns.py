@@ -22,6 +22,10 @@ from ensemw2s.errors import DataError
 Row = Mapping[str, Any]
 
 
+class ColumnError(DataError):
+    """A row does not have a column that is asked for, or a template fails on it: most likely so in every row."""
+
+
 class _NullError(Exception):
     """A template used a null value, which would silently print as the word None."""
 
@@ -112,16 +116,16 @@ def _value(spec: str, row: Row, field: str, origin: str, render: Callable[[str],
     """The raw value of a field; None when it is null."""
     if "{{" not in spec:
         if spec not in row:
-            raise DataError(f"{origin} has no column {spec!r} (columns.{field}); {_present(row)}")
+            raise ColumnError(f"{origin} has no column {spec!r} (columns.{field}); {_present(row)}")
         return row[spec]
     try:
         return render(spec)(row)
     except _NullError:
         return None
     except DataError as error:
-        raise DataError(f"columns.{field}: {error}") from None
+        raise ColumnError(f"columns.{field}: {error}") from None
     except Exception as error:  # a template may fail in any way that its data and filters can
-        raise DataError(f"{origin}: template {spec!r} of columns.{field} failed: {error}; {_present(row)}") from None
+        raise ColumnError(f"{origin}: template {spec!r} of columns.{field} failed: {error}; {_present(row)}") from None
 
 
 def answer_text(columns: Columns, row: Row, *, origin: str) -> str | None:

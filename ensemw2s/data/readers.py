@@ -18,7 +18,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -51,12 +51,20 @@ class Reader(Protocol):
         """Plain values that change when the data does."""
 
 
-def make_reader(source: ReasoningGymSource | FilesSource | HuggingFaceSource) -> Reader:
-    """The reader for a source section."""
+def make_reader(
+    source: ReasoningGymSource | FilesSource | HuggingFaceSource,
+    on_error: Callable[[DataError], None] | None = None,
+) -> Reader:
+    """The reader for a source section.
+
+    Args:
+        source: The section.
+        on_error: Told of rows of text files that cannot be parsed, which are then passed over; none: they are raised.
+    """
     if isinstance(source, ReasoningGymSource):
         return ReasoningGymReader(source)
     if isinstance(source, FilesSource):
-        return FilesReader(source)
+        return FilesReader(source, on_error)
     return HuggingFaceReader(source)
 
 
@@ -163,8 +171,8 @@ class FilesReader:
     endings = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
     compressions = (".gz", ".bz2", ".zst")
 
-    def __init__(self, source: FilesSource) -> None:
-        self.source = source
+    def __init__(self, source: FilesSource, on_error: Callable[[DataError], None] | None = None) -> None:
+        self.source, self.on_error = source, on_error
 
     def rows(self, part: Part = "easy", seed: int = 0) -> Iterator[OriginRow]:
         """All rows of all files."""
@@ -221,9 +229,17 @@ class FilesReader:
         read = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_json}.get(ending, _read_jsonl)
         try:
             for number, row in read(filesystem, file.path):
-                if not isinstance(row, dict):
-                    raise ValueError(f"row {number} is a {type(row).__name__}, expected an object with named fields")
-                yield f"{file.path} row {number}", row
+                if isinstance(row, dict):
+                    yield f"{file.path} row {number}", row
+                    continue
+                error = (
+                    row
+                    if isinstance(row, ValueError)
+                    else ValueError(f"row {number} is a {type(row).__name__}, expected an object with named fields")
+                )
+                if self.on_error is None:
+                    raise error
+                self.on_error(DataError(f"{file.path}: {error}"))
         except (OSError, pa.ArrowException, ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
             raise DataError(f"data file {file.path} cannot be read as {ending[1:]}: {_reason(error)}") from error
 
@@ -236,6 +252,7 @@ def open_path(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 NumberedRow = tuple[int, Any]
+"""A row, or the error in its place, and its number."""
 
 
 def _read_parquet(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
@@ -261,10 +278,14 @@ def _read_csv(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
             raise ValueError(f"its header names a column twice: {', '.join(header)}")
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
-                raise ValueError(
-                    f"row {number} (line {reader.line_num}) does not have {len(header)} cells as the header does"
+                yield (
+                    number,
+                    ValueError(
+                        f"row {number} (line {reader.line_num}) does not have {len(header)} cells as the header does"
+                    ),
                 )
-            yield number, row
+            else:
+                yield number, row
 
 
 def _read_jsonl(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
@@ -274,7 +295,7 @@ def _read_jsonl(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from None
+                    yield number, ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}")
 
 
 def _read_json(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:

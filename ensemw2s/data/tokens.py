@@ -44,11 +44,27 @@ def render(prompt: str, data_config: DataConfig, tokenizer: PreTrainedTokenizerB
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
+def tokenize_prompts(
+    prompts: list[str], tokenizer: PreTrainedTokenizerBase, data_config: DataConfig
+) -> list[list[int]]:
+    """Token ids of prompts as a model reads them, of whatever length.
+
+    A prompt starts with the BOS token if the tokenizer has one (a chat template brings its own).
+
+    Raises:
+        ModelError: There is no chat template where one is asked for.
+    """
+    ids = _encode([render(prompt, data_config, tokenizer) for prompt in prompts], tokenizer)
+    bos = tokenizer.bos_token_id
+    if bos is None or data_config.chat_template:
+        return ids
+    return [p if p[:1] == [bos] else [bos, *p] for p in ids]
+
+
 def tokenize_examples(table: pa.Table, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> pa.Table:
     """Tokenizes prompts and answers.
 
-    A prompt starts with the BOS token if the tokenizer has one (a chat template brings its own). An answer is preceded
-    by `data.answer_prefix` (not with a chat template) and ends with EOS.
+    An answer is preceded by `data.answer_prefix` (not with a chat template) and ends with EOS.
 
     Args:
         table: Has the columns id, prompt and answer (text or null) of `EXAMPLE_SCHEMA`.
@@ -70,10 +86,7 @@ def tokenize_examples(table: pa.Table, tokenizer: PreTrainedTokenizerBase, data_
             "set eos_token in its tokenizer_config.json"
         )
     ids = table["id"].to_pylist()
-    prompts = _encode([render(p, data_config, tokenizer) for p in table["prompt"].to_pylist()], tokenizer)
-    bos = tokenizer.bos_token_id
-    if bos is not None and not data_config.chat_template:
-        prompts = [p if p[:1] == [bos] else [bos, *p] for p in prompts]
+    prompts = tokenize_prompts(table["prompt"].to_pylist(), tokenizer, data_config)
     for identity, prompt in zip(ids, prompts, strict=True):
         if not prompt:
             raise DataError(f"the prompt of example {identity} has no tokens; a model needs at least one to start from")

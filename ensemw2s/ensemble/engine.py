@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ensemw2s.ensemble.combine import combine
 from ensemw2s.ensemble.forward import Member, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
-from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, member_weights
+from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, longest_first, member_weights
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import choose, draws
 from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, make_draft
@@ -210,8 +210,7 @@ class Engine:
     ) -> Iterator[tuple[int, Generation]]:
         """Decodes requests to their end; gives each with its index as soon as it is done.
 
-        Those that may take longest begin first, so that the last slots do not wait for one of them; of equal ones those
-        with long prompts, so that what is too big for the memory fails at once.
+        They begin in the order of `longest_first`.
 
         Args:
             requests: The requests.
@@ -220,14 +219,10 @@ class Engine:
         Raises:
             EnsemW2SError: If a request cannot be decoded; see `check_request`. Nothing has been decoded by then.
         """
-
-        def extent(i: int) -> tuple[int, int]:
-            return requests[i].max_new_tokens, len(requests[i].prompt)
-
         keys: dict[int, int] = {}
         wrong: dict[int, EnsemW2SError] = {}
         try:
-            for i in sorted(range(len(requests)), key=extent, reverse=True):
+            for i in longest_first(requests):
                 try:
                     keys[self.submit(requests[i], f"prompt {i}")] = i
                 except EnsemW2SError as error:

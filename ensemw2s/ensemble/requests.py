@@ -59,6 +59,7 @@ class Generation:
         logprobs: `[n]`, float32: log-probability of each token under the combination, before temperature and cut-offs.
         agreement: `[n]`, float32: weighted share of the members whose argmax is the token.
         votes: `[n, members]`, int32: each member's argmax.
+        entropy: `[n]`, float32: entropy in nats of the weighted shares of these votes; 0 where all agree.
         finish_reason: `stop` (an end token or a stop string), `length` or `cancelled`.
         stop: The stop string that ended it.
         top_tokens: `[n, k]`, int32: likeliest tokens of the combination, if asked for.
@@ -71,6 +72,7 @@ class Generation:
     logprobs: np.ndarray
     agreement: np.ndarray
     votes: np.ndarray
+    entropy: np.ndarray
     finish_reason: str
     stop: str | None = None
     top_tokens: np.ndarray | None = None
@@ -126,6 +128,17 @@ def check_request(
     if request.weights is not None:
         member_weights(model, request.weights)
     return row
+
+
+def longest_first(requests: Sequence[Request]) -> list[int]:
+    """Indices in the order in which a batch takes them: those that may take longest, so that the last slots do not wait
+    for one of them; of equal ones those with long prompts, so that what is too big for the memory fails at once.
+    """
+
+    def extent(i: int) -> tuple[int, int]:
+        return requests[i].max_new_tokens, len(requests[i].prompt)
+
+    return sorted(range(len(requests)), key=extent, reverse=True)
 
 
 def member_weights(model: EnsembleForCausalLM, weights: Mapping[str, float]) -> list[float]:

@@ -86,6 +86,7 @@ class Running:
             logprobs=self._column(Record.LOGPROB).astype(np.float32),
             agreement=np.minimum(hits @ np.array(self.weights, np.float32), 1.0),
             votes=votes.astype(np.int32),
+            entropy=vote_entropy(votes, self.weights),
             finish_reason=reason,
             stop=stop,
             top_tokens=self._likeliest(Record.TOP_TOKENS, n, top).astype(np.int32) if top else None,
@@ -102,3 +103,20 @@ class Running:
         """The same for likeliest tokens; others in the batch may have asked for more, at some steps or at all."""
         steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in self.records]
         return np.array(steps).reshape(shape)
+
+
+def vote_entropy(votes: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """How divided the members are at each token.
+
+    Args:
+        votes: `[n, members]`: each member's token.
+        weights: The members' weights, which sum to 1.
+
+    Returns:
+        `[n]`, float32: entropy in nats of the shares of the tokens that were voted for.
+    """
+    same = votes[:, :, None] == votes[:, None, :]
+    share = same @ np.array(weights)  # of the token that this member votes for, [n, members]
+    # A member with no weight may vote alone; then its share is 0 and so is its part.
+    logs = np.log(share, where=share > 0, out=np.zeros_like(share))
+    return np.maximum(-(logs @ np.array(weights)), 0.0).astype(np.float32)

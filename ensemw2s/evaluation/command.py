@@ -18,7 +18,6 @@ from rich.text import Text
 
 from ensemw2s import cluster
 from ensemw2s.config import ClusterConfig
-from ensemw2s.data.readers import make_reader
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ConfigError
@@ -26,7 +25,8 @@ from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
 from ensemw2s.evaluation.systems import Group
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
-from ensemw2s.labeling.inputs import Settings, check_input, check_resources, pool_size, write_examples
+from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
+from ensemw2s.labeling.intake import check_input, identity, write_examples
 from ensemw2s.models.adapters import ADAPTER_CONFIG
 from ensemw2s.models.loading import load_tokenizer, model_info
 from ensemw2s.progress import Progress
@@ -86,7 +86,7 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
     settings = work.settings
     with tempfile.TemporaryDirectory(prefix=".ensemw2s-", dir=_shared(work)) as scratch:
         path = Path(scratch) / "examples.parquet"
-        write_examples(settings.source, path, labelled=True, group=settings.labeling.chunk_size)
+        write_examples(settings.source, path, group=settings.labeling.chunk_size)
         with cluster.connect(work.cluster, debug=debug) as resources, progress:
             columns = evaluate_all(
                 [("input", path, Group("model", (voter,)), True)],
@@ -101,7 +101,7 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
     kept = ("prompt_template", "answer_prefix", "chat_template")
     return {
         "model": work.model,
-        "input": make_reader(settings.source).identity()["files"],
+        "input": identity(settings.source),
         "settings": {
             **{f"data.{key}": getattr(settings.data, key) for key in kept},
             "labeling.max_new_tokens": settings.labeling.max_new_tokens,

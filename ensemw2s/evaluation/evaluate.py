@@ -25,7 +25,7 @@ from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.systems import Group
-from ensemw2s.labeling.labels import answer_text
+from ensemw2s.labeling.labeler import answer_text
 from ensemw2s.labeling.stream import Chunk, chunks, read_chunk, stream
 
 Rows = dict[str, list[Any]]

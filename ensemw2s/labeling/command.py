@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s import cluster, store
-from ensemw2s.config import ClusterConfig
-from ensemw2s.data.readers import make_reader
+from ensemw2s.config import ClusterConfig, LabelFilter
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ArtifactError, ConfigError
-from ensemw2s.labeling.inputs import Settings, check_input, check_resources, pool_size, write_examples
-from ensemw2s.labeling.labels import LabelJob, label_all, read_labels
+from ensemw2s.labeling.filters import write_kept
+from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
+from ensemw2s.labeling.intake import check_input, identity, write_examples
+from ensemw2s.labeling.labels import LabelJob, check_rejected, label_all
+from ensemw2s.labeling.parts import KEPT, REJECTED
+from ensemw2s.labeling.summary import SUMMARY, write_summary
 from ensemw2s.progress import Progress
 
 PROMPTS = ".prompts"
@@ -36,12 +39,19 @@ class LabelWork:
         output: Folder of the labels.
         settings: Input, rendering and decoding.
         cluster: Which Ray.
+        wanted: Which labels are written into the folder `kept`, too.
     """
 
     ensemble: Path
     output: Path
     settings: Settings
     cluster: ClusterConfig
+    wanted: LabelFilter
+
+    @property
+    def job(self) -> LabelJob:
+        voter = Voter(name="label", ensemble=str(self.ensemble.resolve()))
+        return LabelJob(voter, self.output / PROMPTS / "prompts.parquet", self.output)
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -51,7 +61,7 @@ class LabelWork:
             "stage": "label",
             "settings": {
                 "ensemble": store.fingerprint_of(read_manifest(self.ensemble).model_dump(mode="json")),
-                "input": make_reader(self.settings.source).identity()["files"],
+                "input": identity(self.settings.source),
                 "columns": self.settings.source.columns.model_dump(mode="json"),
                 **{k: getattr(data, k) for k in ("prompt_template", "chat_template", "max_prompt_tokens")},
                 **labeling.deciding(),
@@ -73,10 +83,12 @@ def prepare(work: LabelWork, *, fresh: bool = False) -> bool:
     Raises:
         ConfigError: If the output folder holds something that is no labels.
         ArtifactError: If the ensemble is damaged, or the folder holds labels made otherwise and `fresh` is not set.
-        DataError: If the input cannot be used.
+        DataError: If the input cannot be used, or more of its rows than `labeling.max_rejected` cannot.
         ResourceError: If no actor could ever run.
     """
     _check_ensemble(work.ensemble)
+    if work.wanted.min_consistency and work.settings.labeling.samples == 1:
+        raise ConfigError("--min-consistency compares several samples: give --samples 8 --temperature 0.7, say")
     check_input(work.settings.source, labelled=False)
     check_resources(work.cluster, work.settings.labeling)
     description = work.description
@@ -92,9 +104,14 @@ def prepare(work: LabelWork, *, fresh: bool = False) -> bool:
         return False
     store.resume(work.output, description)
     store.write_json(work.output / ORIGIN, description)
-    prompts = work.output / PROMPTS / "prompts.parquet"
-    if not prompts.exists():
-        write_examples(work.settings.source, prompts, labelled=False, group=work.settings.labeling.chunk_size)
+    if not work.job.prompts.exists():
+        write_examples(
+            work.settings.source,
+            work.job.prompts,
+            group=work.settings.labeling.chunk_size,
+            rejected=work.output / REJECTED / "input.parquet",
+        )
+    check_rejected([work.job], work.settings.labeling)
     return True
 
 
@@ -104,28 +121,45 @@ def label(work: LabelWork, progress: Progress, *, debug: bool = False) -> None:
     Raises:
         EnsemW2SError: Whatever stops it; labels that are made stay.
     """
-    prompts, settings = work.output / PROMPTS / "prompts.parquet", work.settings
-    job = LabelJob(Voter(name="label", ensemble=str(work.ensemble.resolve())), prompts, work.output)
+    settings = work.settings
     with cluster.connect(work.cluster, debug=debug) as resources, progress:
         actors = pool_size(resources, settings.labeling)
         progress.say(f"{work.output}: {resources}, up to {actors} actors")
         label_all(
-            [job],
+            [work.job],
             data=settings.data,
             labeling=settings.labeling,
             actors=actors,
             on_progress=lambda done, total, note: progress.update("labels", done, total, note),
         )
-    shutil.rmtree(prompts.parent)
+    write_summary(work.output)
+    shutil.rmtree(work.job.prompts.parent)
     store.finish(work.output, work.description)
 
 
-def summary(output: Path) -> str:
+def keep(work: LabelWork) -> int | None:
+    """Writes the finished labels that pass the filter into the folder `kept`; how many, none if there is no filter.
+
+    Raises:
+        DataError: If the filter asks for what these labels do not have.
+    """
+    if work.wanted == LabelFilter():
+        shutil.rmtree(work.output / KEPT, ignore_errors=True)  # of another filter
+        return None
+    return write_kept(work.output, work.wanted)
+
+
+def summary(output: Path, kept: int | None = None) -> str:
     """A sentence on the labels in a folder."""
-    table = read_labels(output)
-    ended = sum(reason == "stop" for reason in table["finish_reason"].to_pylist())
-    agreement = table["agreement"].to_numpy().mean()
-    return f"{len(table)} labels in {output}, {ended} of them ended by themselves, mean agreement {agreement:.3f}"
+    facts = store.read_json(output / SUMMARY)
+    said = f"{facts['labels']} labels in {output}, {facts['finish_reasons'].get('stop', 0)} of them ended by themselves"
+    if facts["labels"]:
+        said += f", mean agreement {facts['means']['agreement']:.3f}"
+    if facts["rejected"]:
+        said += f"; {facts['rejected']} rows rejected, see {output / REJECTED}"
+    if kept is not None:
+        said += f"; {kept} labels kept in {output / KEPT}"
+    return said
 
 
 def _check_ensemble(folder: Path) -> None:

@@ -1,32 +1,22 @@
-"""Files and options of a person who labels or evaluates with a saved model: what the actors need comes out.
+"""Options of a person who labels or evaluates with a saved model go in, settings of rendering and decoding come out.
 
-That is one parquet file of examples, and the settings with which prompts are rendered and decoded. Its own module
-because both commands read their input the same way, and find the run that a model comes from the same way.
+Its own module because both commands find the run that a model comes from, and its settings, the same way.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import uuid
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from ensemw2s import cluster
 from ensemw2s.cluster import Resources
-from ensemw2s.config import ClusterConfig, DataConfig, FilesSource, LabelingConfig, SplitConfig
+from ensemw2s.config import ClusterConfig, DataConfig, LabelingConfig, SplitConfig
 from ensemw2s.config_tree import read_tree
-from ensemw2s.data.columns import render_row
-from ensemw2s.data.examples import EXAMPLE_SCHEMA, example_id
-from ensemw2s.data.readers import make_reader
-from ensemw2s.errors import ConfigError, DataError, ResourceError
+from ensemw2s.errors import ConfigError, ResourceError
+from ensemw2s.labeling.intake import FileSource
 
 RENDERING = ("prompt_template", "answer_prefix", "chat_template", "max_prompt_tokens", "max_answer_tokens")
 """Keys of `data` that decide how a prompt and its answer become tokens."""
@@ -49,12 +39,12 @@ class Settings:
     run: Path | None
 
     @property
-    def source(self) -> FilesSource:
-        assert isinstance(self.data.source, FilesSource)
+    def source(self) -> FileSource:
+        assert isinstance(self.data.source, FileSource)
         return self.data.source
 
 
-def settings_for(model: str, source: FilesSource, options: dict[str, Any]) -> Settings:
+def settings_for(model: str, source: FileSource, options: dict[str, Any]) -> Settings:
     """The settings of the run that a model lies in, or the defaults, with the options that were given on top.
 
     Args:
@@ -99,68 +89,6 @@ def run_of(folder: Path) -> Path | None:
         (p for p in (resolved, *resolved.parents) if (p / "config.yaml").is_file() and (p / "manifest.json").is_file()),
         None,
     )
-
-
-def check_input(source: FilesSource, *, labelled: bool) -> None:
-    """Finds what the first row of each file shows to be wrong.
-
-    Raises:
-        DataError: A file that cannot be read, a column that is missing, a value that cannot be used, or no rows.
-    """
-    rows = 0
-    for origin, row in make_reader(source).sample("easy"):
-        render_row(source.columns, row, origin=origin, answer_optional=not labelled)
-        rows += 1
-    if rows == 0:
-        raise DataError(f"there are no rows in {', '.join(source.paths)}")
-
-
-def write_examples(source: FilesSource, path: Path, *, labelled: bool, group: int) -> int:
-    """Writes all rows of the input as one parquet file (EXAMPLE_SCHEMA), put in place whole.
-
-    No row is dropped, so that every one gets an answer. Without an id column the id is a hash of the prompt, with
-    `-2`, `-3` and so on where the same prompt comes again.
-
-    Args:
-        source: Files and columns.
-        path: The parquet file.
-        labelled: Every row must have an answer.
-        group: Rows of a row group; the grain in which actors read.
-
-    Returns:
-        Number of rows.
-
-    Raises:
-        DataError: A row cannot be used, or an id comes twice.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    total = 0
-    try:
-        with pq.ParquetWriter(temporary, EXAMPLE_SCHEMA) as writer:
-            rows = _examples(source, labelled)
-            while batch := list(itertools.islice(rows, group)):
-                writer.write_table(pa.Table.from_pylist(batch, schema=EXAMPLE_SCHEMA))
-                total += len(batch)
-        if total == 0:
-            raise DataError(f"there are no rows in {', '.join(source.paths)}")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return total
-
-
-def _examples(source: FilesSource, labelled: bool) -> Iterator[dict[str, Any]]:
-    seen: Counter[str] = Counter()
-    for origin, row in make_reader(source).rows("easy", 0):
-        example = render_row(source.columns, row, origin=origin, answer_optional=not labelled)
-        identity = example["id"] or example_id(example["prompt"])
-        seen[identity] += 1
-        if seen[identity] > 1:
-            if example["id"] is not None:
-                raise DataError(f"{origin}: the id {identity} is there before; ids must be unique")
-            identity = f"{identity}-{seen[identity]}"
-        yield {**example, "id": identity, "difficulty": example["difficulty"] or 0.0}
 
 
 def pool_size(resources: Resources, labeling: LabelingConfig) -> int:

@@ -31,6 +31,9 @@ Chunk = dict[str, Any]
 RETRIES = 4
 """How often a chunk whose process died is tried again. Ray's own answer is: for ever, with nothing said."""
 
+ACTOR = "actor"
+"""Column of a result: which actor it comes from."""
+
 FAILED = "error of ours"
 """Column of a row that stands for an error; no worker has one of this name."""
 
@@ -71,6 +74,7 @@ def stream(
     *,
     labeling: LabelingConfig,
     actors: int,
+    calls: int = 1,
     reuse: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Runs `worker(**arguments)(chunk)` for every chunk on a pool of actors, and yields the results as they come.
@@ -81,6 +85,7 @@ def stream(
         arguments: Constructor arguments, plain values.
         labeling: Size of an actor and of the pool.
         actors: Largest size of the pool.
+        calls: How many chunks an actor works on at the same time, each in a thread; more than 1 for workers that can.
         reuse: Where no GPU is used, work in Ray's pooled processes in place of actors: they outlive this call, so that
             many short streams pay for starting up once. (A pooled process would hold on to GPU memory.)
 
@@ -109,7 +114,12 @@ def stream(
                 _Actor,  # type: ignore[arg-type]  # and that a class may be given
                 fn_constructor_args=(worker, arguments),
                 compute=ActorPoolStrategy(
-                    min_size=smallest, max_size=largest, initial_size=largest, max_tasks_in_flight_per_actor=2
+                    min_size=smallest,
+                    max_size=largest,
+                    initial_size=largest,
+                    max_tasks_in_flight_per_actor=calls + 1,
+                    max_concurrent_calls_per_actor=calls,
+                    enable_true_multi_threading=calls > 1,
                 ),
                 num_cpus=labeling.cpus_per_actor,
                 num_gpus=labeling.gpus_per_actor or None,
@@ -190,8 +200,7 @@ class _Actor:
             assert self._failed is not None
             return self._failed
         try:
-            result: dict[str, Any] = self._worker(row["chunk"])
-            return result
+            return {**self._worker(row["chunk"]), ACTOR: ray.get_runtime_context().get_actor_id()}
         except EnsemW2SError as error:
             return _failure(error)
 

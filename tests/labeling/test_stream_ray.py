@@ -59,7 +59,9 @@ def worker() -> type:
 def streamed(work: list[dict], worker: type, reuse: bool, **arguments) -> list[dict]:
     from ensemw2s.labeling.stream import stream
 
-    return list(stream(work, worker, arguments, labeling=POOL, actors=2, reuse=reuse))
+    rows = list(stream(work, worker, arguments, labeling=POOL, actors=2, reuse=reuse))
+    assert all(("actor" in row) != reuse for row in rows)
+    return [{key: value for key, value in row.items() if key != "actor"} for row in rows]
 
 
 @REUSE

@@ -1,0 +1,31 @@
+import os
+
+import pyarrow as pa
+import pytest
+
+from ensemw2s.errors import ResourceError
+from ensemw2s.labeling.parts import part_name, read_labels, write_part
+
+
+def test_names_of_parts_sort_in_the_order_of_the_prompts():
+    starts = [0, 25, 500, 1000, 20_000, 3_000_000_000]
+    names = [part_name({"start": start}) for start in starts]
+    assert names[1] == "part-0000000025.parquet"
+    assert sorted(names) == names
+
+
+def test_parts_are_read_in_order_and_half_written_ones_are_not_parts(tmp_path):
+    for start in (50, 0, 1000):
+        write_part(pa.table({"start": [start, start + 1]}), tmp_path / part_name({"start": start}))
+    (tmp_path / ".part-0000000010.parquet.0123.tmp").write_bytes(b"half")
+    assert read_labels(tmp_path)["start"].to_pylist() == [0, 1, 50, 51, 1000, 1001]
+
+
+def test_a_part_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ResourceError, match=r"part-0.parquet cannot be written \(No space left on device\); what is"):
+        write_part(pa.table({"a": [1]}), tmp_path / "part-0.parquet")
+    assert list(tmp_path.iterdir()) == []
