@@ -81,9 +81,60 @@ def train_table(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def lanes_table(result: dict[str, Any]) -> list[str]:
+    """The same for a result of lanes.py."""
+    lines = [
+        f"**{result['base']}, {result['experts']} experts of {result['steps']} steps** · {result['machine']['cpu']}, "
+        f"{result['cpus']} CPUs · batches of {result['batch_size']} × {result['tokens']} tokens, median of "
+        f"{result['turns']} turns",
+        "",
+        "| experts at a time | workers each | seconds | of these in the loops | tokens a second | over one | start |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        seconds = row["seconds"]
+        lines.append(
+            f"| {row['experts_at_a_time']} | {row['workers_each']} | {seconds['trainings']:.1f} "
+            f"| {seconds['in_the_training_loop']:.1f} | {row['tokens_per_second']:.0f} | **{row['over_one']:.2f}** "
+            f"| {seconds['start']:.1f} |"
+        )
+    return [*lines, ""]
+
+
+def label_table(result: dict[str, Any]) -> list[str]:
+    """The same for a result of label.py."""
+    rates, (small, large) = result["tokens_per_second"], result["memory"]
+    actors = str(result["actors"])
+    flat = [
+        f"| {row['prompts']} | {row['seconds']:.0f} | {row['peak_gib']:.2f} GiB "
+        f"| {row['seconds_when_finished']:.1f} s |"
+        for row in (small, large)
+    ]
+    return [
+        f"**{result['prompts']} prompts, batches of {result['batch_size']}, at most {result['new_tokens']} new "
+        f"tokens** · {result['machine']['cpu']} · median of {result['turns']} turns",
+        "",
+        "| | tokens a second | ratio |",
+        "|---|---|---|",
+        f"| bare engine, one thread | {rates['engine']:.0f} | |",
+        f"| stream, 1 actor | {rates['1']:.0f} | **{result['stream_over_engine']:.2f}** of the bare engine |",
+        f"| stream, {actors} actors | {rates[actors]:.0f} | **{result['actors_over_one']:.2f}** of one actor |",
+        "",
+        "| prompts | seconds in all | peak of memory, all processes | the same command when finished |",
+        "|---|---|---|---|",
+        *flat,
+        "",
+        f"{large['prompts'] / small['prompts']:.0f} times the prompts: **{result['memory_growth']:+.1%}** memory.",
+        "",
+    ]
+
+
+KINDS = (("decode", decode_table), ("train", train_table), ("lanes", lanes_table), ("label", label_table))
+
+
 def main() -> None:
     """Replaces what stands between the marks."""
-    for kind, table in (("decode", decode_table), ("train", train_table)):
+    for kind, table in KINDS:
         replace(
             kind,
             [

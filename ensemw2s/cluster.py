@@ -128,6 +128,10 @@ def local_resources(config: ClusterConfig) -> Resources:
     return Resources(((float(cpus), float(gpus)),))
 
 
+RETRY_DELAY_MS = 3000
+"""Time between two tries of a task; with `stream.RETRIES` more than Ray takes to give up a node that is silent."""
+
+
 @contextmanager
 def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources]:
     """Joins the configured cluster, or starts a Ray on this machine and stops it at the end.
@@ -144,6 +148,9 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
 
     joined = ray.is_initialized()
     if not joined:
+        # A task whose actor cannot be reached is tried again at once, and has no tries left by the time that the
+        # cluster knows its node to be dead.
+        os.environ.setdefault("RAY_task_retry_delay_ms", str(RETRY_DELAY_MS))
         where = address(config)
         common: dict[str, Any] = {
             "log_to_driver": debug,

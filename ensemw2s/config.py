@@ -148,7 +148,9 @@ class DataConfig(Section):
         " ", description="Put before the answer when it is tokenized (not with a chat template)."
     )
     chat_template: bool = Field(False, description="Render prompts with the tokenizer's chat template (chat models).")
-    max_prompt_tokens: PositiveInt = Field(1024, description="Longer prompts are an error.")
+    max_prompt_tokens: PositiveInt = Field(
+        1024, description="Longer prompts are an error, and rejected where labels are made."
+    )
     max_answer_tokens: PositiveInt = Field(512, description="Longer answers are an error.")
 
     @field_validator("prompt_template")

@@ -74,7 +74,14 @@ STUDY: Tree = {
     "training": {"cpus_per_worker": 0.5, "lanes": 2},
     "expert": {"epochs": 8, "learning_rate": 0.005, "batch_size": 16},
     "boosting": {"rounds": 2},
-    "labeling": {"cpus_per_actor": 0.5, "max_new_tokens": 12, "batch_size": 32, "chunk_size": 25},
+    # one chunk at a time, so that batches do not depend on timing and labels can be compared to the byte
+    "labeling": {
+        "cpus_per_actor": 0.5,
+        "max_new_tokens": 12,
+        "batch_size": 32,
+        "chunk_size": 25,
+        "chunks_per_actor": 1,
+    },
     "student": {"epochs": 4, "learning_rate": 0.005, "batch_size": 32},
     "evaluation": {"bootstrap_samples": 200, "examples": 3},
     "cluster": {"cpus": 2, "object_store_mb": 100},
@@ -348,6 +355,58 @@ def ray_environment() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
         assert (left := survivors(known)) == [], f"outlived their Ray: {left}"
+
+
+class Nodes:
+    """More nodes of the cluster that this process is connected to, each a process that can be killed."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def add(self, cpus: int) -> subprocess.Popen[bytes]:
+        """Starts a node and waits until the cluster counts it."""
+        import ray
+
+        before = _living_nodes()
+        address = ray.get_runtime_context().gcs_address
+        options = ["--address", address, f"--num-cpus={cpus}", "--object-store-memory=80000000", "--block"]
+        command = [str(Path(sys.executable).with_name("ray")), "start", *options, "--disable-usage-stats"]
+        with self._log.open("ab") as log:
+            self._nodes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        until = time.monotonic() + GONE
+        while _living_nodes() <= before:
+            assert time.monotonic() < until, self._log.read_text()
+            time.sleep(0.05)
+        return self._nodes[-1]
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """Kills a node and all of its workers at once, as a machine does that is switched off."""
+        if node.poll() is None:
+            processes = psutil.Process(node.pid).children(recursive=True)
+            for process in [psutil.Process(node.pid), *processes]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            node.wait()
+
+    def end(self) -> None:
+        """Kills those that still live."""
+        for node in self._nodes:
+            self.kill(node)
+
+
+def _living_nodes() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    """To add nodes to the Ray of this process."""
+    found = Nodes(tmp_path / "nodes.log")
+    yield found
+    found.end()
 
 
 @pytest.fixture

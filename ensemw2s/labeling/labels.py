@@ -16,7 +16,7 @@ from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError
 from ensemw2s.labeling.labeler import Labeler
-from ensemw2s.labeling.parts import REJECTED, count, part_name, rejected_parts
+from ensemw2s.labeling.parts import REJECTED, count, part_name, rejected_parts, remove_unfinished
 from ensemw2s.labeling.stream import ACTOR, Chunk, chunks, stream
 
 
@@ -68,6 +68,8 @@ def label_all(
             check_rejected(jobs, labeling, row["reason"])
         if on_progress is not None:
             on_progress(rate.before + rate.rows, rate.total, rate.note())
+    for job in jobs:
+        remove_unfinished(job.output)
 
 
 @dataclass

@@ -84,6 +84,12 @@ def write_part(table: pa.Table, path: Path) -> None:
         ) from error
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers left that were killed; nobody else may be writing."""
+    for file in folder.rglob(".*.parquet.*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 def read_labels(folder: Path) -> pa.Table:
     """All parts of a labels folder, in the order of the prompts."""
     return pa.concat_tables([pq.read_table(part) for part in parts(folder)])

@@ -28,8 +28,9 @@ from ensemw2s.errors import DataError, EnsemW2SError, ResourceError
 
 Chunk = dict[str, Any]
 
-RETRIES = 4
-"""How often a chunk whose process died is tried again. Ray's own answer is: for ever, with nothing said."""
+RETRIES = 12
+"""How often a chunk whose process died or cannot be reached is tried again. Ray's own answer is: for ever, with nothing
+said. A lost node costs tries until the cluster knows that it is dead."""
 
 ACTOR = "actor"
 """Column of a result: which actor it comes from."""

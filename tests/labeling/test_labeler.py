@@ -267,3 +267,22 @@ def test_the_part_of_a_chunk_whose_prompts_are_all_rejected_is_empty_and_says_th
     assert [len(pq.read_table(part)) for part in parts(job.output)] == [0]
     assert len(pq.read_table(job.output / REJECTED / part_name(chunk))) == 7
     assert pending(job, 10) == []
+
+
+def test_labels_are_read_by_pandas_and_datasets_while_others_are_written(job, data, tmp_path):
+    import datasets
+    import pandas as pd
+
+    soft = config(soft_top_k=2).model_dump(mode="json")
+    work = Labeler([{"output": str(job.output), "voter": job.voter.model_dump()}], data.model_dump(mode="json"), soft)
+    first, second, _ = pending(job, 3)
+    work(first)
+    work(second)
+    (job.output / ".part-0000000006.parquet.0123abcd.tmp").write_bytes(b"half a part")
+    expected = read_labels(job.output)
+    frame = pd.concat(map(pd.read_parquet, parts(job.output)), ignore_index=True)
+    assert frame["answer"].tolist() == expected["answer"].to_pylist()
+    assert frame["top_logprobs"][0][0].dtype == "float16"
+    files = str(job.output / "part-*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["token_ids"][:] == expected["token_ids"].to_pylist()

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ensemw2s.errors import ResourceError
-from ensemw2s.labeling.parts import part_name, read_labels, write_part
+from ensemw2s.labeling.parts import REJECTED, part_name, read_labels, remove_unfinished, write_part
 
 
 def test_names_of_parts_sort_in_the_order_of_the_prompts():
@@ -29,3 +29,13 @@ def test_a_part_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, monk
     with pytest.raises(ResourceError, match=r"part-0.parquet cannot be written \(No space left on device\); what is"):
         write_part(pa.table({"a": [1]}), tmp_path / "part-0.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    write_part(pa.table({"a": [1]}), tmp_path / part_name({"start": 0}))
+    write_part(pa.table({"a": [1]}), tmp_path / REJECTED / part_name({"start": 0}))
+    kept = {path for path in tmp_path.rglob("*") if path.is_file()}
+    for folder in (tmp_path, tmp_path / REJECTED):
+        (folder / ".part-0000000010.parquet.0123abcd.tmp").write_bytes(b"half")
+    remove_unfinished(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept

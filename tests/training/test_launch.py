@@ -1,11 +1,8 @@
 """Lists of training specs on real Ray Train runs: side by side, only once, and what a failure leaves."""
 
 import json
-import subprocess
-import sys
 import threading
 import time
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,39 +136,10 @@ def test_a_lane_whose_worker_is_killed_goes_on_from_its_checkpoint(lanes, spec, 
     assert weights[0] == weights[1]
 
 
-@pytest.fixture
-def add_node(_ray_here, tmp_path):
-    """Starts another node of the cluster: two CPUs, and a process that can be killed."""
-    import ray
-
-    nodes = []
-
-    def add() -> subprocess.Popen[bytes]:
-        address = ray.get_runtime_context().gcs_address
-        options = ["--address", address, "--num-cpus=2", "--object-store-memory=80000000", "--block"]
-        command = [str(Path(sys.executable).with_name("ray")), "start", *options, "--disable-usage-stats"]
-        with (tmp_path / "node.log").open("wb") as log:
-            nodes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
-        return nodes[-1]
-
-    yield add
-    for node in nodes:
-        kill_node(node)
-
-
-def kill_node(node: subprocess.Popen[bytes]) -> None:
-    """Kills a node and all of its workers at once, as a machine does that is switched off."""
-    if node.poll() is None:
-        processes = psutil.Process(node.pid).children(recursive=True)
-        for process in [psutil.Process(node.pid), *processes]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        node.wait()
-
-
 @pytest.mark.faults
 @pytest.mark.long
-def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(add_node, spec, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("_ray_here")
+def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(nodes, spec, tmp_path, monkeypatch):
     from ensemw2s.training import launch
 
     monkeypatch.setattr(launch, "GROW", 3.0)
@@ -187,12 +155,12 @@ def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(add_node, spec, tmp_
         folder = checkpoints.folder_of(Path(cut.output))
         while not list(folder.glob("step-*")):
             time.sleep(0.05)
-        node = add_node()
+        node = nodes.add(cpus=2)
         while len(starts()) < 2:
             time.sleep(0.05)
         while max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) <= starts()[-1]:
             time.sleep(0.05)
-        kill_node(node)
+        nodes.kill(node)
 
     with launch.Lanes(training, 1, tmp_path / "scratch", keep=False) as lanes:
         helper = threading.Thread(target=disturb, daemon=True)
