@@ -240,16 +240,38 @@ class Engine:
                 self.cancel(key)
 
     def _admit(self) -> None:
-        """Gives free slots to the next requests, as many as one chunk can read; a longer prompt goes alone."""
-        if self._ready < len(self._rows):
+        """Gives free slots to the next requests, as many as one chunk can read.
+
+        A prompt of more than a chunk is read beside others, one such at a time and in the last slot, so that those that
+        come meanwhile are read before it is. Those that wait behind another such prompt overtake it.
+        """
+        reading = self._rows[self._ready :]
+        if any(row.unread_prompt for row in reading if not self._is_long(row)):
             return
-        taken = 0
-        while self._waiting and len(self._rows) < self.slots:
-            length = self._waiting[0].prompt_length
-            if taken and taken + length > self.chunk:
+        long = self._rows.pop() if reading and self._is_long(reading[-1]) else None
+        passed: list[Running] = []
+        source, taken = len(self._rows), 0
+        while self._waiting and len(self._rows) + (long is not None) < self.slots and len(passed) < self.slots:
+            row = self._waiting.popleft()
+            if self._is_long(row):
+                if long is None:
+                    long, source = row, -1
+                else:
+                    passed.append(row)
+            elif taken and taken + row.prompt_length > self.chunk:
+                passed.append(row)
                 break
-            taken += length
-            self._rows.append(self._waiting.popleft())
+            else:
+                taken += row.prompt_length
+                self._rows.append(row)
+        self._waiting.extendleft(reversed(passed))
+        if long is not None:
+            self._rows.append(long)
+            if source >= 0:
+                self._copy(source, len(self._rows) - 1)
+
+    def _is_long(self, row: Running) -> bool:
+        return row.prompt_length > self.chunk
 
     def _read_prompts(self) -> None:
         rows = self._rows[self._ready :]
@@ -263,8 +285,8 @@ class Engine:
             for row, count in zip(rows, counts, strict=True):
                 row.read += count
             self.counters.prompt_tokens += sum(counts)
-        if not any(row.unread_prompt for row in rows):
-            self._ready = len(self._rows)
+        while self._ready < len(self._rows) and not self._rows[self._ready].unread_prompt:
+            self._ready += 1
 
     def _answer(self) -> list[Update]:
         rows = self._rows[: self._ready]
@@ -354,17 +376,26 @@ class Engine:
         return ("length" if row.answered >= request.max_new_tokens else None), None
 
     def _release(self, slot: int) -> None:
-        """Frees a slot: the last row that is being answered takes its place, and the last one being read that one's."""
+        """Frees a slot: the last row that is being answered takes its place, and one that is being read that one's."""
         if slot < self._ready:
             self._ready -= 1
             self._move(self._ready, slot)
             slot = self._ready
-        self._move(len(self._rows) - 1, slot)
+        last = len(self._rows) - 1
+        if slot < last - 1 and self._is_long(self._rows[last]):  # it stays behind those that are read before it is
+            self._move(last - 1, slot)
+            slot = last - 1
+        self._move(last, slot)
         self._rows.pop()
 
     def _move(self, source: int, target: int) -> None:
         if source != target:
             self._rows[target] = self._rows[source]
+            self._copy(source, target)
+
+    def _copy(self, source: int, target: int) -> None:
+        """What has been read in a slot, in the caches of members and drafts."""
+        if source != target:
             for group in self.groups:
                 group.move(source, target)
             if self._draft:

@@ -148,6 +148,48 @@ def test_a_long_prompt_is_read_between_the_steps_of_those_being_answered(ensembl
     assert waited == -(-(len(many[0] + many[2] + many[3]) - 1) // 4) - 1  # all chunks but the last, whose step it joins
 
 
+@EACH
+def test_short_prompts_that_come_while_a_long_one_is_read_are_answered_first(ensembles, alone, many, kind):
+    long = [token for prompt in many for token in prompt][:50]
+    others = [Request(prompt, 6, seed=i, sampling=Sampling(1.0)) for i, prompt in enumerate(p[:3] for p in many[:4])]
+    engine = Engine(ensembles[kind], slots=4, chunk=4)
+    last = [engine.submit(Request(long, 3)), engine.submit(Request(long[::-1], 3))]
+    engine.step()
+    keys, done, order = [], {}, []
+    for request in others:
+        keys.append(engine.submit(request))
+        for update in engine.step():
+            if update.generation:
+                done[update.key] = update.generation
+    while engine.busy:
+        for update in engine.step():
+            if update.generation:
+                done[update.key] = update.generation
+                order.append(update.key)
+    for key, request in zip([*last, *keys], [Request(long, 3), Request(long[::-1], 3), *others], strict=True):
+        assert_same(done[key], alone(kind, request))
+    assert order[-2:] == last, "a short prompt waited for a long one"
+
+
+def test_a_long_prompt_that_is_read_when_others_leave_stays_behind_those_that_come(ensembles, alone, many):
+    """Slots are freed before it, at each place there is; nothing that it has read is lost."""
+    long = [token for prompt in many for token in prompt][:40]
+    for leaves in range(4):
+        engine = Engine(ensembles["mixed"], slots=6, chunk=8)
+        keys = [engine.submit(Request(prompt[:2], 9)) for prompt in many[:4]]
+        engine.step()
+        under_way = engine.submit(Request(long, 4))
+        engine.step()
+        engine.cancel(keys[leaves])
+        joined = engine.submit(Request(many[5][:3], 4))
+        done = finish(engine)
+        assert_same(done[under_way], alone("mixed", Request(long, 4)))
+        assert_same(done[joined], alone("mixed", Request(many[5][:3], 4)))
+        for key, prompt in zip(keys, many, strict=False):
+            if key != keys[leaves]:
+                assert_same(done[key], alone("mixed", Request(prompt[:2], 9)))
+
+
 def test_slots_are_taken_again_and_take_no_more_memory(ensembles, many):
     engine = Engine(ensembles["stacked"], slots=3)
     keys = [engine.submit(Request(prompt, 5)) for prompt in many]
