@@ -192,7 +192,14 @@ def test_a_saved_ensemble_labels_and_is_evaluated(saved: Path, workplace) -> Non
     assert table["prompt"].to_pylist() == [row["question"] for row in rows], "every row has its label, in order"
     assert len(set(table["id"].to_pylist())) == 31
     assert not (output / ".prompts").exists()
+    assert json.loads((output / "summary.json").read_text())["labels"] == 31
     assert "nothing to do" in call(*label).stdout
+    filtered = call(*label, "--min-agreement", "0.5", "--keep-fraction", "0.5")
+    passed = pq.read_table(sorted(output.glob("kept/*.parquet")))
+    assert f"{len(passed)} labels kept in" in filtered.stdout
+    assert set(passed["id"].to_pylist()) < set(table["id"].to_pylist())
+    call(*label)
+    assert not (output / "kept").exists(), "without a filter all are kept, and no others lie there"
     other = call(*label[:-1], "5")
     assert other.exit_code == 1
     assert "max_new_tokens was 4, is 5" in other.stderr
