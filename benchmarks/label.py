@@ -115,7 +115,7 @@ def main(
     ensemble: Annotated[Path | None, typer.Option(help="Folder of an ensemble; none: random tiny members.")] = None,
     input_: Annotated[Path | None, typer.Option("--input", help="jsonl with prompts; none: random ones.")] = None,
     members: Annotated[int, typer.Option(help="Random members.")] = 4,
-    prompts: Annotated[int, typer.Option(help="Prompts of the rates.")] = 6000,
+    prompts: Annotated[int, typer.Option(help="Prompts of the rates.")] = 8000,
     small: Annotated[int, typer.Option(help="Prompts of the first measurement of memory.")] = 2000,
     large: Annotated[int, typer.Option(help="Prompts of the second one.")] = 20_000,
     actors: Annotated[int, typer.Option(help="Actors that are compared with one.")] = 2,

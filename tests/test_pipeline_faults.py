@@ -4,7 +4,6 @@ Moments are not slept for but seen: in what a run says, and in the files that ap
 """
 
 import contextlib
-import os
 import random
 import signal
 import time
@@ -171,44 +170,6 @@ def test_ctrl_c_ends_a_run_soon_and_leaves_no_process(workplace, undisturbed, st
     assert "the same command continues" in finished.text
     assert time.monotonic() - began < 60
     assert not (workplace.run_folder / "rounds" / "1" / ".complete.json").exists()
-
-
-@pytest.fixture
-def head(workplace, monkeypatch):
-    """A Ray with one CPU, which notices within seconds that a node is gone; its address."""
-    import ray
-
-    from ensemw2s import cluster
-    from ensemw2s.config import ClusterConfig
-
-    for key in [key for key in os.environ if key.startswith("RAY_")]:
-        monkeypatch.delenv(key)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_TMPDIR", str(workplace.ray))
-    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
-    with cluster.connect(ClusterConfig(cpus=1, object_store_mb=100)):
-        yield ray.get_runtime_context().gcs_address
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("moment", ["the expert of round 2 is half trained", "some prompts are labelled"])
-def test_a_run_that_loses_a_node_ends_as_if_nothing_had_happened(
-    workplace, undisturbed, head, nodes, own_jsonl, moment
-) -> None:
-    """By itself, or where a controller of Ray Train was on the node, with the same command once more."""
-    workplace.take_storage(undisturbed, only_cache=True)
-    values = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.2, "cluster": {"address": head}}
-    study = workplace.study(own_jsonl, **values)
-    node = nodes.add(cpus=1)
-    running = workplace.start("run", study)
-    running.wait_for(moment, lambda: MOMENTS[moment](workplace, running))
-    nodes.kill(node)
-    finished = running.wait()
-    if finished.code:
-        assert "the same command goes on" in finished.text
-        workplace.done("run", study)
-    assert outcome(workplace) == outcome(undisturbed)
 
 
 @pytest.mark.long
