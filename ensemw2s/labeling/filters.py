@@ -58,6 +58,8 @@ def write_kept(folder: Path, wanted: LabelFilter) -> int:
     Memory is for the columns that decide and one part.
     """
     files = parts(folder)
+    if not files:
+        return 0
     columns = [name for name in DECIDING if name in pq.read_schema(files[0]).names]
     passes = passing(pa.concat_tables([pq.read_table(file, columns=columns) for file in files]), wanted)
     first = 0
