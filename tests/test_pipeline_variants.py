@@ -138,7 +138,7 @@ def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, 
         ("round-1-expert-0", False), ("round-2-expert-0", True), ("round-3-expert-0", True),
     ]  # fmt: skip
 
-    labels = pq.read_table(workplace.run_folder / "labels").to_pylist()
+    labels = pq.read_table(sorted((workplace.run_folder / "labels").glob("part-*.parquet"))).to_pylist()
     for row in labels:
         assert len(row["top_tokens"]) == len(row["top_logprobs"]) == row["n_tokens"]
         assert all(len(tokens) == 4 for tokens in row["top_tokens"])
