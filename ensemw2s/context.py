@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ensemw2s.cluster import ResourcePlan
 from ensemw2s.config import Config
-from ensemw2s.models.loading import model_info
+from ensemw2s.models.info import model_info
 from ensemw2s.progress import Progress
 from ensemw2s.stages import Graph
 

@@ -16,9 +16,10 @@ from rich.text import Text
 from ensemw2s.config import Pretraining
 from ensemw2s.ensemble.manifest import MANIFEST, TOKENIZER, read_manifest
 from ensemw2s.evaluation.wording import NOTHING, amount
-from ensemw2s.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base, read_adapter_config
-from ensemw2s.models.loading import ModelInfo, load_tokenizer, model_info, tokenizer_hash
-from ensemw2s.models.tiny import CONTEXT, TINY_ARCHITECTURES
+from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
+from ensemw2s.models.info import ADAPTER_CONFIG, ModelInfo, model_info
+from ensemw2s.models.tiny import CONTEXT, TINY_ARCHITECTURES, tiny_parameters
+from ensemw2s.models.tokenizers import load_tokenizer, tokenizer_hash
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,6 @@ class ModelFacts:
     kind: str
     info: ModelInfo
     tokenizer: str
-
-
-def tiny_parameters(name: str, vocabulary: int) -> int:
-    """Number of weights of an embedded model.
-
-    Args:
-        name: tiny-weak or tiny-strong.
-        vocabulary: Tokens of its tokenizer; the embedding is the output layer, too.
-    """
-    sizes = TINY_ARCHITECTURES[name]
-    attention, gated = 4 * sizes.hidden**2, 3 * sizes.hidden * sizes.feed_forward
-    norms = (2 * sizes.layers + 1) * sizes.hidden
-    return sizes.layers * (attention + gated) + norms + vocabulary * sizes.hidden
 
 
 def facts(path: str, revision: str | None = None) -> list[ModelFacts]:

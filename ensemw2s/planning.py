@@ -21,8 +21,8 @@ from ensemw2s.cluster import ResourcePlan, Resources
 from ensemw2s.config import Config, Recipe
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.wording import amount
-from ensemw2s.listing import tiny_parameters
-from ensemw2s.models.loading import model_info
+from ensemw2s.models.info import model_info
+from ensemw2s.models.tiny import tiny_parameters
 from ensemw2s.stages import LABEL_MAKERS, Base, Expert, Graph, Student
 from ensemw2s.store import Stage
 from ensemw2s.training import checkpoints

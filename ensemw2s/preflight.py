@@ -14,7 +14,8 @@ from ensemw2s.data.sources import check_source
 from ensemw2s.data.tokens import render
 from ensemw2s.errors import ConfigError, ModelError, ResourceError
 from ensemw2s.models import corpus
-from ensemw2s.models.loading import check_same_tokenizer, load_tokenizer, model_info, tokenizer_hash
+from ensemw2s.models.info import model_info
+from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 from ensemw2s.stages import run_directory
 
 

@@ -14,7 +14,6 @@ from ensemw2s.context import Context
 from ensemw2s.data.reference import reference_losses
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
-from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.results import Figures, label_facts
@@ -24,7 +23,7 @@ from ensemw2s.labeling.labels import LabelJob, label_all
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import write_summary
 from ensemw2s.models import corpus, tiny
-from ensemw2s.models.loading import load_tokenizer
+from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.stages import LABEL_MAKERS, Student
 from ensemw2s.store import Stage
 from ensemw2s.training.specs import base_spec, expert_spec, student_spec
@@ -96,6 +95,8 @@ def make_tokens(context: Context) -> None:
 
 def make_ensemble(context: Context, history: list[Facts]) -> None:
     """Gathers the boosted experts into one artifact."""
+    from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+
     stage, base = context.graph.ensemble, context.graph.weak[0]
     members = [
         MemberSource(

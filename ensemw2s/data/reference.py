@@ -20,7 +20,7 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.splits import folds
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.models import tiny
-from ensemw2s.models.loading import load_tokenizer
+from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.training.spec import Start, TrainSpec
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from ensemw2s.ensemble.manifest import (
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.errors import ArtifactError, ModelError
-from ensemw2s.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base, read_adapter_config
+from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
+from ensemw2s.models.info import ADAPTER_CONFIG
 from ensemw2s.models.loading import logits_vocabulary
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 

@@ -16,8 +16,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ensemw2s.errors import ResourceError
-from ensemw2s.models.adapters import ADAPTER_CONFIG, adapter_base, load_adapter
-from ensemw2s.models.loading import load_causal_lm, model_info
+from ensemw2s.models.adapters import adapter_base, load_adapter
+from ensemw2s.models.info import ADAPTER_CONFIG, model_info
+from ensemw2s.models.loading import load_causal_lm
 
 WEIGHTS_SHARE = 0.7
 """Share of a GPU's free memory that weights may take; the rest is for the cache and for what a forward pass needs."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from transformers import PreTrainedTokenizerBase
 
-from ensemw2s.ensemble.artifact import Ensemble
 from ensemw2s.ensemble.combine import Rule
-from ensemw2s.ensemble.members import load_members
-from ensemw2s.ensemble.model import EnsembleForCausalLM
-from ensemw2s.models.loading import load_tokenizer
+from ensemw2s.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ensemw2s.ensemble.model import EnsembleForCausalLM
 
 
 class Voter(BaseModel):
@@ -90,6 +92,8 @@ def load_voters(voters: list[Voter], *, device: str | None = None, precision: st
 
 
 def _load_saved(voters: list[Voter], device: str, dtype: torch.dtype) -> Iterator[Loaded]:
+    from ensemw2s.ensemble.artifact import Ensemble
+
     for voter in voters:
         assert voter.ensemble is not None, "saved ensembles and single models are loaded apart"
         saved = Ensemble.from_pretrained(voter.ensemble, device=device, dtype=dtype)
@@ -97,6 +101,9 @@ def _load_saved(voters: list[Voter], device: str, dtype: torch.dtype) -> Iterato
 
 
 def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[Loaded]:
+    from ensemw2s.ensemble.members import load_members
+    from ensemw2s.ensemble.model import EnsembleForCausalLM
+
     paths = list(dict.fromkeys(path for voter in voters for path in voter.models))
     models = dict(zip(paths, load_members(paths, device=device, dtype=dtype), strict=True))
     tokenizer = load_tokenizer(paths[0])

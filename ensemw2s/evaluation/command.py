@@ -27,8 +27,8 @@ from ensemw2s.evaluation.systems import Group
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
 from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
 from ensemw2s.labeling.intake import check_input, identity, write_examples
-from ensemw2s.models.adapters import ADAPTER_CONFIG
-from ensemw2s.models.loading import load_tokenizer, model_info
+from ensemw2s.models.info import ADAPTER_CONFIG, model_info
+from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.progress import Progress
 
 SAMPLES = 2000

@@ -6,158 +6,20 @@ of multiple-choice questions). What the figures say is worked out in `results`.
 
 from __future__ import annotations
 
-import gc
 import json
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from ensemw2s.config import DataConfig, LabelingConfig
-from ensemw2s.data.tokens import TokenData, tokenize_examples
-from ensemw2s.ensemble.decoding import decode
-from ensemw2s.ensemble.requests import Generation
-from ensemw2s.ensemble.score import score
-from ensemw2s.ensemble.speculation import as_asked
-from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.systems import Group
-from ensemw2s.labeling.labeler import answer_text
-from ensemw2s.labeling.stream import Chunk, chunks, read_chunk, stream
+from ensemw2s.labeling.stream import chunks, stream
+
+EVALUATOR = "ensemw2s.evaluation.evaluator:Evaluator"
 
 Rows = dict[str, list[Any]]
 """Per-example columns of one voter on one split."""
-
-
-class Evaluator:
-    """Evaluates the voters of a group on chunks of examples (a worker for `labeling.stream`)."""
-
-    def __init__(self, groups: list[dict[str, Any]], data: dict[str, Any], labeling: dict[str, Any]) -> None:
-        from ensemw2s.ensemble.voter import Voter
-
-        self._groups = {
-            g["name"]: Group(g["name"], tuple(Voter.model_validate(v) for v in g["voters"])) for g in groups
-        }
-        self._data = DataConfig.model_validate(data)
-        self._labeling = LabelingConfig.model_validate(labeling)
-        self._loaded: tuple[str, list[Loaded]] = ("", [])
-
-    def __call__(self, chunk: Chunk) -> dict[str, Any]:
-        """Returns each voter's columns as JSON text."""
-        group = self._groups[chunk["group"]]
-        if self._loaded[0] != group.name:
-            self._loaded = ("", [])
-            gc.collect()  # engines and their ensembles refer to each other
-            self._loaded = (group.name, load_voters(list(group.voters), precision=self._labeling.precision))
-        examples = read_chunk(chunk)
-        columns = {}
-        for voter, loaded in zip(group.voters, self._loaded[1], strict=True):
-            shown = (
-                max(0, min(int(chunk["shown"]) - int(chunk["start"]), len(examples))) if voter.name == "ensemw2s" else 0
-            )
-            columns[voter.name] = evaluate(
-                examples, loaded, self._data, self._labeling, decoded=bool(chunk["decoded"]), shown=shown
-            )
-        return {
-            "split": chunk["split"],
-            "start": chunk["start"],
-            "rows": len(examples),
-            "group": group.name,
-            "columns": json.dumps(columns),
-        }
-
-
-def evaluate(
-    examples: pa.Table, loaded: Loaded, data: DataConfig, labeling: LabelingConfig, *, decoded: bool, shown: int
-) -> Rows:
-    """Answers and scores of one voter.
-
-    Args:
-        examples: Rows with answers (EXAMPLE_SCHEMA).
-        loaded: The voter.
-        data: How prompts and answers are rendered.
-        labeling: Batch size and longest answer.
-        decoded: Decode, too; else only teacher forcing.
-        shown: For so many first examples keep every token with the members' votes.
-
-    Returns:
-        Columns: `n_tokens`, `token_correct`, `nll`, `forced` (all tokens right); when decoded `answer`, `n_decoded`,
-        `agreement`, `seconds` (a share of the whole for each); `option` (chosen text or null); `tokens` of shown ones.
-    """
-    tokens = TokenData.from_table(tokenize_examples(examples, loaded.tokenizer, data))
-    size = {"pad_id": loaded.pad_id, "batch_size": labeling.batch_size}
-    scores = score(loaded.model, tokens.prompt_ids, tokens.answer_ids, **size)
-    columns: Rows = {
-        "n_tokens": [len(s.correct) for s in scores],
-        "token_correct": [int(s.correct.sum()) for s in scores],
-        "nll": [-float(s.logprobs.sum(dtype="float64")) for s in scores],
-        "forced": [bool(s.correct.all()) for s in scores],
-        "option": _options(examples, tokens, loaded, data, size),
-    }
-    if decoded:
-        began = time.monotonic()
-        generations = decode(
-            loaded.model,
-            tokens.prompt_ids,
-            max_new_tokens=labeling.max_new_tokens,
-            eos_ids=loaded.eos_id,
-            batch_size=labeling.batch_size,
-            speculation=as_asked(labeling),
-        )
-        seconds = (time.monotonic() - began) / len(generations)
-        columns |= {
-            "answer": [answer_text(g, loaded) for g in generations],
-            "n_decoded": [len(g.token_ids) * loaded.model.num_members for g in generations],
-            "agreement": [float(g.agreement.mean(dtype="float64")) for g in generations],
-            "seconds": [seconds] * len(generations),
-            "tokens": [_tokens(g, loaded) if i < shown else None for i, g in enumerate(generations)],
-        }
-    return columns
-
-
-def _options(
-    examples: pa.Table, tokens: TokenData, loaded: Loaded, data: DataConfig, size: dict[str, int]
-) -> list[str | None]:
-    """Of each multiple-choice question the option with the highest log-probability, the first of equals."""
-    rows = [(i, choice) for i, options in enumerate(examples["choices"].to_pylist()) for choice in options or []]
-    chosen: list[str | None] = [None] * len(examples)
-    if not rows:
-        return chosen
-    prompts = examples["prompt"].to_pylist()
-    table = pa.table(
-        {
-            "id": [f"{i}-{k}" for k, (i, _) in enumerate(rows)],
-            "prompt": [prompts[i] for i, _ in rows],
-            "answer": [choice for _, choice in rows],
-        }
-    )
-    options = TokenData.from_table(tokenize_examples(table, loaded.tokenizer, data))
-    best = [-np.inf] * len(examples)
-    for (i, choice), s in zip(rows, score(loaded.model, options.prompt_ids, options.answer_ids, **size), strict=True):
-        total = float(s.logprobs.sum(dtype="float64"))
-        if total > best[i]:
-            best[i], chosen[i] = total, choice
-    return chosen
-
-
-def _tokens(generation: Generation, loaded: Loaded) -> list[dict[str, Any]]:
-    """Every token's text, agreement and the members' votes."""
-    names, decode_token = loaded.model.names, loaded.tokenizer.decode
-    weights = [float(w) for w in loaded.model.weights]
-    return [
-        {
-            "text": decode_token([token]),
-            "agreement": float(agreement),
-            "votes": [
-                {"member": name, "alpha": weight, "token": decode_token([int(vote)])}
-                for name, weight, vote in zip(names, weights, votes, strict=True)
-            ],
-        }
-        for token, agreement, votes in zip(generation.token_ids, generation.agreement, generation.votes, strict=True)
-    ]
 
 
 def evaluate_all(
@@ -203,7 +65,7 @@ def evaluate_all(
     parts: dict[str, dict[str, dict[int, Rows]]] = defaultdict(lambda: defaultdict(dict))
     pieces.sort(key=lambda chunk: str(chunk["group"]))  # an actor holds one group at a time
     for done, row in enumerate(
-        stream(pieces, Evaluator, arguments, labeling=labeling, actors=actors, reuse=True), start=1
+        stream(pieces, EVALUATOR, arguments, labeling=labeling, actors=actors, reuse=True), start=1
     ):
         for voter, columns in json.loads(row["columns"]).items():
             parts[row["split"]][voter][row["start"]] = columns

@@ -15,9 +15,10 @@ from typing import Any
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError
-from ensemw2s.labeling.labeler import Labeler
 from ensemw2s.labeling.parts import REJECTED, count, part_name, rejected_parts, remove_unfinished
 from ensemw2s.labeling.stream import ACTOR, Chunk, chunks, stream
+
+LABELER = "ensemw2s.labeling.labeler:Labeler"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def label_all(
         "labeling": labeling.model_dump(mode="json"),
     }
     calls = labeling.chunks_per_actor
-    for row in stream(work, Labeler, arguments, labeling=labeling, actors=actors, calls=calls):
+    for row in stream(work, LABELER, arguments, labeling=labeling, actors=actors, calls=calls):
         rate.add(row)
         if row["rejected"]:
             check_rejected(jobs, labeling, row["reason"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -70,7 +71,7 @@ def read_chunk(chunk: Chunk) -> pa.Table:
 
 def stream(
     work: list[Chunk],
-    worker: type,
+    worker: type | str,
     arguments: dict[str, Any],
     *,
     labeling: LabelingConfig,
@@ -82,7 +83,8 @@ def stream(
 
     Args:
         work: Chunks; plain values only.
-        worker: Class whose instances take a chunk and return a flat row; the same keys for every chunk.
+        worker: Class whose instances take a chunk and return a flat row; the same keys for every chunk. Or where it is,
+            as in `package.module:Class`: then only the actors import it, which for models takes seconds.
         arguments: Constructor arguments, plain values.
         labeling: Size of an actor and of the pool.
         actors: Largest size of the pool.
@@ -163,17 +165,21 @@ def _import(modules: list[str]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _worker(worker: type, arguments: str) -> Any:
-    return worker(**json.loads(arguments))
+def _worker(worker: type | str, arguments: str) -> Any:
+    return _class(worker)(**json.loads(arguments))
 
 
-def _in_pooled_process(row: dict[str, Any], worker: type, arguments: str) -> dict[str, Any]:
+def _in_pooled_process(row: dict[str, Any], worker: type | str, arguments: str) -> dict[str, Any]:
     _use_own_cores()
     try:
         result: dict[str, Any] = _worker(worker, arguments)(row["chunk"])
         return result
     except EnsemW2SError as error:
         return _failure(error)
+
+
+def _class(worker: type | str) -> Any:
+    return pkgutil.resolve_name(worker) if isinstance(worker, str) else worker
 
 
 def _use_own_cores() -> None:
@@ -188,11 +194,11 @@ def _use_own_cores() -> None:
 class _Actor:
     """Hands the chunk in a Ray Data row to the worker; the worker's flat dictionary is the row that comes out."""
 
-    def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+    def __init__(self, worker: type | str, arguments: dict[str, Any]) -> None:
         _use_own_cores()
         self._worker, self._failed = None, None
         try:
-            self._worker = worker(**arguments)
+            self._worker = _class(worker)(**arguments)
         except EnsemW2SError as error:
             self._failed = _failure(error)  # an actor that cannot start would be started again and again
 

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
+from ensemw2s.models.info import ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 

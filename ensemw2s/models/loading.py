@@ -7,21 +7,16 @@ repository, and no silently missing weights. Adapters (LoRA) are next door in `a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ensemw2s.errors import ModelError
 from ensemw2s.models.adapters import (
-    ADAPTER_CONFIG,
     BaseReference,
     adapter_base,
     attach_lora,
@@ -29,7 +24,8 @@ from ensemw2s.models.adapters import (
     read_adapter_config,
     save_adapter,
 )
-from ensemw2s.models.hub import Location, locate
+from ensemw2s.models.hub import locate
+from ensemw2s.models.info import ADAPTER_CONFIG, ModelInfo, check_folder, context_of, load_error, model_info
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 
 __all__ = [
@@ -47,25 +43,6 @@ __all__ = [
 ]
 
 CausalLM: TypeAlias = PreTrainedModel | PeftModel
-
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Facts about a model, read without loading its weights.
-
-    Attributes:
-        parameters: Number of weights, tied ones counted once.
-        vocabulary: Tokens of the output layer.
-        context: Longest sequence in tokens; None where the architecture has no limit.
-        architecture: Class name, such as LlamaForCausalLM.
-    """
-
-    parameters: int
-    vocabulary: int
-    context: int | None
-    architecture: str
 
 
 def load_causal_lm(
@@ -89,7 +66,7 @@ def load_causal_lm(
     """
     location = locate(path, revision)
     if location.is_folder:
-        _check_folder(Path(location.path))
+        check_folder(Path(location.path))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **location.options()
@@ -97,7 +74,7 @@ def load_causal_lm(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # safetensors, transformers and the hub each have their own
-        raise _load_error(location.path, error) from error
+        raise load_error(location.path, error) from error
     model, report = loaded  # annotated as the model alone
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -185,88 +162,10 @@ def logits_vocabulary(model: torch.nn.Module) -> int:
 
 def context_length(model: torch.nn.Module) -> int | None:
     """Longest sequence a model takes, in tokens; None where its architecture has no limit."""
-    return _context(text_config(model))
+    return context_of(text_config(model))
 
 
 def text_config(model: torch.nn.Module) -> PreTrainedConfig:
     """The language model's part of a model's config, also through a PEFT wrapper."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return inner.config.get_text_config()
-
-
-def model_info(path: str | Path, revision: str | None = None) -> ModelInfo:
-    """Facts of a full model, from config.json and the headers of its safetensors files.
-
-    Raises:
-        ModelError: As `load_causal_lm`.
-    """
-    location = locate(path, revision)
-    if location.is_folder:
-        _check_folder(Path(location.path))
-    try:
-        config = AutoConfig.from_pretrained(location.path, **location.options())
-        parameters = sum(_header_sizes(location))
-    except ModelError:
-        raise
-    except Exception as error:
-        raise _load_error(location.path, error) from error
-    text = config.get_text_config()
-    architecture = (config.architectures or [type(config).__name__.replace("Config", "")])[0]
-    return ModelInfo(parameters, int(text.vocab_size), _context(text), architecture)
-
-
-def _context(config: PreTrainedConfig) -> int | None:
-    value = getattr(config, "max_position_embeddings", None)
-    return int(value) if value else None
-
-
-def _header_sizes(location: Location) -> Iterator[int]:
-    """Number of weights of each tensor."""
-    if not location.is_folder and not location.cached_only:
-        from huggingface_hub import get_safetensors_metadata
-
-        metadata = get_safetensors_metadata(location.path, revision=location.revision)
-        yield from metadata.parameter_count.values()
-        return
-    folder = Path(location.path)
-    if location.cached_only:
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(location.path, revision=location.revision, local_files_only=True))
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping, only looks like one)
-                yield prod(tensors.get_slice(name).get_shape())
-
-
-def _check_folder(folder: Path) -> None:
-    """Says what is wrong with a folder before transformers does so less clearly."""
-    if (folder / ADAPTER_CONFIG).exists():
-        raise ModelError(f"model {folder} is a LoRA adapter; expected a full model (its base, say)")
-    if not (folder / "config.json").exists():
-        raise ModelError(f"folder {folder} is no model: config.json is missing")
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {folder}: config.json cannot be read: {error}") from None
-    if any(folder.glob("*.safetensors")):
-        return
-    if pickled := sorted(file.name for pattern in PICKLED for file in folder.glob(pattern)):
-        raise ModelError(
-            f"model {folder} has only pickled weights ({pickled[0]}), which can run code when loaded; convert them to "
-            "safetensors (load them once where you trust them, then save_pretrained)"
-        )
-    raise ModelError(f"model {folder} has no weights: no *.safetensors file is there")
-
-
-def _load_error(path: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, SafetensorError):
-        return ModelError(f"model {path}: a safetensors file is damaged ({reason}); copy or download it again")
-    if "use_safetensors" in reason or "model.safetensors" in reason:
-        return ModelError(f"model {path} has no safetensors weights, and pickled ones are not loaded: {reason}")
-    if "trust_remote_code" in reason:
-        return ModelError(
-            f"model {path} needs code from its repository, which is never run; use a built-in architecture"
-        )
-    return ModelError(f"model {path} cannot be loaded: {reason}")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ensemw2s.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 
@@ -58,6 +61,19 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedToke
     )
 
 
+def tiny_parameters(name: str, vocabulary: int) -> int:
+    """Number of weights of an embedded model.
+
+    Args:
+        name: tiny-weak or tiny-strong.
+        vocabulary: Tokens of its tokenizer; the embedding is the output layer, too.
+    """
+    sizes = TINY_ARCHITECTURES[name]
+    attention, gated = 4 * sizes.hidden**2, 3 * sizes.hidden * sizes.feed_forward
+    norms = (2 * sizes.layers + 1) * sizes.hidden
+    return sizes.layers * (attention + gated) + norms + vocabulary * sizes.hidden
+
+
 def create_tiny(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
     """A randomly initialised model of the tiny family; the same seed gives the same weights.
 
@@ -66,6 +82,9 @@ def create_tiny(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Lla
     """
     if name not in TINY_ARCHITECTURES:
         raise ModelError(f"{name} is not an embedded model, available: {', '.join(TINY_ARCHITECTURES)}")
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     sizes = TINY_ARCHITECTURES[name]
     config = LlamaConfig(
         vocab_size=len(tokenizer),

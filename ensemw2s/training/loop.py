@@ -29,7 +29,7 @@ from ensemw2s import store
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
 from ensemw2s.models import loading, tiny
-from ensemw2s.models.adapters import ADAPTER_CONFIG
+from ensemw2s.models.info import ADAPTER_CONFIG
 from ensemw2s.training import checkpoints, group, objectives, state
 from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
 from ensemw2s.training.curves import Curves

@@ -12,7 +12,8 @@ from ensemw2s.data.examples import example_table
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.voter import Loaded
-from ensemw2s.evaluation.evaluate import Evaluator, _joined, evaluate
+from ensemw2s.evaluation.evaluate import _joined
+from ensemw2s.evaluation.evaluator import Evaluator, evaluate
 from ensemw2s.labeling.stream import chunks
 from ensemw2s.models import loading, tiny
 
@@ -114,7 +115,7 @@ def test_the_option_is_the_one_with_the_highest_likelihood_of_the_whole(pair, mo
 
 
 def test_of_options_that_are_equally_likely_the_first_is_chosen(models, tokenizer, monkeypatch):
-    from ensemw2s.evaluation import evaluate as module
+    from ensemw2s.evaluation import evaluator as module
 
     real = module.score
 
