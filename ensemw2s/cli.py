@@ -122,6 +122,44 @@ def plan(config: options.ConfigFile, set_: options.Overrides = None, debug: opti
 
 
 @app.command(rich_help_panel="Runs")
+def tune(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was stopped.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what an earlier search in this folder found; its stages are reused.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search ensemble size, learning rates and other keys of a config, on Ray Tune.
+
+    The config's section `search` says which keys vary and how points are chosen (docs/search.md). Each trial boosts as
+    many rounds as the search considers; every ensemble size is measured on the way, and a trial that does badly is
+    stopped early. Judged by validation examples only: no test example is read. Stages that trials have in common (data,
+    pre-training, rounds with the same settings) are made once.
+
+    Leaves STORAGE/NAME/search with best.yaml, a config that `run` takes as it is, trials.parquet, search.json and
+    plots/. A search that was stopped goes on with --resume.
+
+        ensemw2s tune configs/quickstart.yaml
+        ensemw2s run runs/quickstart/search/best.yaml
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s import preflight
+        from ensemw2s.config import load_config
+        from ensemw2s.progress import Progress
+        from ensemw2s.search import space
+
+        loaded = load_config(config, set_)
+        with before_work():
+            space.check(loaded)
+            preflight.check(loaded)
+        from ensemw2s.search import search
+
+        search.run(loaded, resume=resume, fresh=fresh, debug=debug, progress=Progress(Output()))
+
+
+@app.command(rich_help_panel="Runs")
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False, help="Folder of a finished run.")],
     debug: options.Debug = False,

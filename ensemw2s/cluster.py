@@ -128,6 +128,9 @@ def local_resources(config: ClusterConfig) -> Resources:
     return Resources(((float(cpus), float(gpus)),))
 
 
+DRIVER = "driver"
+"""A resource of the Ray that is started here: room for drivers, which take no CPU from what they drive."""
+
 RETRY_DELAY_MS = 3000
 """Time between two tries of a task; with `stream.RETRIES` more than Ray takes to give up a node that is silent."""
 
@@ -169,6 +172,7 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),
                     object_store_memory=config.object_store_mb * 2**20,
+                    resources={DRIVER: 1000},
                     include_dashboard=False,
                     **common,
                 )

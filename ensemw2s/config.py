@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ensemw2s.config_messages import explain, nearest
+from ensemw2s.config_search import SearchConfig
+from ensemw2s.config_section import Fraction, PositiveInt, Section, raise_all
 from ensemw2s.config_tree import apply_override, dump_tree, read_tree
 from ensemw2s.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
 
 SYSTEMS = (
     "base_zero_shot",
@@ -33,18 +32,6 @@ SYSTEMS = (
 )
 
 TINY_FAMILY = ("tiny-weak", "tiny-strong")
-
-
-def _raise_all(wrong: list[str]) -> None:
-    """Makes one validation error of all rules that are broken, a line each (see `_explain`)."""
-    if wrong:
-        raise ValueError("\n".join(wrong))
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, no unknown keys, numbers are finite, defaults are validated too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Columns(Section):
@@ -104,6 +91,9 @@ class SplitSizes(Section):
     id_test: PositiveInt = Field(1000, description="Easy test examples (in distribution).")
     hard_unlabelled: PositiveInt = Field(2000, description="Hard prompts that get pseudo-labels.")
     ood_test: PositiveInt = Field(1000, description="Hard test examples (out of distribution).")
+    hard_validation: Annotated[int, Field(ge=0)] = Field(
+        0, description="Hard labelled examples by which a search may judge (search.validation); no training reads them."
+    )
 
 
 class ReferenceLoss(Section):
@@ -175,7 +165,7 @@ class DataConfig(Section):
             )
         if mode == "difficulty" and difficulty_from == "column" and self.source.columns.difficulty is None:
             wrong.append("split.difficulty_from column needs source.columns.difficulty")
-        _raise_all(wrong)
+        raise_all(wrong)
         return self
 
 
@@ -492,7 +482,7 @@ class EvaluationConfig(Section):
     @field_validator("systems")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
-        _raise_all([f"{name} is not a system{nearest(name, SYSTEMS)}" for name in value if name not in SYSTEMS])
+        raise_all([f"{name} is not a system{nearest(name, SYSTEMS)}" for name in value if name not in SYSTEMS])
         return [name for name in SYSTEMS if name in value]
 
 
@@ -519,6 +509,11 @@ class ClusterConfig(Section):
         default_factory=list,
         description="Nodes that the cluster's autoscaler may start (Ray does not report them): what runs at the same "
         "time is planned for them too. Empty: for the nodes that are there.",
+    )
+    driver_resource: str | None = Field(
+        None,
+        description="A resource of those nodes only that are never taken away (as `ray start --resources` gives it): "
+        "the drivers of a search's trials sit there. None: on any node, for a tenth of a CPU each.",
     )
 
 
@@ -558,6 +553,7 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Systems and statistics.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Ray.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Curves.")
+    search: SearchConfig | None = Field(None, description="What `ensemw2s tune` searches; nothing else reads it.")
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
@@ -576,7 +572,7 @@ class Config(Section):
             wrong.append("student.objective soft needs labeling.soft_top_k of at least 1")
         if self.student.min_consistency and self.labeling.samples == 1:
             wrong.append("student.min_consistency needs labeling.samples of at least 2")
-        _raise_all(wrong)
+        raise_all(wrong)
         return self
 
 

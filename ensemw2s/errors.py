@@ -36,3 +36,7 @@ class TrainingError(EnsemW2SError):
 
 class BoostingError(EnsemW2SError):
     """Boosting cannot go on: an expert is no better than its reference and the config says to stop."""
+
+
+class SearchError(EnsemW2SError):
+    """A search found nothing."""

@@ -6,7 +6,6 @@ continues a run that was killed, and does nothing for one that is complete.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 import time
@@ -23,7 +22,7 @@ from ensemw2s.boosting import scoring
 from ensemw2s.boosting.rounds import run_rounds
 from ensemw2s.config import Config, dump_config
 from ensemw2s.context import Context
-from ensemw2s.errors import ArtifactError, ResourceError
+from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.report import print_table, write_report
 from ensemw2s.progress import Progress
 from ensemw2s.stages import Graph, build_graph
@@ -52,7 +51,7 @@ def run(
     shown = progress or Progress()
     preflight.check(config)
     graph = build_graph(config)
-    with _only_one(graph.root):
+    with store.only_one(graph.root):
         status = check_stages(graph, fresh=fresh)
         (graph.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         if status[graph.evaluation.name] and (graph.root / "results.json").exists():
@@ -228,15 +227,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-@contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Keeps two runs out of one folder. The lock goes with the process, however it ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ResourceError(f"another run is at work in {root}: wait for its end, or use another name") from None
-        yield

@@ -208,7 +208,10 @@ def _data_words(config: Config) -> str:
     named = getattr(source, place)
     where = named if isinstance(named, str) else ", ".join(named)
     easy = f"easy {s.easy_train} to train, {s.easy_validation} to validate, {s.id_test} to test"
-    return f"{source.kind} {where}: {easy}; hard {s.hard_unlabelled} without labels, {s.ood_test} to test"
+    hard = f"hard {s.hard_unlabelled} without labels, {s.ood_test} to test"
+    return f"{source.kind} {where}: {easy}; {hard}" + (
+        f", {s.hard_validation} to validate" if s.hard_validation else ""
+    )
 
 
 def _base_item(graph: Graph, base: Base, sizes: dict[str, int]) -> Item:

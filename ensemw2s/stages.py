@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from ensemw2s.store import Stage, file_hash
 
 LABEL_MAKERS = {"student_single": "expert_single", "student_bagging": "bagging", "student_ensemw2s": "ensemw2s"}
 """Students that learn from pseudo-labels, and whose labels these are."""
+
+FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
+"""Settings of boosting that an expert of the first round depends on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,11 @@ class Student:
 
 @dataclass(frozen=True)
 class Graph:
-    """All stages of a run."""
+    """All stages of a run.
+
+    Attributes:
+        shared: Other runs may be at work on the same stages, which lie in folders named by what they are.
+    """
 
     config: Config
     root: Path
@@ -95,6 +103,16 @@ class Graph:
     students: tuple[Student, ...]
     evaluation: Stage
     bases: tuple[Base, ...] = field(default=())
+    shared: bool = False
+
+    @cached_property
+    def _boosted(self) -> dict[str, Path]:
+        experts = [expert for r in self.rounds for expert in (*r.experts, *r.retries)]
+        return {expert.stage.name: expert.stage.path for expert in experts}
+
+    def expert_folder(self, name: str) -> Path:
+        """Where the boosted expert of this name is or will be."""
+        return self._boosted[name]
 
     def stages(self) -> Iterator[Stage]:
         """Every stage that leaves a folder, in the order in which they can run."""
@@ -125,13 +143,18 @@ def run_directory(config: Config) -> Path:
     return Path(config.storage).expanduser() / config.name
 
 
-def build_graph(config: Config) -> Graph:
+def build_graph(config: Config, shared: Path | None = None) -> Graph:
     """Lays out the stages of a config.
+
+    Args:
+        config: The config.
+        shared: In place of the run's own folder: one in which runs of similar configs find each other's stages, each
+            in a folder named by its fingerprint.
 
     Raises:
         DataError: If a data source cannot be identified (a file is missing).
     """
-    return _Builder(config).build()
+    return _Builder(config, shared).build()
 
 
 def settings_of(section: Any, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -141,17 +164,17 @@ def settings_of(section: Any, prefix: str, *, without: tuple[str, ...] = ()) -> 
 
 
 class _Builder:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, shared: Path | None) -> None:
         self.config = config
-        self.root = run_directory(config)
+        self.shared = shared is not None
+        self.root = run_directory(config) if shared is None else shared
         self.cache = Path(config.storage).expanduser() / "cache"
         self.seed = {"seed": config.seed}
 
     def build(self) -> Graph:
         config, systems = self.config, set(self.config.evaluation.systems)
-        data = Stage(
+        data = self._stage(
             "data",
-            self.root / "data",
             {**settings_of(config.data, "data"), **self.seed, "sources": sources_identity(config.data)},
         )
         corpus = self._corpus(data)
@@ -159,22 +182,20 @@ class _Builder:
             self._base(m, n, corpus) for m, n in zip(config.models.weak, config.models.weak_names, strict=True)
         )
         strong = self._base(config.models.strong, config.models.strong.name or "strong", corpus)
-        tokens = Stage("tokens", self.root / "tokens" / "easy", {}, (data, weak[0].stage))
+        tokens = self._stage("tokens", {}, (data, weak[0].stage), folder="tokens/easy")
         rounds = self._rounds(weak, tokens)
         single = self._single(weak, tokens) if systems & {"expert_single", "student_single"} else None
         matched = self._matched(weak, tokens) if "expert_compute_matched" in systems else None
         bagging = self._bagging(weak, tokens) if systems & {"bagging", "student_bagging"} else ()
-        ensemble = Stage(
+        ensemble = self._stage(
             "ensemble",
-            self.root / "ensemble",
             {**settings_of(config.ensemble, "ensemble"), "boosting.rounds": config.boosting.rounds},
             (rounds[-1].stage,),
         )
         labels = self._labels(data, ensemble, single, bagging, systems)
         students = self._students(systems, data, strong, labels)
-        evaluation = Stage(
+        evaluation = self._stage(
             "evaluation",
-            self.root / "evaluation",
             {
                 **settings_of(config.evaluation, "evaluation"),
                 "labeling.max_new_tokens": config.labeling.max_new_tokens,
@@ -195,8 +216,17 @@ class _Builder:
         bases = (strong, *weak)
         return Graph(
             config, self.root, data, corpus, weak, strong, tokens, rounds, bagging, single, matched, ensemble, labels,
-            students, evaluation, bases,
+            students, evaluation, bases, self.shared,
         )  # fmt: skip
+
+    def _stage(
+        self, name: str, settings: dict[str, Any], inputs: tuple[Stage, ...] = (), folder: str | None = None
+    ) -> Stage:
+        """A stage in a folder of its name, or of its fingerprint where runs share it."""
+        if self.shared:
+            stage = Stage(name, Path(), settings, inputs)
+            folder = f"{name.replace('/', '-')}-{stage.fingerprint[:16]}"
+        return Stage(name, self.root / (folder or name), settings, inputs)
 
     def _corpus(self, data: Stage) -> Stage | None:
         models = self.config.models
@@ -259,7 +289,7 @@ class _Builder:
             "lora": base.lora.model_dump(mode="json") if base.lora else None,
             "seed": seed,
         }
-        stage = Stage(name, self.root / name, described, inputs)
+        stage = self._stage(name, described, inputs)
         return Expert(stage, base, recipe, seed)
 
     def _member(self, weak: tuple[Base, ...], index: int) -> tuple[Base, Recipe]:
@@ -290,7 +320,7 @@ class _Builder:
                 for again in (False, True)
             )
             inputs = tuple(expert.stage for expert in tries[0])
-            stage = Stage(f"rounds/{t}", self.root / "rounds" / str(t), {**settings, "round": t}, inputs)
+            stage = self._stage(f"rounds/{t}", {**settings, "round": t}, inputs)
             rounds.append(Round(t, stage, *tries))
         return tuple(rounds)
 
@@ -309,6 +339,8 @@ class _Builder:
         warm = before.experts[k].stage if before is not None and self.config.boosting.warm_start == "previous" else None
         inputs = (tokens, base.stage, *((before.stage,) if before is not None else ()))
         seed = derive_seed(self.config.seed, name)
+        if before is None:  # all weights are equal, whatever is made of errors later
+            settings = {f"boosting.{key}": settings[f"boosting.{key}"] for key in FIRST_ROUND}
         expert = self._expert(name, base, recipe, seed, settings, inputs)
         return Expert(expert.stage, base, recipe, seed, warm)
 
@@ -341,7 +373,7 @@ class _Builder:
         self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
     ) -> dict[str, Stage]:
         settings = {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
-        labels = {"ensemw2s": Stage("labels", self.root / "labels", settings, (data, ensemble))}
+        labels = {"ensemw2s": self._stage("labels", settings, (data, ensemble))}
         others: dict[str, tuple[Stage, ...]] = {}
         if single is not None and "student_single" in systems:
             others["expert_single"] = (single.stage,)
@@ -350,7 +382,7 @@ class _Builder:
         for maker, inputs in others.items():
             name = f"baselines/labels/{maker}"
             combine = settings_of(self.config.ensemble, "ensemble") if maker == "bagging" else {}
-            labels[maker] = Stage(name, self.root / name, {**settings, **combine}, (data, *inputs))
+            labels[maker] = self._stage(name, {**settings, **combine}, (data, *inputs))
         return labels
 
     def _students(self, systems: set[str], data: Stage, strong: Base, labels: dict[str, Stage]) -> tuple[Student, ...]:
@@ -363,12 +395,11 @@ class _Builder:
             maker = LABEL_MAKERS.get(name)
             inputs = (data, strong.stage, *((labels[maker],) if maker is not None else ()))
             kept = {f"student.{k}": getattr(recipe, k) for k in table_keys}
-            path = self.root / "tokens" / "students" / name
-            table = Stage(f"tokens/students/{name}", path, {**kept, "student": name}, inputs)
+            table = self._stage(f"tokens/students/{name}", {**kept, "student": name}, inputs)
             seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
             lora = strong.lora.model_dump(mode="json") if strong.lora else None
             settings = {**settings_of(recipe, "student"), **self._training(), "lora": lora, "seed": seed}
-            stage = Stage(f"students/{name}", self.root / "students" / name, settings, (table, strong.stage))
+            stage = self._stage(f"students/{name}", settings, (table, strong.stage))
             students.append(Student(name, table, stage, seed))
         return tuple(students)
 

@@ -101,7 +101,7 @@ def make_ensemble(context: Context, history: list[Facts]) -> None:
     members = [
         MemberSource(
             name=f"round-{m['round']}-expert-{m['name'].rsplit('/', 1)[-1]}",
-            directory=context.graph.root / m["name"],
+            directory=context.graph.expert_folder(m["name"]),
             alpha=m["alpha"],
             weight=m["weight"],
             round=m["round"],
@@ -252,7 +252,7 @@ def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
             "train_seconds": round(sum(f["seconds"] for f in facts), 2),
         }
 
-    boosted = cost([graph.root / m["name"] for m in members])
+    boosted = cost([graph.expert_folder(m["name"]) for m in members])
     costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": cost([e.stage.path for e in graph.bagging])}
     for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
         if expert is not None:

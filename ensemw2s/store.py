@@ -7,6 +7,7 @@ without one is unfinished work and is done again; a marker that does not match n
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -156,6 +157,27 @@ def _put_in_place(working: Path, path: Path) -> None:
             shutil.rmtree(target)
         os.replace(entry, target)
     working.rmdir()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps others who want to make the same stage out; they wait. The lock goes with the process, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Keeps two runs out of one folder: the second one raises `ResourceError`. The lock goes with the process."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResourceError(f"another run is at work in {root}: wait for its end, or use another name") from None
+        yield
 
 
 def remove_partial(path: Path) -> None:

@@ -16,6 +16,7 @@ from ensemw2s.stages import Graph, Stage, build_graph, model_identity, run_direc
 STUDENTS = {f"students/{name}" for name in SYSTEMS if name.startswith("student_")}
 BASES = {"models/weak-0", "models/weak-1", "models/strong"}
 ROUNDS = {"rounds/1", "rounds/1/experts/0", "rounds/2", "rounds/2/experts/0"}
+LATER = ROUNDS - {"rounds/1/experts/0"}  # whose weights are all equal
 BAGGING = {"baselines/bagging/0", "baselines/bagging/1"}
 SINGLE, MATCHED = {"baselines/expert_single"}, {"baselines/expert_compute_matched"}
 EXPERTS = ROUNDS | BAGGING | SINGLE | MATCHED
@@ -111,14 +112,14 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     # the ensemble
     ("ensemble.combine", "vote", AFTER_ROUNDS | (AFTER_BAGGING - BAGGING)),
     # boosting
-    ("boosting.shrinkage", 0.9, ROUNDS | AFTER_ROUNDS),
-    ("boosting.prior", "samme", ROUNDS | AFTER_ROUNDS),
+    ("boosting.shrinkage", 0.9, LATER | AFTER_ROUNDS),
+    ("boosting.prior", "samme", LATER | AFTER_ROUNDS),
     ("boosting.unit", "example", ROUNDS | AFTER_ROUNDS),
-    ("boosting.weight_clip", None, ROUNDS | AFTER_ROUNDS),
+    ("boosting.weight_clip", None, LATER | AFTER_ROUNDS),
     ("boosting.weighting", "bootstrap", ROUNDS | AFTER_ROUNDS),
-    ("boosting.warm_start", "previous", ROUNDS | AFTER_ROUNDS),
-    ("boosting.on_failure", "skip", ROUNDS | AFTER_ROUNDS),
-    ("boosting.error_from", "ensemble", ROUNDS | AFTER_ROUNDS),
+    ("boosting.warm_start", "previous", LATER | AFTER_ROUNDS),
+    ("boosting.on_failure", "skip", LATER | AFTER_ROUNDS),
+    ("boosting.error_from", "ensemble", LATER | AFTER_ROUNDS),
     (
         "boosting.rounds",
         3,

@@ -21,7 +21,14 @@ from ensemw2s.models.loading import load_tokenizer
 from ensemw2s.stages import build_graph
 from ensemw2s.training.batches import read_training_set
 
-SIZES = {"easy_train": 12, "easy_validation": 5, "id_test": 5, "hard_unlabelled": 10, "ood_test": 5}
+SIZES = {
+    "easy_train": 12,
+    "easy_validation": 5,
+    "id_test": 5,
+    "hard_unlabelled": 10,
+    "ood_test": 5,
+    "hard_validation": 0,
+}
 
 
 @pytest.fixture

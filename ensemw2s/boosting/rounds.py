@@ -7,6 +7,8 @@ only between the two, so a run that was killed anywhere goes on from the last fi
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,26 +40,41 @@ def run_rounds(context: Context) -> list[Facts]:
         BoostingError: If no round at all was accepted.
     """
     history: list[Facts] = []
+    for history in each_round(context):  # noqa: B007 (the last one counts)
+        pass
+    return history
+
+
+def each_round(context: Context) -> Iterator[list[Facts]]:
+    """As `run_rounds`, but gives the facts of all rounds so far after every round."""
+    history: list[Facts] = []
     for r in context.graph.rounds:
-        if store.is_done(r.stage.path, r.stage.description):
-            history.append(store.read_json(r.stage.path / "round.json"))
-        else:
-            with context.stage(r.stage.name, f"boosting round {r.number} of {len(context.graph.rounds)}"):
-                history.append(_run_round(context, r, history))
-            _draw(context, history)
+        with store.alone(r.experts[0].stage.path) if context.graph.shared else nullcontext():
+            if store.is_done(r.stage.path, r.stage.description):
+                history.append(store.read_json(r.stage.path / "round.json"))
+            else:
+                with context.stage(r.stage.name, f"boosting round {r.number} of {len(context.graph.rounds)}"):
+                    history.append(_run_round(context, r, history))
+                _draw(context, history)
         facts = history[-1]
         context.progress.say(
             f"  round {facts['round']}: weighted error {facts['weighted_error']:.4f}, alpha {facts['alpha']:.3f}"
             + ("" if facts["accepted"] else ", not better than its reference: no vote")
         )
-        if not facts["accepted"] and context.config.boosting.on_failure != "skip":
+        yield list(history)
+        if is_last(context, history):
             break
     if not any(facts["accepted"] for facts in history):
         raise BoostingError(
             f"no round gave an expert with a positive alpha (round 1 had a weighted error of "
             f"{history[0]['weighted_error']:.3f}): train experts longer (expert.epochs), or set boosting.prior to none"
         )
-    return history
+
+
+def is_last(context: Context, history: list[Facts]) -> bool:
+    """Whether no round follows these."""
+    ended = not history[-1]["accepted"] and context.config.boosting.on_failure != "skip"
+    return ended or len(history) == len(context.graph.rounds)
 
 
 def _draw(context: Context, history: list[Facts]) -> None:
@@ -253,7 +270,7 @@ def _ensemble_mask(context: Context, data: TokenData, history: list[Facts]) -> N
     members = [m for m in accepted_members(history) if m["weight"] > 0]
     tokens = predictions(
         context.graph.tokens.path / "easy_train.parquet",
-        [str(context.graph.root / m["name"]) for m in members],
+        [str(context.graph.expert_folder(m["name"])) for m in members],
         labeling=context.config.labeling,
         actors=context.actors,
     )

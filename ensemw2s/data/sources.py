@@ -22,7 +22,7 @@ AnySource = ReasoningGymSource | FilesSource | HuggingFaceSource
 PARTS: tuple[Part, Part] = ("easy", "hard")
 SIZE_KEYS: dict[Part, tuple[str, ...]] = {
     "easy": ("data.sizes.easy_train", "data.sizes.easy_validation", "data.sizes.id_test"),
-    "hard": ("data.sizes.hard_unlabelled", "data.sizes.ood_test"),
+    "hard": ("data.sizes.hard_unlabelled", "data.sizes.ood_test", "data.sizes.hard_validation"),
 }
 
 

@@ -18,10 +18,10 @@ from ensemw2s.data.examples import content_key, derive_seed
 from ensemw2s.data.sources import AnySource, allows_missing_answers, read_source, shorten
 from ensemw2s.errors import DataError
 
-SPLITS = ("easy_train", "easy_validation", "id_test", "hard_unlabelled", "ood_test")
+SPLITS = ("easy_train", "easy_validation", "id_test", "hard_unlabelled", "ood_test", "hard_validation")
 EASY_SPLITS = SPLITS[:3]
-HARD_SPLITS = ("ood_test", "hard_unlabelled")
-"""In the order in which they are filled: tests need answers, prompts to be labelled do not."""
+HARD_SPLITS = ("ood_test", "hard_validation", "hard_unlabelled")
+"""In the order in which they are filled: what is judged by needs answers, prompts to be labelled do not."""
 
 Reference = Callable[[pa.Table], np.ndarray]
 """From a table of n examples to each one's loss under a model not trained on it, `[n]`, float64."""
@@ -29,10 +29,10 @@ Reference = Callable[[pa.Table], np.ndarray]
 
 @dataclass(frozen=True)
 class Splits:
-    """Five disjoint tables of `EXAMPLE_SCHEMA`, and the answers that only ceiling and evaluation may read.
+    """Six disjoint tables of `EXAMPLE_SCHEMA`, and the answers that only ceiling and evaluation may read.
 
-    `hard_unlabelled` has null answers. `hard_labels` (id, answer) has its rows in the same order; an answer is null
-    where the source has none.
+    `hard_validation` is empty unless a search asks for it. `hard_unlabelled` has null answers. `hard_labels` (id,
+    answer) has its rows in the same order; an answer is null where the source has none.
     """
 
     easy_train: pa.Table
@@ -40,10 +40,11 @@ class Splits:
     id_test: pa.Table
     hard_unlabelled: pa.Table
     ood_test: pa.Table
+    hard_validation: pa.Table
     hard_labels: pa.Table
 
     def tables(self) -> dict[str, pa.Table]:
-        """The five splits by name, in the order of `SPLITS`."""
+        """The splits by name, in the order of `SPLITS`."""
         return {name: getattr(self, name) for name in SPLITS}
 
 
@@ -216,10 +217,13 @@ def _check_answers(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
             "answer; only hard examples may lack one"
         )
     answered = hard.num_rows - hard["answer"].null_count
-    if answered < config.sizes.ood_test <= hard.num_rows:
+    wanted = _total(config.sizes, HARD_SPLITS[:2])
+    if answered < wanted <= hard.num_rows:
+        names = [name for name in HARD_SPLITS[:2] if getattr(config.sizes, name)]
+        asked = " + ".join(f"data.sizes.{name} {getattr(config.sizes, name)}" for name in names)
         raise DataError(
-            f"there are {answered} hard examples with an answer, data.sizes.ood_test wants {config.sizes.ood_test}: "
-            "lower it, or give more of the hard rows an answer"
+            f"there are {answered} hard examples with an answer, {wanted} are wanted ({asked}): lower "
+            "it, or give more of the hard rows an answer"
         )
 
 
@@ -230,7 +234,7 @@ def _check_sizes(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
         if table.num_rows >= wanted:
             continue
         count = f"only {table.num_rows}" if table.num_rows else "no"
-        asked = " + ".join(f"data.sizes.{name} {getattr(config.sizes, name)}" for name in names)
+        asked = " + ".join(f"data.sizes.{n} {size}" for n in names if (size := getattr(config.sizes, n)))
         remedy = "lower these sizes or give more data"
         both = np.concatenate([pool["difficulty"].to_numpy() for pool in (easy, hard)])
         if config.split.mode == "difficulty" and both.size:
@@ -254,11 +258,15 @@ def _divide(easy: pa.Table, hard: pa.Table, sizes: SplitSizes) -> Splits:
     for name in EASY_SPLITS:
         parts[name] = easy.slice(start, getattr(sizes, name))
         start += getattr(sizes, name)
-    has_answer = np.asarray(hard["answer"].is_valid())
-    tested = np.zeros(hard.num_rows, dtype=bool)
-    tested[np.flatnonzero(has_answer)[: sizes.ood_test]] = True
-    parts["ood_test"] = hard.filter(pa.array(tested))
-    prompts = hard.filter(pa.array(~tested)).slice(0, sizes.hard_unlabelled)
+    answered = np.flatnonzero(np.asarray(hard["answer"].is_valid()))
+    labelled = np.zeros(hard.num_rows, dtype=bool)
+    start = 0
+    for name in HARD_SPLITS[:2]:
+        rows = answered[start : start + getattr(sizes, name)]
+        parts[name] = hard.take(pa.array(rows, pa.int64()))
+        labelled[rows] = True
+        start += getattr(sizes, name)
+    prompts = hard.filter(pa.array(~labelled)).slice(0, sizes.hard_unlabelled)
     index = prompts.schema.get_field_index("answer")
     nothing = pa.nulls(prompts.num_rows, pa.string())
     parts["hard_unlabelled"] = prompts.set_column(index, prompts.schema.field(index), nothing)

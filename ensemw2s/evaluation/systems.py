@@ -25,7 +25,7 @@ class Group:
 
 def member_paths(graph: Graph, members: list[Facts]) -> list[str]:
     """Folders of boosted experts."""
-    return [str((graph.root / member["name"]).resolve()) for member in members]
+    return [str(graph.expert_folder(member["name"]).resolve()) for member in members]
 
 
 def ensemble_voter(graph: Graph, members: list[Facts], name: str = "ensemw2s") -> Voter:

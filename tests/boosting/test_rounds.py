@@ -136,7 +136,7 @@ def test_boosting_goes_on_from_the_last_finished_round(script):
     whole = script([[0, 1]], [[2]], [[3, 4]])
     expected = rounds.run_rounds(whole)
     cut = script([[0, 1]], [[2]])
-    with pytest.raises(StopIteration):  # the script ends inside round 3
+    with pytest.raises(RuntimeError, match="StopIteration"):  # the script ends inside round 3
         rounds.run_rounds(cut)
     assert not cut.graph.rounds[2].stage.path.exists()
     cut.attempts = iter([[[3, 4]]])

@@ -13,7 +13,7 @@ from ensemw2s.data.examples import EXAMPLE_SCHEMA, content_key, example_table
 from ensemw2s.data.splits import SPLITS, check_disjoint, folds, make_splits
 from ensemw2s.errors import DataError
 
-SIZES = {"easy_train": 8, "easy_validation": 3, "id_test": 4, "hard_unlabelled": 7, "ood_test": 5}
+SIZES = {"easy_train": 8, "easy_validation": 3, "id_test": 4, "hard_unlabelled": 7, "ood_test": 5, "hard_validation": 0}
 NUMBERS = {"min_decimals": 0, "max_decimals": 0, "min_value": 0, "max_value": 25}
 GYM = {
     "kind": "reasoning_gym",
@@ -115,7 +115,7 @@ def test_a_file_is_divided_at_the_threshold_of_a_column(tmp_path):
     splits = make_splits(by_level(tmp_path, rows(40), easy_max=4), seed=0)
     assert sizes_of(splits) == SIZES
     assert max(max(splits.tables()[name]["difficulty"].to_pylist()) for name in SPLITS[:3]) <= 4
-    assert min(min(splits.tables()[name]["difficulty"].to_pylist()) for name in SPLITS[3:]) > 4
+    assert min(min(splits.tables()[name]["difficulty"].to_pylist()) for name in SPLITS[3:5]) > 4
 
 
 def test_without_a_threshold_the_median_divides(tmp_path):
@@ -255,6 +255,21 @@ def test_hard_rows_may_lack_answers_and_are_never_tested_on(tmp_path):
     assert splits.hard_labels.num_rows == 7
 
 
+def test_a_hard_validation_split_has_answers_and_is_nobody_elses(tmp_path):
+    content = rows(20, level=0) + rows(9, start=20, level=1) + rows(6, start=30, level=1, answer=None)
+    sizes = {**SIZES, "hard_validation": 2}
+    splits = make_splits(by_level(tmp_path, content, easy_max=0, sizes=sizes), seed=0)
+    assert sizes_of(splits) == sizes
+    assert splits.hard_validation["answer"].null_count == 0
+    check_disjoint(splits)
+    without = make_splits(by_level(tmp_path, content, easy_max=0), seed=0)
+    assert without.ood_test.equals(splits.ood_test), "the test stays what it was"
+    with pytest.raises(DataError, match=r"5 are wanted .*|.*9 hard examples with an answer, 11 are wanted"):
+        make_splits(
+            by_level(tmp_path, content, easy_max=0, sizes={**sizes, "hard_validation": 6, "hard_unlabelled": 1}), seed=0
+        )
+
+
 def test_easy_rows_may_not_lack_answers(tmp_path):
     content = rows(20, level=0) + rows(20, start=20, level=1)
     content[3]["answer"] = None
@@ -264,7 +279,7 @@ def test_easy_rows_may_not_lack_answers(tmp_path):
 
 def test_a_test_needs_enough_hard_rows_with_answers(tmp_path):
     content = rows(20, level=0) + rows(4, start=20, level=1) + rows(20, start=30, level=1, answer=None)
-    with pytest.raises(DataError, match=r"4 hard examples with an answer, data.sizes.ood_test wants 5"):
+    with pytest.raises(DataError, match=r"4 hard examples with an answer, 5 are wanted \(data.sizes.ood_test 5\)"):
         make_splits(by_level(tmp_path, content, easy_max=0), seed=0)
 
 

@@ -1,0 +1,109 @@
+"""What people see of a search while it runs: Tune's callbacks come in, a table of trials on a terminal, else lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray import tune
+from rich.live import Live
+from rich.table import Table
+
+from ensemw2s.progress import Progress
+from ensemw2s.search.trial import OBJECTIVE
+
+SHOWN = 24
+"""Rows of the table: the trials that run, and the newest of the others."""
+
+STATES = {"RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed", "PENDING": "waits", "PAUSED": "waits"}
+
+_views: list[_View] = []
+
+
+class Watcher(tune.Callback):
+    """Tells whoever looks. It holds nothing: Tune stores its callbacks with the experiment."""
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        for view in _views:
+            view.result(trials, trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        for view in _views:
+            view.draw(trials)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        for view in _views:
+            view.draw(trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        for view in _views:
+            view.failed(trials, trial)
+
+
+class _View:
+    def __init__(self, progress: Progress, live: Live | None) -> None:
+        self._progress, self._live = progress, live
+
+    def result(self, trials: list[Any], trial: Any, result: dict[str, Any]) -> None:
+        self.draw(trials)
+        if self._live is None:
+            self._progress.say(
+                f"  trial {number(trials, trial)}: {result['rounds']} rounds, value {result['value']:.4f}, "
+                f"best {result[OBJECTIVE]:.4f} ({words(trial.config)})"
+            )
+
+    def failed(self, trials: list[Any], trial: Any) -> None:
+        self.draw(trials)
+        if self._live is None:
+            self._progress.say(f"  trial {number(trials, trial)} failed ({words(trial.config)})")
+
+    def draw(self, trials: list[Any]) -> None:
+        if self._live is not None:
+            self._live.update(table(trials))
+
+
+@contextmanager
+def live_table(progress: Progress) -> Iterator[None]:
+    """Shows the trials of the search that runs inside the block."""
+    if not progress.console.is_terminal:
+        view = _View(progress, None)
+        _views.append(view)
+        try:
+            yield
+        finally:
+            _views.remove(view)
+        return
+    with Live(console=progress.console, transient=True, refresh_per_second=2) as live:
+        view = _View(progress, live)
+        _views.append(view)
+        try:
+            yield
+        finally:
+            _views.remove(view)
+
+
+def number(trials: list[Any], trial: Any) -> int:
+    """Trials are numbered in the order in which they were drawn, from 0."""
+    return next(i for i, other in enumerate(trials) if other.trial_id == trial.trial_id)
+
+
+def table(trials: list[Any]) -> Table:
+    """The trials that run and the newest of the others."""
+    shown = Table(box=None, pad_edge=False)
+    for name in ("trial", "state", "rounds", "value", "best"):
+        shown.add_column(name, justify="right" if name != "state" else "left")
+    shown.add_column("point", overflow="fold")
+    for i, trial in list(enumerate(trials))[-SHOWN:]:
+        found = trial.last_result or {}
+        figures = [f"{found[key]:.4f}" if key in found else "" for key in ("value", OBJECTIVE)]
+        state = STATES.get(str(trial.status), str(trial.status).lower())
+        shown.add_row(str(i), state, str(found.get("rounds", "")), *figures, words(trial.config))
+    return shown
+
+
+def words(point: dict[str, Any]) -> str:
+    """A point in a line."""
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
+    )

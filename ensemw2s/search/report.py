@@ -1,0 +1,178 @@
+"""What a search found: Tune's results come in; rows, the best point as a config, a table and plots go out."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ensemw2s.config import Config, dump_config
+from ensemw2s.config_search import SearchConfig
+from ensemw2s.search import plots, space
+from ensemw2s.search.trial import OBJECTIVE
+
+METRICS = ("exact_match", "token_accuracy", "nll", "option_accuracy")
+FACTS = ("rounds", "experts", "value", *METRICS, OBJECTIVE, "best_rounds", "seconds", "final")
+SHOWN = 20
+
+
+def rows(grid: Any, config: Config) -> pd.DataFrame:
+    """One row for each trial and size.
+
+    Args:
+        grid: Tune's results.
+        config: The search's config.
+
+    Returns:
+        Columns `trial` (number, from 0), `state` (finished, stopped, failed), those of `FACTS` that were measured, and
+        one for each key of the space (null where its conditions did not hold; lists and mixed types as JSON).
+    """
+    assert config.search is not None
+    found: list[dict[str, Any]] = []
+    for number, result in enumerate(grid):
+        history = result.metrics_dataframe
+        if history is None or not len(history):
+            continue
+        known = [key for key in FACTS if key in history]
+        # a trial that was started again measured its first sizes twice
+        history = history[known].drop_duplicates(["rounds", "final"], keep="last").sort_values(["rounds", "final"])
+        ended = bool(history["final"].iloc[-1])
+        state = "failed" if result.error is not None else "finished" if ended else "stopped"
+        found += [
+            {"trial": number, "state": state, **facts, **_point(result.config, config.search)}
+            for facts in history.to_dict("records")
+        ]
+    return pd.DataFrame(found)
+
+
+def _point(drawn: dict[str, Any], search: SearchConfig) -> dict[str, Any]:
+    return {
+        key: _plain(drawn.get(key), parameter.extremes)
+        for key, parameter in search.space.items()
+        if key != space.ROUNDS
+    }
+
+
+def _plain(value: Any, values: list[Any]) -> Any:
+    mixed = len({type(v) for v in values}) > 1 and not all(isinstance(v, int | float) for v in values)
+    return json.dumps(value) if value is not None and (mixed or isinstance(value, list)) else value
+
+
+def failures(grid: Any) -> dict[int, str]:
+    """Number and reason of the trials that failed."""
+    return {number: _reason(result.error) for number, result in enumerate(grid) if result.error is not None}
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).removeprefix("ensemw2s.errors.")
+
+
+def summarise(
+    config: Config, found: pd.DataFrame, failed: dict[int, str], points: dict[int, space.Point]
+) -> dict[str, Any]:
+    """The content of search.json.
+
+    Args:
+        config: The search's config.
+        found: `rows`.
+        failed: `failures`.
+        points: Each trial's point.
+    """
+    search = config.search
+    assert search is not None
+    trials = []
+    for number, history in found.groupby("trial"):
+        last = history.iloc[-1]
+        trials.append(
+            {
+                "trial": int(number),
+                "state": last["state"],
+                "rounds": int(last["rounds"]),
+                "objective": float(last[OBJECTIVE]),
+                "best_rounds": int(last["best_rounds"]),
+                "seconds": round(float(last["seconds"]), 1),
+                "point": points[int(number)],
+            }
+        )
+    chosen = _best(found, search, *space.sizes(config))
+    return {
+        "name": config.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "objective": search.objective,
+        "metric": search.metric,
+        "mode": search.mode,
+        "validation": search.validation,
+        "best": {**chosen, "point": points[chosen["trial"]]},
+        "trials": trials,
+        "failed": [{"trial": number, "reason": reason, "point": points[number]} for number, reason in failed.items()],
+    }
+
+
+def _best(found: pd.DataFrame, search: SearchConfig, least: int, most: int) -> dict[str, Any]:
+    """The best value; of equal ones the smaller ensemble's, then the earlier trial's."""
+    if search.objective == "student":
+        able = found[found["final"].astype(bool)]
+        size = "best_rounds"
+    else:
+        able = found[(found["rounds"] >= least) & (found["rounds"] <= most)]
+        size = "rounds"
+    able = able if len(able) else found
+    order = able.sort_values(["value", size, "trial"], ascending=[search.mode == "min", True, True])
+    first = order.iloc[0]
+    return {"trial": int(first["trial"]), "rounds": int(first[size]), "value": float(first["value"])}
+
+
+def best_config(config: Config, summary: dict[str, Any]) -> Config:
+    """The search's config at its best point, for `ensemw2s run`."""
+    best = summary["best"]
+    plain = config.model_copy(update={"search": None, "name": f"{config.name}-best"})
+    return space.apply(plain, {**best["point"], space.ROUNDS: best["rounds"]})
+
+
+def write(config: Config, found: pd.DataFrame, summary: dict[str, Any], folder: Path) -> None:
+    """Writes best.yaml and plots/."""
+    best = summary["best"]
+    said = (
+        f"# Trial {best['trial']} of the search {config.name}: {summary['metric']} {best['value']:.4f} on "
+        f"{summary['validation']} validation examples, with {best['rounds']} rounds.\n"
+    )
+    (folder / "best.yaml").write_text(said + dump_config(best_config(config, summary)), encoding="utf-8")
+    plots.write(config, found, summary, folder / "plots")
+
+
+def print_trials(summary: dict[str, Any], console: Console) -> None:
+    """The best trials as a table, then the best point and where it lies."""
+    sign = 1 if summary["mode"] == "min" else -1
+    ordered = sorted(summary["trials"], key=lambda t: (sign * t["objective"], t["best_rounds"], t["trial"]))
+    keys = list(dict.fromkeys(key for trial in ordered for key in trial["point"]))
+    table = Table(box=None, pad_edge=False)
+    for name in ("trial", "state", "rounds", summary["metric"], "best size", "seconds", *keys):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for trial in ordered[:SHOWN]:
+        values = [_short(trial["point"].get(key, "")) for key in keys]
+        table.add_row(
+            str(trial["trial"]), trial["state"], str(trial["rounds"]), f"{trial['objective']:.4f}",
+            str(trial["best_rounds"]), f"{trial['seconds']:.0f}", *values,
+        )  # fmt: skip
+    console.print(table)
+    for failed in summary["failed"]:
+        console.print(Text(f"trial {failed['trial']} failed: {failed['reason']}"))
+    best = summary["best"]
+    console.print(
+        Text(
+            f"\nbest: trial {best['trial']} with {best['rounds']} rounds, {summary['metric']} {best['value']:.4f} on "
+            f"{summary['validation']} validation"
+        )
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -1,0 +1,244 @@
+"""A search from its config to its best point: shared stages first, then trials on Ray Tune, then what they found.
+
+Tune decides which points are tried and which trials go on; what a trial does is `trial`'s, what people see `report`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ensemw2s import cluster, steps, store
+from ensemw2s.cluster import ResourcePlan, Resources
+from ensemw2s.config import Config
+from ensemw2s.config_search import SearchConfig
+from ensemw2s.context import Context
+from ensemw2s.errors import ConfigError, SearchError
+from ensemw2s.progress import Progress
+from ensemw2s.search import report, space
+from ensemw2s.search.live import Watcher, live_table
+from ensemw2s.search.trial import OBJECTIVE, run_trial, trial_config
+from ensemw2s.stages import Graph, build_graph, run_directory
+
+DRIVER_CPUS = 0.1
+"""Of a trial's driver where no resource is set aside for drivers."""
+
+EXPERIMENT = "tune"
+
+
+def search_directory(config: Config) -> Path:
+    """Folder of a config's search."""
+    return run_directory(config) / "search"
+
+
+def run(
+    config: Config, *, resume: bool = False, fresh: bool = False, debug: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs a search to its end.
+
+    Args:
+        config: A config with a section `search`.
+        resume: Go on with a search that was stopped.
+        fresh: Delete what an earlier search chose, and search anew; stages it made are used again.
+        debug: Show Ray's logs.
+        progress: Where to show progress; none: the terminal.
+
+    Returns:
+        The content of search.json.
+
+    Raises:
+        ConfigError: If the space does not fit the config, or the folder holds a search and neither flag is given.
+        SearchError: If no trial measured anything.
+        EnsemW2SError: What stopped a stage that all trials share.
+    """
+    shown, search, folder = progress or Progress(), space.check(config), search_directory(config)
+    description = describe(config)
+    if fresh:
+        clear(folder)
+    with store.only_one(folder):
+        found = earlier(folder, description)
+        if found == "done":
+            shown.say(f"{folder} is complete: nothing to do")
+            summary: dict[str, Any] = store.read_json(folder / "search.json")
+        else:
+            if found == "begun" and not resume:
+                raise ConfigError(f"{folder} holds a search that was stopped: --resume goes on, --fresh begins anew")
+            store.write_json(folder / "description.json", description)
+            with cluster.connect(config.cluster, debug=debug) as resources, shown:
+                summary = _search(config, search, folder, resources, shown, again=found == "begun")
+    report.print_trials(summary, shown.console)
+    return summary
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Everything that a search depends on; where it runs, and how many trials run at a time, is not among it."""
+    tree = config.model_dump(mode="json", exclude={"cluster", "tracking", "evaluation"})
+    tree["search"].pop("concurrent")
+    return {"settings": tree, "inputs": {"data": build_graph(config).data.fingerprint}}
+
+
+def earlier(folder: Path, description: dict[str, Any]) -> str:
+    """`done`, `begun` or `none`. Raises `ConfigError` if the folder holds another search."""
+    if not (folder / "description.json").exists():
+        return "none"
+    found = store.read_json(folder / "description.json")
+    if found != description:
+        raise ConfigError(
+            f"{folder} holds another search: {store.difference(found, description)}. "
+            "Use another name, or --fresh to search anew"
+        )
+    return "done" if (folder / "search.json").exists() else "begun"
+
+
+def clear(folder: Path) -> None:
+    """Removes what a search decided; the stages stay."""
+    for name in ("description.json", "search.json", "trials.parquet", "best.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / EXPERIMENT, ignore_errors=True)
+    shutil.rmtree(folder / "plots", ignore_errors=True)
+
+
+def _search(
+    config: Config, search: SearchConfig, folder: Path, resources: Resources, shown: Progress, *, again: bool
+) -> dict[str, Any]:
+    stages = folder / "stages"
+    _shared_stages(config, stages, resources, shown)
+    plan, count = divide(config, resources)
+    shown.say(f"{folder}: {resources}; {search.trials} trials, {count} at a time with {plan.lanes} lane(s) each")
+    grid = _tune(config, search, folder, plan, count, shown, again)
+    rows = report.rows(grid, config)
+    if not len(rows):
+        reasons = list(report.failures(grid).values()) or ["nothing was tried"]
+        raise SearchError(f"no trial measured anything; the first one failed: {reasons[0]}")
+    rows.to_parquet(folder / "trials.parquet", index=False)
+    points = {number: result.config for number, result in enumerate(grid)}
+    summary = report.summarise(config, rows, report.failures(grid), points)
+    report.write(config, rows, summary, folder)
+    store.write_json(folder / "search.json", summary)
+    return summary
+
+
+def _shared_stages(config: Config, stages: Path, resources: Resources, shown: Progress) -> None:
+    """Data, corpus, pre-trained bases and tokens: no point of the space changes them."""
+    from ensemw2s.training.launch import Lanes
+
+    graph: Graph = build_graph(trial_config(config, {}), stages)
+    plan = cluster.plan_resources(config, resources)
+    with Lanes(config.training, plan.lanes, stages / ".ray", keep=False, on_progress=shown.update) as lanes:
+        context = Context(graph, plan, shown, lanes, on_stage=lambda *_: None)
+        if not steps.done(graph.data):
+            with context.stage("data", "examples and splits"):
+                steps.make_data(context)
+        if graph.corpus is not None:
+            if not steps.done(graph.corpus):
+                with context.stage("corpus", "text for the tiny bases"):
+                    steps.make_corpus(context)
+            bases = [base.stage for base in graph.bases if base.tiny is not None]
+            if not all(map(steps.done, bases)):
+                with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
+                    steps.pretrain(context)
+        if not steps.done(graph.tokens):
+            with context.stage("tokens", "easy examples as tokens"):
+                steps.make_tokens(context)
+
+
+def divide(config: Config, resources: Resources) -> tuple[ResourcePlan, int]:
+    """What each trial gets, and how many run at a time: the most with a lane and actors side by side. Pure."""
+    assert config.search is not None
+    training, labeling = config.training, config.labeling
+    for count in range(min(config.search.concurrent or config.search.trials, config.search.trials), 0, -1):
+        if (training.lanes or count) < count or (
+            labeling.max_actors or labeling.min_actors * count
+        ) < labeling.min_actors * count:
+            continue
+        if resources.fits(labeling.cpus_per_actor, labeling.gpus_per_actor) < labeling.min_actors * count:
+            continue
+        wanted = labeling.model_copy(update={"min_actors": labeling.min_actors * count})
+        plan = cluster.plan_resources(config.model_copy(update={"labeling": wanted}), resources)
+        if plan.keep_lanes and plan.lanes >= count:
+            return ResourcePlan(plan.lanes // count, plan.actors // count, keep_lanes=True), count
+    return cluster.plan_resources(config, resources), 1
+
+
+def _tune(
+    config: Config, search: SearchConfig, folder: Path, plan: ResourcePlan, count: int, shown: Progress, again: bool
+) -> Any:
+    from ray import tune
+
+    trainable = tune.with_resources(
+        partial(
+            run_trial,
+            config=config.model_dump(mode="json"),
+            folder=str((folder / "stages").resolve()),
+            lanes=plan.lanes,
+            actors=plan.actors,
+            keep=plan.keep_lanes,
+        ),
+        driver_resources(config),
+    )
+    place = (folder / EXPERIMENT).resolve()
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table, which `verbose` alone does not silence
+    with live_table(shown):
+        if again and tune.Tuner.can_restore(str(place)):
+            tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=_searcher(search),
+                    scheduler=_scheduler(search, space.sizes(config)[1]),
+                    num_samples=search.trials,
+                    max_concurrent_trials=count,
+                    metric=OBJECTIVE,
+                    mode=search.mode,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=EXPERIMENT,
+                    storage_path=str(place.parent),
+                    callbacks=[Watcher()],
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=2),
+                ),
+            )
+        return tuner.fit()
+
+
+def driver_resources(config: Config) -> dict[str, float]:
+    """What a trial's driver reserves. It only waits, so where Ray is started here it takes no CPU from its workers."""
+    if config.cluster.driver_resource is not None:
+        return {config.cluster.driver_resource: 1}
+    if cluster.address(config.cluster) is None:
+        return {cluster.DRIVER: 1}
+    return {"CPU": DRIVER_CPUS}
+
+
+def _searcher(search: SearchConfig) -> Any:
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if search.searcher == "random":
+        sampler: Any = optuna.samplers.RandomSampler(seed=search.seed)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=search.startup_trials)
+    return OptunaSearch(partial(space.draw, space=search.space), metric=OBJECTIVE, mode=search.mode, sampler=sampler)
+
+
+def _scheduler(search: SearchConfig, rounds: int) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
+
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    if search.scheduler == "median":
+        return MedianStoppingRule(time_attr="rounds", grace_period=search.grace_rounds, min_samples_required=3)
+    # a trial that reaches the last round ends by itself, with all that it reports in the end
+    return ASHAScheduler(
+        time_attr="rounds",
+        max_t=max(rounds, search.grace_rounds) + 1,
+        grace_period=search.grace_rounds,
+        reduction_factor=search.reduction_factor,
+    )

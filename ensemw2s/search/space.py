@@ -1,0 +1,140 @@
+"""The search space: which keys of the config may vary, whether the values fit them, and a point of it as a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ensemw2s.config import (
+    BoostingConfig,
+    Config,
+    EnsembleConfig,
+    Lora,
+    Recipe,
+    StudentConfig,
+    parse_config,
+)
+from ensemw2s.config_messages import nearest
+from ensemw2s.config_search import Parameter, SearchConfig
+from ensemw2s.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+Point = dict[str, Any]
+"""Dotted config key → value."""
+
+ROUNDS = "boosting.rounds"
+
+TUNABLE = (
+    *(f"expert.{key}" for key in Recipe.model_fields),
+    *(f"boosting.{key}" for key in BoostingConfig.model_fields if key != "members"),
+    *(f"ensemble.{key}" for key in EnsembleConfig.model_fields),
+    *(f"models.{role}.lora.{key}" for role in ("weak.*", "strong") for key in Lora.model_fields),
+    *(f"student.{key}" for key in StudentConfig.model_fields),
+)
+"""Keys that a search may vary; `*` is every weak base. None of them changes data, corpus or pre-training, which all
+trials share."""
+
+
+def check(config: Config) -> SearchConfig:
+    """Checks the search of a config against the rest of it.
+
+    Returns:
+        The search.
+
+    Raises:
+        ConfigError: With every mistake, each with its dotted key.
+    """
+    if config.search is None:
+        raise ConfigError("the config has no section search, which says what to tune (docs/search.md)")
+    wrong = [
+        f"search.space.{line}"
+        for key, parameter in config.search.space.items()
+        for line in _wrong(config, key, parameter)
+    ]
+    if config.search.validation == "hard" and not config.data.sizes.hard_validation:
+        wrong.append("search.validation hard needs data.sizes.hard_validation of at least 1")
+    if wrong:
+        raise ConfigError("\n".join(["the search has mistakes:", *(f"  {line}" for line in wrong)]))
+    return config.search
+
+
+def _wrong(config: Config, key: str, parameter: Parameter) -> Iterator[str]:
+    assert config.search is not None
+    if key not in TUNABLE:
+        yield f"{key}: cannot be tuned{nearest(key, TUNABLE)}"
+        return
+    if key == ROUNDS and parameter.integer is None:
+        yield f"{key}: needs integer: [LEAST, MOST]; all sizes between are measured in every trial"
+        return
+    if key.startswith(("student.", "models.strong.")) and config.search.objective == "ensemble":
+        yield f"{key}: changes the student alone; set search.objective to student"
+    if key.startswith("models.weak.") and not any(model.lora for model in config.models.weak):
+        yield f"{key}: no weak base has lora"
+        return
+    if key.startswith("models.strong.") and config.models.strong.lora is None:
+        yield f"{key}: the strong base has no lora"
+        return
+    conditions = {other: values[0] for other, values in parameter.conditions.items()}
+    for value in parameter.extremes:
+        try:
+            apply(config, {**conditions, key: value})
+        except ConfigError as error:
+            yield from (line.strip() for line in str(error).splitlines()[1:])
+
+
+def apply(config: Config, point: Point) -> Config:
+    """A config with the values of a point.
+
+    Raises:
+        ConfigError: If they do not fit the rest of it.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in point.items():
+        *parents, last = key.split(".")
+        for node in _nodes(tree, parents):
+            node[last] = value
+    return parse_config(tree, origin="this point of the search space")
+
+
+def _nodes(tree: Any, parents: list[str]) -> Iterator[dict[str, Any]]:
+    """The mappings under a key; models without adapters have none."""
+    if not parents:
+        if tree is not None:
+            yield tree
+        return
+    first, *rest = parents
+    for child in tree if first == "*" else [tree[first]]:
+        yield from _nodes(child, rest)
+
+
+def sizes(config: Config) -> tuple[int, int]:
+    """The least and the largest number of rounds that the search considers."""
+    assert config.search is not None
+    parameter = config.search.space.get(ROUNDS)
+    if parameter is None or parameter.integer is None:
+        return 1, config.boosting.rounds
+    return parameter.integer
+
+
+def draw(trial: Trial, space: dict[str, Parameter]) -> Point:
+    """Draws a point, one parameter after the other, those only whose conditions hold (Optuna's define-by-run)."""
+    point: Point = {}
+    for key, parameter in space.items():
+        if key == ROUNDS or any(point.get(other) not in values for other, values in parameter.conditions.items()):
+            continue
+        if parameter.choice is not None:
+            point[key] = _chosen(trial, key, parameter.choice)
+        elif parameter.integer is not None:
+            point[key] = trial.suggest_int(key, *parameter.integer)
+        else:
+            low, high = parameter.log_uniform or parameter.uniform or (0.0, 0.0)
+            point[key] = trial.suggest_float(key, low, high, log=parameter.log_uniform is not None)
+    return point
+
+
+def _chosen(trial: Trial, key: str, values: list[Any]) -> Any:
+    if all(value is None or isinstance(value, bool | int | float | str) for value in values):
+        return trial.suggest_categorical(key, values)
+    return values[trial.suggest_int(key, 0, len(values) - 1)]  # Optuna has no lists as values

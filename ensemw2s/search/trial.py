@@ -1,0 +1,184 @@
+"""One trial of a search: a point of the space goes in, the ensemble after each round is measured and reported to Tune.
+
+Boosted ensembles are nested: T rounds give the ensembles of 1 to T rounds, so a trial measures every size. Stages that
+another trial has made are taken from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from ensemw2s import cluster, steps, store
+from ensemw2s.boosting.rounds import accepted_members, each_round, is_last
+from ensemw2s.config import Config
+from ensemw2s.config_search import SearchConfig
+from ensemw2s.context import Context
+from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.systems import Group, ensemble_voter, one
+from ensemw2s.progress import Progress
+from ensemw2s.search import space
+from ensemw2s.stages import build_graph
+from ensemw2s.store import Stage
+
+Facts = dict[str, Any]
+
+OBJECTIVE = "objective"
+"""What Tune sees: the value of the best size so far, or in the end that of the student."""
+
+
+def run_trial(point: space.Point, *, config: dict[str, Any], folder: str, lanes: int, actors: int, keep: bool) -> None:
+    """Runs a trial inside Tune (its trainable).
+
+    Args:
+        point: Values of the space.
+        config: The search's config.
+        folder: Folder of the stages that trials share.
+        lanes: Training lanes of this trial.
+        actors: Its decoding actors, at most.
+        keep: Whether there is room for both at a time.
+
+    Raises:
+        BoostingError: If no round is better than chance.
+    """
+    from ray import tune
+
+    from ensemw2s.training.launch import Lanes
+
+    base = Config.model_validate(config)
+    chosen = trial_config(base, point)
+    assert base.search is not None
+    graph = build_graph(chosen, Path(folder))
+    scratch = Path(folder) / ".ray" / tune.get_context().get_trial_id()
+    progress = Progress(Console(quiet=True))
+    plan = cluster.ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
+    with (
+        cluster.connect(chosen.cluster),
+        Lanes(chosen.training, plan.lanes, scratch, keep=plan.keep_lanes) as running,
+    ):
+        context = Context(graph, plan, progress, running, on_stage=lambda *_: None)
+        try:
+            for facts in measured(context, base.search, *space.sizes(base)):
+                tune.report(facts)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def trial_config(config: Config, point: space.Point) -> Config:
+    """The config of a trial: the point's values, as many rounds as the search considers, and only what is measured."""
+    _, most = space.sizes(config)
+    plain = config.model_copy(update={"search": None})
+    chosen = space.apply(plain, {**point, space.ROUNDS: most})
+    systems = (
+        ["ensemw2s", "student_ensemw2s"] if config.search and config.search.objective == "student" else ["ensemw2s"]
+    )
+    evaluation = chosen.evaluation.model_copy(update={"systems": systems})
+    tracking = chosen.tracking.model_copy(update={"kind": "none"})
+    return chosen.model_copy(update={"evaluation": evaluation, "tracking": tracking})
+
+
+def measured(context: Context, search: SearchConfig, least: int, most: int) -> Any:
+    """Runs the rounds, and yields after each what Tune is told.
+
+    Args:
+        context: The trial's run.
+        search: What is measured.
+        least: Smallest number of rounds that may be chosen.
+        most: Largest one.
+
+    Yields:
+        `rounds`, `experts` (that vote), `value` (of the metric at this size), the metrics, `objective`, `best_rounds`
+        (the size it belongs to), `seconds`, and `final`: nothing follows.
+    """
+    began, best, best_rounds = time.monotonic(), search.worst, least
+    value, metrics = search.worst, {}
+    for history in each_round(context):
+        if history[-1]["accepted"]:
+            voter = ensemble_voter(context.graph, accepted_members(history))
+            metrics = measure(context, search, Group("trial", (voter,)))
+            value = metrics[search.metric]
+        rounds, voting = len(history), [m for m in accepted_members(history) if m["weight"] > 0]
+        if rounds >= least and better(search, value, best):
+            best, best_rounds = value, rounds
+        ended = is_last(context, history)
+        if voting:
+            yield {
+                "rounds": rounds,
+                "experts": len(voting),
+                "value": value,
+                **metrics,
+                OBJECTIVE: best if best != search.worst else value,
+                "best_rounds": best_rounds,
+                "seconds": time.monotonic() - began,
+                "final": ended and search.objective == "ensemble",
+            }
+    if search.objective == "student":
+        metrics = _student(context, search, history[:best_rounds])
+        yield {
+            "rounds": rounds,
+            "experts": len(voting),
+            "value": metrics[search.metric],
+            **metrics,
+            OBJECTIVE: metrics[search.metric],
+            "best_rounds": best_rounds,
+            "seconds": time.monotonic() - began,
+            "final": True,
+        }
+
+
+def better(search: SearchConfig, value: float, best: float) -> bool:
+    """Whether a value of the metric is better than another one."""
+    return value < best if search.mode == "min" else value > best
+
+
+def measure(context: Context, search: SearchConfig, group: Group) -> dict[str, float]:
+    """The metrics of a group's only voter on the validation examples; no test example is read."""
+    path = context.graph.data.path / f"{search.validation}_validation.parquet"
+    columns = evaluate_all(
+        [("validation", path, group, False)],
+        data=context.config.data,
+        labeling=context.config.labeling,
+        actors=context.actors,
+        shown=0,
+    )
+    [rows] = columns["validation"].values()
+    return metrics_of(rows, pq.read_table(path, columns=["answer"])["answer"].to_pylist())
+
+
+def metrics_of(rows: Rows, answers: list[str]) -> dict[str, float]:
+    """Means over examples (of tokens: over all tokens). `option_accuracy` only where there are options."""
+    tokens = np.array(rows["n_tokens"])
+    found = {
+        "exact_match": float(np.mean(rows["forced"])),
+        "token_accuracy": float(np.sum(rows["token_correct"]) / tokens.sum()),
+        "nll": float(np.sum(rows["nll"]) / tokens.sum()),
+    }
+    if any(option is not None for option in rows["option"]):
+        found["option_accuracy"] = float(np.mean([o == a for o, a in zip(rows["option"], answers, strict=True)]))
+    return found
+
+
+def _student(context: Context, search: SearchConfig, history: list[Facts]) -> dict[str, float]:
+    """Trains the student on the labels of the ensemble after these rounds, and measures it."""
+    config = space.apply(context.config, {space.ROUNDS: len(history)})
+    graph = build_graph(config, context.graph.root)
+    smaller = Context(graph, context.plan, context.progress, context.lanes, context.on_stage)
+    _once(graph.ensemble, lambda: steps.make_ensemble(smaller, history))
+    _once(graph.labels["ensemw2s"], lambda: steps.make_labels(smaller))
+    [student] = graph.students
+    with store.alone(student.stage.path):
+        steps.train_students(smaller)
+    voter = one("student", str(student.stage.path.resolve()))
+    return measure(smaller, search, Group("trial", (voter,)))
+
+
+def _once(stage: Stage, work: Any) -> None:
+    with store.alone(stage.path):
+        if not steps.done(stage):
+            work()
