@@ -168,6 +168,8 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
                 # a lane is five small processes: no warning about that on a machine with two cores
                 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+                # pooled processes that have imported what decodes outlive the training between two rounds
+                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
                 ray.init(
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),

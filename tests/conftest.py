@@ -182,6 +182,15 @@ class Running:
                     found.append(process)
         return found
 
+    def interrupt(self) -> Finished:
+        """Ctrl-C; no process may be left."""
+        self.process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        finished = self.wait()
+        assert time.monotonic() - began < 60, self.tail()
+        assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
+        return finished
+
     def kill(self) -> None:
         """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself."""
         self.process.kill()

@@ -156,6 +156,7 @@ def stamps(run_folder: Path) -> dict[str, int]:
     return {path.parent.relative_to(run_folder).as_posix(): path.stat().st_mtime_ns for path in found}
 
 
+@pytest.mark.long
 def test_a_damaged_base_ends_the_run_with_the_reason_and_loses_nothing(undisturbed, workplace, own_jsonl) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
     for weights in workplace.storage.glob("cache/models-*/model.safetensors"):

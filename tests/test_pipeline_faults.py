@@ -5,7 +5,6 @@ Moments are not slept for but seen: in what a run says, and in the files that ap
 
 import contextlib
 import random
-import signal
 import time
 from collections.abc import Callable
 
@@ -96,13 +95,14 @@ def kill_controllers_when(place, study, moment: str) -> None:
     assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
 
 
-def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(workplace, undisturbed, study) -> None:
+def test_a_run_stopped_and_killed_between_and_inside_rounds_ends_as_if_nothing_had_happened(
+    workplace, undisturbed, study
+) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
-    kill_when(workplace, study, "the expert of round 1 is trained, not scored")
-    kill_controllers_when(workplace, study, "the expert of round 2 is half trained")
+    stop_when(workplace, study, "the expert of round 1 is trained, not scored")
+    kill_when(workplace, study, "round 1 is over")
     first = workplace.json("rounds/1/round.json")
-    kill_when(workplace, study, "some prompts are labelled")
-    kept = parts(workplace)
+    kill_when(workplace, study, "the expert of round 2 is half trained")
     workplace.done("run", study)
     assert outcome(workplace) == outcome(undisturbed)
     assert workplace.json("rounds/1/round.json") == first, "a finished round was done again"
@@ -110,8 +110,30 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(workplace, und
     assert sorted(begun)[0] == 0
     assert sorted(begun)[1] > 0, "the expert did not go on from its checkpoint"
     assert not list(workplace.storage.rglob(".checkpoints-*"))
-    assert kept.items() <= parts(workplace).items(), "prompts were labelled twice"
     assert "nothing to do" in workplace.done("run", study).text
+
+
+def stop_when(place, study, moment: str) -> None:
+    """Starts the run and presses Ctrl-C at a moment: it ends soon, says how to go on, and leaves no process."""
+    running = place.start("run", study)
+    running.wait_for(moment, lambda: MOMENTS[moment](place, running))
+    finished = running.interrupt()
+    assert finished.code == 130
+    assert "the same command continues" in finished.text
+    assert not (place.run_folder / UNFINISHED[moment]).exists(), "stopped too late to be in the middle"
+
+
+@pytest.mark.long
+def test_a_run_that_loses_its_controllers_and_its_labels_driver_ends_as_if_nothing_had_happened(
+    workplace, undisturbed, study
+) -> None:
+    workplace.take_storage(undisturbed, only_cache=True)
+    kill_controllers_when(workplace, study, "the expert of round 2 is half trained")
+    kill_when(workplace, study, "some prompts are labelled")
+    kept = parts(workplace)
+    workplace.done("run", study)
+    assert outcome(workplace) == outcome(undisturbed)
+    assert kept.items() <= parts(workplace).items(), "prompts were labelled twice"
 
 
 def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_happened(workplace, undisturbed, own_jsonl) -> None:
@@ -157,19 +179,6 @@ def kill_all(processes: list[psutil.Process]) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     return len(processes)
-
-
-def test_ctrl_c_ends_a_run_soon_and_leaves_no_process(workplace, undisturbed, study) -> None:
-    workplace.take_storage(undisturbed, only_cache=True)
-    running = workplace.start("run", study)
-    running.wait_for_text("boosting round 1")
-    running.process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    finished = running.wait()
-    assert finished.code == 130
-    assert "the same command continues" in finished.text
-    assert time.monotonic() - began < 60
-    assert not (workplace.run_folder / "rounds" / "1" / ".complete.json").exists()
 
 
 @pytest.mark.long

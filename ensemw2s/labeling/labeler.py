@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_prompts
@@ -48,6 +49,8 @@ class Labeler:
             so far and what of it was accepted, how members run, and when decoding began and ended (seconds since 1970).
         """
         folder = Path(str(chunk["output"]))
+        if (folder / part_name(chunk)).exists():
+            return _made_before(folder, chunk)
         prompts = read_chunk(chunk).select(["id", "prompt"])
         with self._makers.maker(str(folder)) as maker:
             began = time.time()
@@ -67,6 +70,23 @@ class Labeler:
             "began": began,
             "ended": time.time(),
         }
+
+
+def _made_before(folder: Path, chunk: Chunk) -> dict[str, Any]:
+    """The row of a chunk whose actor died after it had written the part, and before anybody knew."""
+    part, rejected = folder / part_name(chunk), rejected_part(folder, chunk)
+    reasons = pq.read_table(rejected, columns=["reason"])["reason"].to_pylist() if rejected.exists() else []
+    return {
+        "rows": int(chunk["stop"]) - int(chunk["start"]),
+        "rejected": len(reasons),
+        "reason": reasons[0] if reasons else "",
+        "tokens": sum(pq.read_table(part, columns=["n_tokens"])["n_tokens"].to_pylist()),
+        "proposed": 0,
+        "accepted": 0,
+        "kinds": [],
+        "began": time.time(),
+        "ended": time.time(),
+    }
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,9 @@ class _Rate:
         self.rows += row["rows"]
         self.tokens += row["tokens"]
         self.rejected += row["rejected"]
-        self.kinds = row["kinds"]
-        self.drafts[row[ACTOR]] = (row["proposed"], row["accepted"])
+        self.kinds = row["kinds"] or self.kinds
+        if row["kinds"]:  # else it had been made before
+            self.drafts[row[ACTOR]] = (row["proposed"], row["accepted"])
 
     def note(self) -> str:
         """As in `310 prompts/s, 2400 tokens/s, 2 actors, 12 s left, 3 rejected (stacked full weights, one pass)`."""

@@ -222,13 +222,29 @@ def test_a_part_that_is_there_is_not_made_again(job, data):
     assert Path(first["output"]) == job.output.resolve()
 
 
+def test_a_chunk_whose_part_is_there_is_not_decoded_again(job, data):
+    work = labeler(job, data)
+    [chunk, *_] = pending(job, 2)
+    first = work(chunk)
+    part = job.output / part_name(chunk)
+    written = part.stat().st_mtime_ns
+    again = labeler(job, data)(chunk)  # as another actor would, after the first one's death
+    assert part.stat().st_mtime_ns == written
+    assert {k: again[k] for k in ("rows", "rejected", "reason", "tokens")} == {
+        k: first[k] for k in ("rows", "rejected", "reason", "tokens")
+    }
+    assert again["kinds"] == []
+
+
 @pytest.mark.slow
 def test_the_same_chunk_gives_the_same_bytes(job, data):
     [chunk] = chunks(job.prompts, 10, output=str(job.output))
     labeler(job, data)(chunk)
-    before = (job.output / part_name(chunk)).read_bytes()
+    part = job.output / part_name(chunk)
+    before = part.read_bytes()
+    part.unlink()
     labeler(job, data)(chunk)
-    assert (job.output / part_name(chunk)).read_bytes() == before
+    assert part.read_bytes() == before
 
 
 def test_threads_label_chunks_of_several_jobs_each_with_its_own_maker(job, data, experts, tokenizer, tmp_path):

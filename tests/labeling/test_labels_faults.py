@@ -150,7 +150,7 @@ def check(output: Path, expected: dict[str, list[int]]) -> None:
     assert not list(output.rglob("*.tmp")), os.listdir(output)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 @pytest.mark.usefixtures("_head")
 def test_labels_survive_the_loss_of_an_actor_the_driver_and_a_node(
     seed, nodes, ensemble, prompts, expected, tmp_path
@@ -159,7 +159,7 @@ def test_labels_survive_the_loss_of_an_actor_the_driver_and_a_node(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(3, 20))
+@pytest.mark.parametrize("seed", range(1, 20))
 @pytest.mark.usefixtures("_head")
 def test_labels_survive_them_at_many_moments(seed, nodes, ensemble, prompts, expected, tmp_path) -> None:
     check(disturb(seed, nodes, ensemble, prompts, tmp_path), expected)
