@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -97,10 +96,6 @@ class SearchConfig(Section):
     @property
     def mode(self) -> Literal["min", "max"]:
         return "min" if self.metric == "nll" else "max"
-
-    @property
-    def worst(self) -> float:
-        return math.inf if self.mode == "min" else -math.inf
 
     @field_validator("space")
     @classmethod

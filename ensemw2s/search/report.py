@@ -19,7 +19,7 @@ from ensemw2s.search import plots, space
 from ensemw2s.search.trial import OBJECTIVE
 
 METRICS = ("exact_match", "token_accuracy", "nll", "option_accuracy")
-FACTS = ("rounds", "experts", "value", *METRICS, OBJECTIVE, "best_rounds", "seconds", "final")
+FACTS = ("rounds", "experts", "value", *METRICS, OBJECTIVE, "best_rounds", "seconds", "final", "reason")
 SHOWN = 20
 
 
@@ -43,8 +43,9 @@ def rows(grid: Any, config: Config) -> pd.DataFrame:
         known = [key for key in FACTS if key in history]
         # a trial that was started again measured its first sizes twice
         history = history[known].drop_duplicates(["rounds", "final"], keep="last").sort_values(["rounds", "final"])
-        ended = bool(history["final"].iloc[-1])
-        state = "failed" if result.error is not None else "finished" if ended else "stopped"
+        last = history.iloc[-1]
+        broken = result.error is not None or (isinstance(last.get("reason"), str) and last["reason"])
+        state = "failed" if broken else "finished" if last["final"] else "stopped"
         found += [
             {"trial": number, "state": state, **facts, **_point(result.config, config.search)}
             for facts in history.to_dict("records")
@@ -65,9 +66,13 @@ def _plain(value: Any, values: list[Any]) -> Any:
     return json.dumps(value) if value is not None and (mixed or isinstance(value, list)) else value
 
 
-def failures(grid: Any) -> dict[int, str]:
-    """Number and reason of the trials that failed."""
-    return {number: _reason(result.error) for number, result in enumerate(grid) if result.error is not None}
+def failures(grid: Any, found: pd.DataFrame) -> dict[int, str]:
+    """Number and reason of the trials that failed, and of those in which no expert came to a vote."""
+    broken = {number: _reason(result.error) for number, result in enumerate(grid) if result.error is not None}
+    if "reason" in found:
+        said = found[found["reason"].fillna("") != ""]
+        broken |= dict(zip(said["trial"].tolist(), said["reason"].tolist(), strict=True))
+    return dict(sorted(broken.items()))
 
 
 def _reason(error: BaseException) -> str:
@@ -124,7 +129,8 @@ def _best(found: pd.DataFrame, search: SearchConfig, least: int, most: int) -> d
     else:
         able = found[(found["rounds"] >= least) & (found["rounds"] <= most)]
         size = "rounds"
-    able = able if len(able) else found
+    voted = able[able["experts"] > 0]
+    able = voted if len(voted) else found
     order = able.sort_values(["value", size, "trial"], ascending=[search.mode == "min", True, True])
     first = order.iloc[0]
     return {"trial": int(first["trial"]), "rounds": int(first[size]), "value": float(first["value"])}

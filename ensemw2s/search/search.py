@@ -5,8 +5,10 @@ Tune decides which points are tried and which trials go on; what a trial does is
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def run(
                 raise ConfigError(f"{folder} holds a search that was stopped: --resume goes on, --fresh begins anew")
             store.write_json(folder / "description.json", description)
             with cluster.connect(config.cluster, debug=debug) as resources, shown:
-                summary = _search(config, search, folder, resources, shown, again=found == "begun")
+                summary = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
     report.print_trials(summary, shown.console)
     return summary
 
@@ -102,20 +104,28 @@ def clear(folder: Path) -> None:
 
 
 def _search(
-    config: Config, search: SearchConfig, folder: Path, resources: Resources, shown: Progress, *, again: bool
+    config: Config,
+    search: SearchConfig,
+    folder: Path,
+    resources: Resources,
+    shown: Progress,
+    *,
+    again: bool,
+    debug: bool,
 ) -> dict[str, Any]:
     stages = folder / "stages"
     _shared_stages(config, stages, resources, shown)
     plan, count = divide(config, resources)
     shown.say(f"{folder}: {resources}; {search.trials} trials, {count} at a time with {plan.lanes} lane(s) each")
-    grid = _tune(config, search, folder, plan, count, shown, again)
+    grid = _tune(config, search, folder, plan, count, shown, again=again, debug=debug)
     rows = report.rows(grid, config)
-    if not len(rows):
-        reasons = list(report.failures(grid).values()) or ["nothing was tried"]
+    failed = report.failures(grid, rows)
+    if not len(rows) or not (rows["experts"] > 0).any():
+        reasons = list(failed.values()) or ["nothing was tried"]
         raise SearchError(f"no trial measured anything; the first one failed: {reasons[0]}")
     rows.to_parquet(folder / "trials.parquet", index=False)
     points = {number: result.config for number, result in enumerate(grid)}
-    summary = report.summarise(config, rows, report.failures(grid), points)
+    summary = report.summarise(config, rows, failed, points)
     report.write(config, rows, summary, folder)
     store.write_json(folder / "search.json", summary)
     return summary
@@ -164,7 +174,15 @@ def divide(config: Config, resources: Resources) -> tuple[ResourcePlan, int]:
 
 
 def _tune(
-    config: Config, search: SearchConfig, folder: Path, plan: ResourcePlan, count: int, shown: Progress, again: bool
+    config: Config,
+    search: SearchConfig,
+    folder: Path,
+    plan: ResourcePlan,
+    count: int,
+    shown: Progress,
+    *,
+    again: bool,
+    debug: bool,
 ) -> Any:
     from ray import tune
 
@@ -181,6 +199,9 @@ def _tune(
     )
     place = (folder / EXPERIMENT).resolve()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table, which `verbose` alone does not silence
+    if not debug:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is reported with the trial
+        warnings.filterwarnings("ignore", message="The reported value is ignored")  # of a trial that began again
     with live_table(shown):
         if again and tune.Tuner.can_restore(str(place)):
             tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)

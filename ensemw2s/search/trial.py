@@ -6,8 +6,10 @@ another trial has made are taken from there.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ensemw2s.boosting.rounds import accepted_members, each_round, is_last
 from ensemw2s.config import Config
 from ensemw2s.config_search import SearchConfig
 from ensemw2s.context import Context
+from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
 from ensemw2s.evaluation.systems import Group, ensemble_voter, one
 from ensemw2s.progress import Progress
@@ -43,9 +46,6 @@ def run_trial(point: space.Point, *, config: dict[str, Any], folder: str, lanes:
         lanes: Training lanes of this trial.
         actors: Its decoding actors, at most.
         keep: Whether there is room for both at a time.
-
-    Raises:
-        BoostingError: If no round is better than chance.
     """
     from ray import tune
 
@@ -83,7 +83,7 @@ def trial_config(config: Config, point: space.Point) -> Config:
     return chosen.model_copy(update={"evaluation": evaluation, "tracking": tracking})
 
 
-def measured(context: Context, search: SearchConfig, least: int, most: int) -> Any:
+def measured(context: Context, search: SearchConfig, least: int, most: int) -> Iterator[Facts]:
     """Runs the rounds, and yields after each what Tune is told.
 
     Args:
@@ -94,42 +94,47 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> A
 
     Yields:
         `rounds`, `experts` (that vote), `value` (of the metric at this size), the metrics, `objective`, `best_rounds`
-        (the size it belongs to), `seconds`, and `final`: nothing follows.
+        (the size it belongs to), `seconds`, `final` (nothing follows), and `reason`, not empty where no round gave
+        an expert with a vote: then the value is that of knowing nothing.
     """
-    began, best, best_rounds = time.monotonic(), search.worst, least
-    value, metrics = search.worst, {}
-    for history in each_round(context):
-        if history[-1]["accepted"]:
-            voter = ensemble_voter(context.graph, accepted_members(history))
-            metrics = measure(context, search, Group("trial", (voter,)))
-            value = metrics[search.metric]
-        rounds, voting = len(history), [m for m in accepted_members(history) if m["weight"] > 0]
-        if rounds >= least and better(search, value, best):
-            best, best_rounds = value, rounds
-        ended = is_last(context, history)
-        if voting:
-            yield {
-                "rounds": rounds,
-                "experts": len(voting),
-                "value": value,
-                **metrics,
-                OBJECTIVE: best if best != search.worst else value,
-                "best_rounds": best_rounds,
-                "seconds": time.monotonic() - began,
-                "final": ended and search.objective == "ensemble",
-            }
-    if search.objective == "student":
-        metrics = _student(context, search, history[:best_rounds])
-        yield {
-            "rounds": rounds,
+    began, best, best_rounds = time.monotonic(), None, least
+    history: list[Facts] = []
+    metrics: dict[str, float] = {}
+
+    def facts(value: float, **others: Any) -> Facts:
+        voting = [member for member in accepted_members(history) if member["weight"] > 0]
+        return {
+            "rounds": len(history),
             "experts": len(voting),
-            "value": metrics[search.metric],
+            "value": value,
             **metrics,
-            OBJECTIVE: metrics[search.metric],
+            OBJECTIVE: value if best is None else best,
             "best_rounds": best_rounds,
             "seconds": time.monotonic() - began,
-            "final": True,
+            "final": False,
+            "reason": "",
+            **others,
         }
+
+    try:
+        for history in each_round(context):
+            if history[-1]["accepted"]:
+                voter = ensemble_voter(context.graph, accepted_members(history))
+                metrics = measure(context, search, Group("trial", (voter,)))
+            if not metrics:
+                continue  # no expert has a vote so far
+            value = metrics[search.metric]
+            if len(history) >= least and (best is None or better(search, value, best)):
+                best, best_rounds = value, len(history)
+            yield facts(value, final=is_last(context, history) and search.objective == "ensemble")
+    except BoostingError as error:
+        nothing = math.log(context.vocabulary) if search.metric == "nll" else 0.0
+        yield facts(nothing, final=True, reason=str(error))
+        return
+    if search.objective == "student":
+        metrics = _student(context, search, history[:best_rounds])
+        best = metrics[search.metric]
+        yield facts(best, final=True)
 
 
 def better(search: SearchConfig, value: float, best: float) -> bool:
@@ -178,7 +183,7 @@ def _student(context: Context, search: SearchConfig, history: list[Facts]) -> di
     return measure(smaller, search, Group("trial", (voter,)))
 
 
-def _once(stage: Stage, work: Any) -> None:
+def _once(stage: Stage, work: Callable[[], None]) -> None:
     with store.alone(stage.path):
         if not steps.done(stage):
             work()

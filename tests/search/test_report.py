@@ -54,7 +54,7 @@ def config(tmp_path, **search) -> Config:
 
 def summary_of(made: Config, grid: list) -> tuple[pd.DataFrame, dict]:
     found = report.rows(grid, made)
-    return found, report.summarise(made, found, report.failures(grid), dict(enumerate(POINTS)))
+    return found, report.summarise(made, found, report.failures(grid, found), dict(enumerate(POINTS)))
 
 
 def test_every_trial_has_a_row_for_each_size(tmp_path, grid) -> None:
@@ -75,6 +75,16 @@ def test_the_best_is_the_smallest_ensemble_of_the_highest_value_within_the_sizes
     assert best.boosting.bootstrap == "mask"
     assert best.search is None
     assert best.name == "s-best"
+
+
+def test_a_trial_without_a_vote_is_a_failure_with_its_reason_and_never_the_best(tmp_path) -> None:
+    made = config(tmp_path, metric="nll")
+    nothing = {**row(1, 0.01, 0.01, 2, True), "experts": 0, "reason": "no round gave an expert"}
+    grid = [result(POINTS[0], [nothing]), result(POINTS[1], [{**row(2, 0.4, 0.4, 2, True), "reason": ""}])]
+    found, summary = summary_of(made, grid)
+    assert found["state"].tolist() == ["failed", "finished"]
+    assert summary["failed"] == [{"trial": 0, "reason": "no round gave an expert", "point": POINTS[0]}]
+    assert summary["best"]["trial"] == 1
 
 
 def test_a_likelihood_is_the_better_the_lower(tmp_path, grid) -> None:
