@@ -22,7 +22,7 @@ from ensemw2s.errors import ConfigError, SearchError
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
 from ensemw2s.search.live import Watcher, live_table
-from ensemw2s.search.trial import OBJECTIVE, run_trial, trial_config
+from ensemw2s.search.trial import OBJECTIVE, Trial, trial_config
 from ensemw2s.stages import Graph, build_graph, run_directory
 
 DRIVER_CPUS = 0.1
@@ -187,10 +187,11 @@ def _tune(
     from ray import tune
 
     trainable = tune.with_resources(
-        partial(
-            run_trial,
-            config=config.model_dump(mode="json"),
+        tune.with_parameters(
+            Trial,
+            base=config.model_dump(mode="json"),
             folder=str((folder / "stages").resolve()),
+            home=str(Path.cwd()),
             lanes=plan.lanes,
             actors=plan.actors,
             keep=plan.keep_lanes,
@@ -223,6 +224,7 @@ def _tune(
                     callbacks=[Watcher()],
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=2),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
         return tuner.fit()

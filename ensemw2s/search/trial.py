@@ -7,14 +7,17 @@ another trial has made are taken from there.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from ray import tune
 from rich.console import Console
 
 from ensemw2s import cluster, steps, store
@@ -36,38 +39,62 @@ OBJECTIVE = "objective"
 """What Tune sees: the value of the best size so far, or in the end that of the student."""
 
 
-def run_trial(point: space.Point, *, config: dict[str, Any], folder: str, lanes: int, actors: int, keep: bool) -> None:
-    """Runs a trial inside Tune (its trainable).
+class Trial(tune.Trainable):
+    """A trial as Tune's trainable: a step is a boosting round, in the end one for the student.
 
-    Args:
-        point: Values of the space.
-        config: The search's config.
-        folder: Folder of the stages that trials share.
-        lanes: Training lanes of this trial.
-        actors: Its decoding actors, at most.
-        keep: Whether there is room for both at a time.
+    A class and not a function, because a function is killed when its trial is stopped, and Ray Train then keeps what
+    it had reserved (Ray 2.60 without a dashboard); `cleanup` lets the lanes end. There is nothing to checkpoint: a
+    trial that is started again takes its finished rounds from the disk.
     """
-    from ray import tune
 
-    from ensemw2s.training.launch import Lanes
+    def setup(  # type: ignore[override]  # `with_parameters` adds the others
+        self,
+        config: space.Point,
+        *,
+        base: dict[str, Any],
+        folder: str,
+        home: str,
+        lanes: int,
+        actors: int,
+        keep: bool,
+    ) -> None:
+        """Prepares the run of a point.
 
-    base = Config.model_validate(config)
-    chosen = trial_config(base, point)
-    assert base.search is not None
-    graph = build_graph(chosen, Path(folder))
-    scratch = Path(folder) / ".ray" / tune.get_context().get_trial_id()
-    progress = Progress(Console(quiet=True))
-    plan = cluster.ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
-    with (
-        cluster.connect(chosen.cluster),
-        Lanes(chosen.training, plan.lanes, scratch, keep=plan.keep_lanes) as running,
-    ):
-        context = Context(graph, plan, progress, running, on_stage=lambda *_: None)
-        try:
-            for facts in measured(context, base.search, *space.sizes(base)):
-                tune.report(facts)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        Args:
+            config: The point (Tune's name for it).
+            base: The search's config.
+            folder: Folder of the stages that trials share.
+            home: Where the config's relative paths begin; Tune starts trials in folders of their own.
+            lanes: Training lanes of this trial.
+            actors: Its decoding actors, at most.
+            keep: Whether there is room for both at a time.
+        """
+        from ensemw2s.training.launch import Lanes
+
+        if Path(home).is_dir():
+            os.chdir(home)
+        searched = Config.model_validate(base)
+        assert searched.search is not None
+        graph = build_graph(trial_config(searched, config), Path(folder))
+        self._open = ExitStack()
+        self._open.enter_context(cluster.connect(graph.config.cluster))
+        scratch = Path(folder) / ".ray" / str(self.trial_id)
+        self._open.callback(shutil.rmtree, scratch, ignore_errors=True)
+        running = Lanes(graph.config.training, lanes, scratch, keep=keep)
+        self._open.callback(running.close, abandon=True)
+        plan = cluster.ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
+        context = Context(graph, plan, Progress(Console(quiet=True)), running, on_stage=lambda *_: None)
+        self._rounds = measured(context, searched.search, *space.sizes(searched))
+
+    def step(self) -> Facts:
+        """Runs a round, and measures its ensemble."""
+        facts = next(self._rounds)
+        return {**facts, "done": facts["final"]}
+
+    def cleanup(self) -> None:
+        """Ends the lanes; what they were training is left."""
+        self._rounds.close()
+        self._open.close()
 
 
 def trial_config(config: Config, point: space.Point) -> Config:
@@ -83,7 +110,7 @@ def trial_config(config: Config, point: space.Point) -> Config:
     return chosen.model_copy(update={"evaluation": evaluation, "tracking": tracking})
 
 
-def measured(context: Context, search: SearchConfig, least: int, most: int) -> Iterator[Facts]:
+def measured(context: Context, search: SearchConfig, least: int, most: int) -> Generator[Facts, None, None]:
     """Runs the rounds, and yields after each what Tune is told.
 
     Args:

@@ -70,7 +70,7 @@ def _ray_here(workplace, ray_environment):
 
 
 @pytest.mark.usefixtures("_ray_here")
-def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, own_jsonl, capsys) -> None:
+def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, own_jsonl, capsys, monkeypatch) -> None:
     """ASHA stops trials after their first round; no test example is there to be read."""
     import ray
     from ray.util import placement_group_table
@@ -85,7 +85,8 @@ def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, 
         "boosting.rounds": {"integer": [1, 3]},
         "expert.learning_rate": {"choice": [0.005, 0.0045, 0.004, 0.0035]},
     }
-    values = {"search": {**SEARCH, "scheduler": "asha", "seed": 1, "space": space}}
+    values = {"search": {**SEARCH, "scheduler": "asha", "seed": 1, "space": space}, "storage": "runs"}
+    monkeypatch.chdir(workplace.folder)
     config = load_config(workplace.study(own_jsonl, **values))
     data = build_graph(trial_config(config, {}), search.search_directory(config) / "stages").data
     shutil.copytree(undisturbed.run_folder / "data", data.path)
