@@ -58,9 +58,9 @@ def run(
     """
     shown, search, folder = progress or Progress(), space.check(config), search_directory(config)
     description = describe(config)
-    if fresh:
-        clear(folder)
     with store.only_one(folder):
+        if fresh:
+            clear(folder)
         found = earlier(folder, description)
         if found == "done":
             shown.say(f"{folder} is complete: nothing to do")
@@ -69,9 +69,10 @@ def run(
             if found == "begun" and not resume:
                 raise ConfigError(f"{folder} holds a search that was stopped: --resume goes on, --fresh begins anew")
             store.write_json(folder / "description.json", description)
-            with cluster.connect(config.cluster, debug=debug) as resources, shown:
+            with cluster.connect(config.cluster, debug=debug) as resources:
                 summary = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
     report.print_trials(summary, shown.console)
+    shown.say(f"\nensemw2s run {folder / 'best.yaml'}")
     return summary
 
 
@@ -114,9 +115,10 @@ def _search(
     debug: bool,
 ) -> dict[str, Any]:
     stages = folder / "stages"
-    _shared_stages(config, stages, resources, shown)
+    with shown:
+        _shared_stages(config, stages, resources, shown)
     plan, count = divide(config, resources)
-    shown.say(f"{folder}: {resources}; {search.trials} trials, {count} at a time with {plan.lanes} lane(s) each")
+    shown.say(f"{folder}: {resources}; {search.trials} trials, {count} at a time, each with up to {plan.lanes} lanes")
     grid = _tune(config, search, folder, plan, count, shown, again=again, debug=debug)
     rows = report.rows(grid, config)
     failed = report.failures(grid, rows)

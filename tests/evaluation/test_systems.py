@@ -47,11 +47,12 @@ def test_members_vote_by_their_share_and_those_without_a_vote_are_left_out(graph
 
 
 def test_prefixes_are_the_ensembles_of_the_first_rounds_that_changed_something(graph):
+    made = graph(boosting={"rounds": 3, "width": 2})
     wide = [member(1, 2.0), member(1, 1.0, 1), member(2, 0.0), member(3, 1.0), member(3, 0.0, 1)]
-    voters = prefix_voters(graph(), wide)
+    voters = prefix_voters(made, wide)
     assert [v.name for v in voters] == ["rounds:1", "rounds:3"]
     assert [v.weights for v in voters] == [pytest.approx([2 / 3, 1 / 3]), [0.5, 0.25, 0.25]]
-    assert voters[-1].models == ensemble_voter(graph(), wide).models
+    assert voters[-1].models == ensemble_voter(made, wide).models
 
 
 def test_an_ensemble_of_nobody_is_an_error(graph):
