@@ -198,6 +198,17 @@ class Engine:
                 return row.generation("cancelled")
         return None
 
+    def so_far(self, key: int, start: int = 0) -> Generation:
+        """What a request that is being answered has from its token `start` on.
+
+        Raises:
+            KeyError: If no such request has a slot.
+        """
+        for row in self._rows:
+            if row.key == key:
+                return row.generation("", start=start)
+        raise KeyError(key)
+
     @torch.inference_mode()
     def step(self) -> list[Update]:
         """Reads a chunk of new prompts, then gives every request that has been read its next tokens."""

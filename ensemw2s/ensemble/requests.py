@@ -7,7 +7,8 @@ others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,22 @@ class Generation:
     top_logprobs: np.ndarray | None = None
     vote_tokens: np.ndarray | None = None
     vote_logprobs: np.ndarray | None = None
+
+    def after(self, start: int) -> Generation:
+        """The same without its first tokens."""
+        return replace(self, **{name: value[start:] for name, value in self._of_tokens()})
+
+    @staticmethod
+    def joined(parts: Sequence[Generation]) -> Generation:
+        """Parts of one answer, in their order, as one; it ends as the last does."""
+        columns = [dict(part._of_tokens()) for part in parts]
+        whole: dict[str, Any] = {name: np.concatenate([one[name] for one in columns]) for name in columns[-1]}
+        return replace(parts[-1], **whole | {"token_ids": [token for part in parts for token in part.token_ids]})
+
+    def _of_tokens(self) -> list[tuple[str, Any]]:
+        """What has an entry for every token."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return [(name, value) for name, value in values if isinstance(value, list | np.ndarray)]
 
 
 def check_request(

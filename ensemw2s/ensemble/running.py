@@ -69,39 +69,42 @@ class Running:
         """Tokens to read before the first step, which reads the last one itself."""
         return self.prompt_length - 1 - self.read
 
-    def generation(self, reason: str, stop: str | None = None) -> Generation:
+    def generation(self, reason: str, stop: str | None = None, start: int = 0) -> Generation:
         """The answer so far.
 
         Args:
             reason: Why it ends here.
             stop: The stop string that ended it.
+            start: Leave out so many of its first tokens.
         """
         members, request = len(self.weights), self.request
-        tokens = self.sequence[self.prompt_length :]
+        tokens = self.sequence[self.prompt_length + start :]
         n, top, own = len(tokens), request.distributions, request.votes
-        votes = self._column(Record.VOTES).reshape(n, members)
+        votes = self._column(Record.VOTES, start).reshape(n, members)
         hits = (votes == np.array(tokens)[:, None]).astype(np.float32)
         return Generation(
             token_ids=tokens,
-            logprobs=self._column(Record.LOGPROB).astype(np.float32),
+            logprobs=self._column(Record.LOGPROB, start).astype(np.float32),
             agreement=np.minimum(hits @ np.array(self.weights, np.float32), 1.0),
             votes=votes.astype(np.int32),
             entropy=vote_entropy(votes, self.weights),
             finish_reason=reason,
             stop=stop,
-            top_tokens=self._likeliest(Record.TOP_TOKENS, n, top).astype(np.int32) if top else None,
-            top_logprobs=self._likeliest(Record.TOP_LOGPROBS, n, top).astype(np.float32) if top else None,
-            vote_tokens=self._likeliest(Record.VOTE_TOKENS, n, members, own).astype(np.int32) if own else None,
-            vote_logprobs=self._likeliest(Record.VOTE_LOGPROBS, n, members, own).astype(np.float32) if own else None,
+            top_tokens=self._likeliest(Record.TOP_TOKENS, start, n, top).astype(np.int32) if top else None,
+            top_logprobs=self._likeliest(Record.TOP_LOGPROBS, start, n, top).astype(np.float32) if top else None,
+            vote_tokens=self._likeliest(Record.VOTE_TOKENS, start, n, members, own).astype(np.int32) if own else None,
+            vote_logprobs=self._likeliest(Record.VOTE_LOGPROBS, start, n, members, own).astype(np.float32)
+            if own
+            else None,
         )
 
-    def _column(self, part: Record) -> np.ndarray:
-        """One kind of record of all tokens, `[n, ...]`."""
-        return np.array([records[part][slot, place] for records, slot, place in self.records])
+    def _column(self, part: Record, start: int) -> np.ndarray:
+        """One kind of record of the tokens from `start` on, `[n, ...]`."""
+        return np.array([records[part][slot, place] for records, slot, place in self.records[start:]])
 
-    def _likeliest(self, part: Record, *shape: int) -> np.ndarray:
+    def _likeliest(self, part: Record, start: int, *shape: int) -> np.ndarray:
         """The same for likeliest tokens; others in the batch may have asked for more, at some steps or at all."""
-        steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in self.records]
+        steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in self.records[start:]]
         return np.array(steps).reshape(shape)
 
 

@@ -1,0 +1,74 @@
+"""What an endpoint hosts and what it allows: options or the arguments of a Serve config come in, typed settings go out.
+
+Apart from the app because they are checked on the command line before Ray starts, and by Serve where `serve deploy`
+reads a file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ensemw2s.config_section import PositiveInt, Section, raise_all
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class HostedSettings(Section):
+    """One model behind the endpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="What requests call it.")
+    path: str = Field(description="Folder of an ensemble, a model or adapters; or a hub id.")
+    version: str = Field("", description="Changes when the folder's content does; replicas then load it again.")
+    slots: PositiveInt = Field(16, description="Requests in a forward pass of a replica.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
+    speculation: str = Field("none", min_length=1, description="Drafts, as labeling.speculation.")
+    prompt_template: str | None = Field(None, description="Around a chat message; none: that of the model's run.")
+    chat_template: bool | None = Field(None, description="Use the tokenizer's; none: as in the model's run, or if any.")
+    min_replicas: PositiveInt = Field(1, description="Replicas that are always up.")
+    max_replicas: PositiveInt = Field(1, description="Replicas under load.")
+    cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs of a replica.")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of a replica.")
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> HostedSettings:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, less than min_replicas {self.min_replicas}")
+        return self
+
+
+class Limits(Section):
+    """What a request may ask for, and how much there may be at a time."""
+
+    body_bytes: PositiveInt = Field(2**20, description="Size of a request's body.")
+    prompt_tokens: PositiveInt = Field(8192, description="Tokens of a prompt.")
+    max_tokens: PositiveInt = Field(1024, description="Tokens of an answer.")
+    n: PositiveInt = Field(8, description="Answers of a request, over its prompts.")
+    stop_strings: PositiveInt = Field(4, description="Stop strings of a request.")
+    stop_characters: PositiveInt = Field(64, description="Characters of a stop string.")
+    likeliest: PositiveInt = Field(20, description="Likeliest tokens and votes that are shown of a token.")
+    concurrent: PositiveInt = Field(256, description="Requests under way in a replica of the front; more are a 429.")
+    queue: PositiveInt = Field(256, description="Answers that wait for a replica of a model; more are a 429.")
+    request_seconds: Seconds = Field(300.0, description="Longest time of a request; then it ends with an error.")
+
+
+class ServeSettings(Section):
+    """An endpoint."""
+
+    models: list[HostedSettings] = Field(min_length=1, description="What it hosts; the first is the default.")
+    limits: Limits = Field(Limits(), description="Bounds.")
+    api_keys_file: str | None = Field(
+        None, description="File with one API key a line; beside it, ENSEMW2S_API_KEYS is read. None at all: no check."
+    )
+    log_prompts: bool = Field(False, description="Write prompts and answers into the replicas' logs.")
+    stream_interval: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="Seconds between two pieces of a stream, which hold all tokens that came meanwhile."
+    )
+    retries: Annotated[int, Field(ge=0)] = Field(3, description="Other replicas that take over when one dies.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ServeSettings:
+        names = [model.name for model in self.models]
+        raise_all([f"two models are called {name!r}" for name in sorted(set(names)) if names.count(name) > 1])
+        return self
