@@ -370,6 +370,105 @@ def models(
             listing.print_embedded(Output())
 
 
+@app.command(rich_help_panel="Serving")
+def serve(
+    ensemble: Annotated[
+        str | None, typer.Option(metavar="DIR", show_default=False, help="Ensemble to host, by the name ensemble.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=DIR", show_default=False, help="Another one, by that name; repeatable."),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option("--settings", metavar="FILE", show_default=False, help="YAML with models, limits and the rest."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    slots: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Requests in a forward pass of a replica.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Replicas of a model under load.")
+    ] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            "--api-keys", metavar="FILE", show_default=False, help="API keys, one a line; or ENSEMW2S_API_KEYS."
+        ),
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=1, show_default=False, help="Look so often whether folders have changed."),
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the replicas' logs.")] = False,
+    address: options.Address = None,
+    cpus: options.Cpus = None,
+    debug: options.Debug = False,
+) -> None:
+    """Host ensembles, students and experts: the OpenAI API, a page that shows the votes, metrics.
+
+    /v1/completions and /v1/chat/completions answer, as a whole or as a stream; a request with "ensemble": {"votes": 3}
+    is told how each expert voted at each token. / is a page for the browser, /docs describes the API, /metrics is for
+    Prometheus (docs/serving.md). Runs until Ctrl-C or SIGTERM, and then answers what is under way to its end.
+
+    Where a model lies in a run's folder, chat messages are rendered as in that run. With --watch, a folder whose
+    content has changed is loaded beside the old one, and no request is lost.
+
+        ensemw2s serve --ensemble runs/quickstart/ensemble
+        ensemw2s serve --ensemble runs/quickstart/ensemble --model student=runs/quickstart/students/student_ensemw2s
+    """
+    with outcome(debug=debug):
+        from ensemw2s.config import ClusterConfig
+        from ensemw2s.serving import command
+        from ensemw2s.serving.settings import ServeSettings
+
+        named = command.hosted(ensemble, model, slots=slots, max_replicas=max_replicas)
+        wanted = command.read_settings(settings) if settings is not None else None
+        models = [*(wanted.models if wanted else []), *named]
+        if not models:
+            raise ConfigError("nothing to host: give --ensemble DIR, --model NAME=DIR or --settings FILE")
+        base = wanted.model_dump() if wanted else {}
+        given = {"api_keys_file": api_keys} if api_keys is not None else {}
+        merged = {**base, **given, "models": [one.model_dump() for one in models]}
+        if log_prompts:
+            merged["log_prompts"] = True
+        with before_work():
+            checked = command.check(ServeSettings.model_validate(merged))
+        where = ClusterConfig(address=address, cpus=cpus)
+        command.serve(checked, where, host, port, _say, watch=watch, debug=debug)
+
+
+@app.command(rich_help_panel="Serving")
+def ask(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", show_default=False, help="The message.")],
+    url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(show_default=False, help="Which of its models; none: the first.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, show_default=False, help="Longest answer in tokens.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(show_default=False, help="Of a drawn answer.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="ENSEMW2S_API_KEY", show_default=False, help="API key.")] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Ask an endpoint, and print the answer as it comes.
+
+    ensemw2s ask "sort up 3 1 2 ="
+    """
+    with outcome(debug=debug):
+        from ensemw2s.serving.command import ask as stream
+
+        body = {
+            "messages": [{"role": "user", "content": prompt}],
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        for text in stream(url, body, api_key):
+            typer.echo(text, nl=False)
+        typer.echo()
+
+
 def _source(inputs: list[str] | None, dataset: str | None, split: str, columns: dict[str, Any]) -> FileSource:
     """The input that was asked for: files, or a data set."""
     from ensemw2s.config import Columns, FilesSource, HuggingFaceSource

@@ -425,6 +425,13 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
         yield place
 
 
+@pytest.fixture(scope="module")
+def module_workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A folder for commands that several tests of a module look at."""
+    with workplace_in(tmp_path_factory.mktemp("place")) as place:
+        yield place
+
+
 @pytest.fixture(scope="session")
 def own_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A jsonl file of one's own with two levels of difficulty."""

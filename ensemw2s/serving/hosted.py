@@ -7,8 +7,7 @@ the model is replaced, answers that are under way come from the old one to their
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,122 +22,18 @@ from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import settings_for
+from ensemw2s.serving.jobs import Facts, Job, Likeliest, Message, Piece, Refused, Token
 from ensemw2s.serving.loop import EngineLoop
 from ensemw2s.serving.settings import HostedSettings, Limits
 from ensemw2s.serving.text import TextStream
-
-Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One answer that is wanted.
-
-    Attributes:
-        prompt: Text as it is, token ids, or the messages of a chat.
-        max_tokens: Longest answer in tokens; none: as long as may be.
-        sampling: How tokens are chosen.
-        seed: The same seed gives the same answer, on every replica.
-        stop: Strings that end the answer.
-        likeliest: Show so many of each token's likeliest.
-        votes: Show so many of each expert's likeliest; 0: none.
-        weights: Weights of the experts by name, in place of their own.
-        tokens: Tell of each token.
-    """
-
-    prompt: str | list[int] | list[Message]
-    max_tokens: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    likeliest: int = 0
-    votes: int = 0
-    weights: dict[str, float] | None = None
-    tokens: bool = False
-
-
-Likeliest = list[tuple[str, float]]
-"""Texts of tokens and their log-probabilities."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer.
-
-    Attributes:
-        id: Its id.
-        text: What it added to the text.
-        logprob: Under the combination.
-        agreement: Weighted share of the experts whose first it was.
-        entropy: Of these votes, in nats.
-        likeliest: Of the combination, if asked for.
-        votes: Of each expert, in the order of `Facts.experts`, if asked for.
-    """
-
-    id: int
-    text: str
-    logprob: float
-    agreement: float
-    entropy: float
-    likeliest: Likeliest
-    votes: list[Likeliest]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What came of an answer since the piece before.
-
-    Attributes:
-        text: New text.
-        count: New tokens.
-        prompt_tokens: Tokens of the prompt.
-        tokens: The new tokens, if asked for.
-        finish: In the last piece: `stop` or `length`.
-    """
-
-    text: str
-    count: int
-    prompt_tokens: int
-    tokens: list[Token] = field(default_factory=list)
-    finish: str | None = None
-
-
-@dataclass(frozen=True)
-class Refused:
-    """In place of an answer: what is wrong with the job.
-
-    Attributes:
-        message: For the user.
-        status: HTTP status.
-    """
-
-    message: str
-    status: int = 400
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a model is.
-
-    Attributes:
-        name: What requests call it.
-        context: Tokens of prompt and answer together; none: no limit.
-        chat: Whether it has a chat template; else it takes one message.
-        rule: How the experts' distributions are combined.
-        experts: Name, alpha, round and normalised weight of each.
-    """
-
-    name: str
-    context: int | None
-    chat: bool
-    rule: str
-    experts: list[dict[str, Any]]
 
 
 class HostedModel:
     """A voter that answers jobs."""
 
-    def __init__(self, settings: HostedSettings, limits: Limits) -> None:
+    def __init__(
+        self, settings: HostedSettings, limits: Limits, after_step: Callable[[Engine], None] | None = None
+    ) -> None:
         """Loads it.
 
         Raises:
@@ -155,7 +50,8 @@ class HostedModel:
         self.rendering = rendering_of(settings, self.loaded)
         drafts = None if settings.speculation == "none" else Speculation(settings.speculation)
         self.loop = EngineLoop(
-            Engine(self.loaded.model, slots=settings.slots, tokenizer=self.loaded.tokenizer, speculation=drafts)
+            Engine(self.loaded.model, slots=settings.slots, tokenizer=self.loaded.tokenizer, speculation=drafts),
+            after_step,
         )
 
     @cached_property
@@ -173,7 +69,7 @@ class HostedModel:
         ]
         return Facts(self.settings.name, model.context, self.rendering.chat_template, model.rule, experts)
 
-    async def answer(self, job: Job, interval: float = 0.0) -> AsyncIterator[Piece | Refused]:
+    async def answer(self, job: Job, interval: float = 0.0) -> AsyncGenerator[Piece | Refused]:
         """Answers a job.
 
         Yields:
@@ -223,7 +119,7 @@ class HostedModel:
         if isinstance(prompt, str):
             return tokenize_prompts([prompt], tokenizer, self.rendering.model_copy(update=AS_IT_IS))[0]
         if not prompt or isinstance(prompt[0], int):
-            return [int(token) for token in prompt]  # type: ignore[arg-type]
+            return [token for token in prompt if isinstance(token, int)]
         messages: list[Message] = list(prompt)
         if not self.rendering.chat_template:
             if len(messages) != 1 or messages[0]["role"] != "user":
@@ -248,7 +144,7 @@ class HostedModel:
             prompt,
             job.max_tokens or room,
             self._ends,
-            job.sampling,
+            Sampling(job.temperature, job.top_k, job.top_p),
             job.seed,
             job.stop,
             distributions=job.likeliest,
@@ -291,7 +187,7 @@ class HostedModel:
 
     def _likeliest(self, ids: Any, logprobs: Any) -> Likeliest:
         texts = [str(self.loaded.tokenizer.decode([token])) for token in ids.tolist()]
-        return list(zip(texts, logprobs.tolist(), strict=True))
+        return list(zip(ids.tolist(), texts, logprobs.tolist(), strict=True))
 
 
 AS_IT_IS = {"prompt_template": "{prompt}", "chat_template": False}

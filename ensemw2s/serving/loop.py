@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from ensemw2s.ensemble.engine import Engine
@@ -89,7 +89,7 @@ class EngineLoop:
 
     async def stream(
         self, request: Request, *, details: bool = False, interval: float = 0.0
-    ) -> AsyncIterator[Progress]:
+    ) -> AsyncGenerator[Progress]:
         """Decodes a request.
 
         Args:

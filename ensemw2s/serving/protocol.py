@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ensemw2s.ensemble.sampling import Sampling
-from ensemw2s.serving.hosted import Facts, Job, Likeliest, Token
+from ensemw2s.serving.jobs import Facts, Job, Likeliest, Token
 from ensemw2s.serving.settings import Limits
 
 SEEDS = 2**63
@@ -48,16 +47,26 @@ class ApiError(Exception):
         """The JSON body."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message, param = (text and text.encode(errors="replace").decode() for text in (self.message, self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
 def _neutral(value: Any) -> Any:
-    if value not in (None, 0, False, 1, {}, [], "", "text", "none", "auto") and value != {"type": "text"}:
+    if value not in (None, 0, False, {}, [], "", "none", "auto", {"type": "text"}):
         raise ValueError("is not supported by this endpoint")
     return value
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is no text: it has half of a surrogate pair") from error
+    return text
+
+
 Unsupported = Annotated[Any, AfterValidator(_neutral)]
+Text = Annotated[str, AfterValidator(_encodable)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
@@ -89,13 +98,13 @@ class StreamOptions(Shape):
 class Common(Shape):
     """What both kinds of completion take."""
 
-    model: str | None = Field(None, description="A name of /v1/models; none: the first.")
+    model: Text | None = Field(None, description="A name of /v1/models; none: the first.")
     max_tokens: Count | None = Field(None, description="Longest answer in tokens.")
     temperature: Temperature | None = Field(1.0, description="0: the likeliest token.")
     top_p: Share | None = Field(1.0, description="Draw from the likeliest tokens of this probability together.")
     top_k: Annotated[Whole, Field(ge=0)] | None = Field(0, description="Draw from so many; 0: all.")
     n: Count | None = Field(1, description="Answers to a prompt.")
-    stop: str | list[str] | None = Field(None, description="Strings that end the answer and are not part of it.")
+    stop: Text | list[Text] | None = Field(None, description="Strings that end the answer and are not part of it.")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     seed: Whole | None = Field(None, description="The same seed gives the same answer; none: a random one.")
@@ -124,7 +133,9 @@ class Common(Shape):
         return Job(
             prompt,
             max_tokens,
-            Sampling(1.0 if self.temperature is None else self.temperature, self.top_k or 0, self.top_p or 1.0),
+            1.0 if self.temperature is None else self.temperature,
+            self.top_k or 0,
+            self.top_p or 1.0,
             0,
             tuple(stop),
             likeliest,
@@ -142,9 +153,9 @@ class Common(Shape):
 class CompletionRequest(Common):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    prompt: Text | list[Text] | list[Whole] | list[list[Whole]]
     logprobs: Annotated[Whole, Field(ge=0)] | None = Field(None, description="Show so many of the likeliest tokens.")
-    best_of: Unsupported = None
+    best_of: Literal[1] | None = None
     echo: Unsupported = None
     suffix: Unsupported = None
 
@@ -160,14 +171,14 @@ class TextPart(Shape):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Shape):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -219,7 +230,7 @@ def text_logprobs(tokens: Sequence[Token], count: int, offset: int) -> dict[str,
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [dict(token.likeliest[:count]) for token in tokens] if count else None,
+        "top_logprobs": [_by_text(token.likeliest[:count]) for token in tokens] if count else None,
         "text_offset": offsets,
     }
 
@@ -244,7 +255,10 @@ def votes(tokens: Sequence[Token], facts: Facts) -> dict[str, Any]:
                 "agreement": token.agreement,
                 "entropy": token.entropy,
                 "votes": [
-                    {"expert": name, "top": [{"token": text, "logprob": value} for text, value in top]}
+                    {
+                        "expert": name,
+                        "top": [{"token": text, "id": token_id, "logprob": value} for token_id, text, value in top],
+                    }
                     for name, top in zip(names, token.votes, strict=False)
                 ],
             }
@@ -272,4 +286,9 @@ def _scored(text: str, logprob: float) -> dict[str, Any]:
 
 
 def _all(likeliest: Likeliest) -> list[dict[str, Any]]:
-    return [_scored(text, logprob) for text, logprob in likeliest]
+    return [_scored(text, logprob) for _, text, logprob in likeliest]
+
+
+def _by_text(likeliest: Likeliest) -> dict[str, float]:
+    """As an object; of tokens with the same text (parts of a character, say) the likeliest."""
+    return {text: logprob for _, text, logprob in reversed(likeliest)}

@@ -1,0 +1,241 @@
+"""`ensemw2s serve` and `ensemw2s ask`: options come in; an endpoint or an answer comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from ensemw2s import cluster
+from ensemw2s.config import ClusterConfig
+from ensemw2s.config_messages import explain
+from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
+from ensemw2s.errors import ArtifactError, ConfigError, EnsemW2SError, ModelError, ResourceError
+from ensemw2s.models.info import check_folder
+from ensemw2s.serving.settings import HostedSettings, ServeSettings
+
+APP = "ensemw2s"
+
+
+def check(settings: ServeSettings) -> ServeSettings:
+    """Checks what can be checked before Ray starts.
+
+    Returns:
+        The same, each model with the version that its folder has now.
+
+    Raises:
+        ConfigError: If a folder is no model, or the file of API keys cannot be used.
+    """
+    from ensemw2s.serving.app import api_keys
+
+    api_keys(settings.api_keys_file)
+    models = []
+    for model in settings.models:
+        folder = Path(model.path).expanduser()
+        if not folder.is_dir() and (model.path.startswith((".", "/", "~")) or model.path.count("/") != 1):
+            raise ConfigError(f"model {model.name}: there is no folder {model.path}")
+        if not folder.is_dir():
+            models.append(model)
+            continue
+        try:
+            if (folder / MANIFEST).exists():
+                read_manifest(folder)
+            elif not (folder / "adapter_config.json").exists():
+                check_folder(folder)
+        except (ArtifactError, ModelError) as error:
+            raise ConfigError(f"model {model.name}: {error}") from error
+        models.append(model.model_copy(update={"path": str(folder.resolve()), "version": version(folder)}))
+    return settings.model_copy(update={"models": models})
+
+
+def version(folder: Path) -> str:
+    """What changes when the content of a model's folder does."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    facts = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def serve(
+    settings: ServeSettings,
+    where: ClusterConfig,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    *,
+    watch: float | None = None,
+    debug: bool = False,
+) -> None:
+    """Serves until SIGINT or SIGTERM; then takes no more requests and ends those under way.
+
+    Args:
+        settings: What, as `check` gave it.
+        where: Ray cluster to join, or the size of one that is started here.
+        host: Address to listen on.
+        port: Port to listen on.
+        say: Takes lines for the user.
+        watch: Seconds between two looks at the models' folders, whose new content is then served; none: never.
+        debug: Show the logs of Ray.
+
+    Raises:
+        ResourceError: If the port is taken, or the models do not come up.
+    """
+    _check_port(host, port)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with cluster.connect(where, debug=debug) as resources:
+        from ray import serve as ray_serve
+        from ray.serve.schema import LoggingConfig
+
+        from ensemw2s.serving.app import build
+
+        _check_room(settings, resources)
+        log = LoggingConfig(log_level="INFO" if debug else "WARNING", enable_access_log=debug)
+        ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=log)
+        try:
+            try:
+                ray_serve.run(build(settings), name=APP, route_prefix="/", logging_config=log)
+            except RuntimeError as error:
+                raise ResourceError(f"the models did not come up: {error}") from error
+            say(f"serving {', '.join(model.name for model in settings.models)} on http://{host}:{port}")
+            say(f"page http://{host}:{port}/, API http://{host}:{port}/v1, its description http://{host}:{port}/docs")
+            say("Ctrl-C ends it")
+            while not stopped.wait(watch):
+                settings = _update(settings, say)
+            say("stopping: requests under way are answered to their end")
+        finally:
+            ray_serve.delete(APP)
+            ray_serve.shutdown()
+
+
+def _update(settings: ServeSettings, say: Callable[[str], None]) -> ServeSettings:
+    """Lets replicas load the models whose folders have changed; a folder that is not whole is left alone.
+
+    Returns:
+        The settings with the versions that are served.
+    """
+    from ray import serve as ray_serve
+
+    try:
+        found = check(settings)
+    except EnsemW2SError as error:
+        say(f"not updated: {error}")
+        return settings
+    for new, old in zip(found.models, settings.models, strict=True):
+        if new != old:
+            say(f"updating {new.name}")
+            handle = ray_serve.get_deployment_handle(new.name, APP)
+            config = {"path": new.path, "version": new.version}
+            failed = [
+                result
+                for result in handle.broadcast("reconfigure", config).results(return_exceptions=True)
+                if isinstance(result, BaseException)
+            ]
+            say(f"not updated: {failed[0]}" if failed else f"{new.name} is up to date")
+    return found
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def _check_room(settings: ServeSettings, resources: cluster.Resources) -> None:
+    cpus = sum(model.cpus * model.min_replicas for model in settings.models)
+    gpus = sum(model.gpus * model.min_replicas for model in settings.models)
+    if cpus > resources.cpus or gpus > resources.gpus:
+        raise ResourceError(
+            f"the replicas take {cpus:g} CPUs and {gpus:g} GPUs, and there are {resources}: lower --cpus or replicas"
+        )
+
+
+def read_settings(file: Path) -> ServeSettings:
+    """Settings of an endpoint from YAML.
+
+    Raises:
+        ConfigError: If it cannot be read, with all mistakes.
+    """
+    from pydantic import ValidationError
+
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    try:
+        return ServeSettings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{file}: " + "; ".join(line for item in error.errors() for line in explain(item, ServeSettings))
+        ) from error
+
+
+def ask(url: str, body: dict[str, Any], key: str | None, timeout: float = 600.0) -> Iterator[str]:
+    """The answer to one message, as it comes.
+
+    Args:
+        url: The endpoint.
+        body: A chat request.
+        key: API key.
+        timeout: Seconds without a byte.
+
+    Raises:
+        ResourceError: If the endpoint cannot be reached, or refuses.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with requests.post(
+            f"{url.rstrip('/')}/v1/chat/completions", json={**body, "stream": True}, headers=headers, stream=True,
+            timeout=(10, timeout),
+        ) as answer:  # fmt: skip
+            if not answer.ok:
+                raise ResourceError(f"{url} says: {_message(answer)}")
+            for line in answer.iter_lines():
+                if not line.startswith(b"data: ") or line == b"data: [DONE]":
+                    continue
+                chunk = json.loads(line.removeprefix(b"data: "))
+                if "error" in chunk:
+                    raise ResourceError(f"{url} says: {chunk['error']['message']}")
+                for choice in chunk["choices"]:
+                    yield choice["delta"].get("content") or ""
+    except requests.RequestException as error:
+        raise ResourceError(f"no endpoint at {url}: is `ensemw2s serve` running? ({type(error).__name__})") from error
+
+
+def _message(answer: requests.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status_code} {answer.reason}"
+
+
+def hosted(ensemble: str | None, models: list[str] | None, **options: Any) -> list[HostedSettings]:
+    """Models of the command line: `--ensemble DIR` and `--model NAME=DIR`.
+
+    Raises:
+        ConfigError: If a name is missing, or an option has a value that it cannot have.
+    """
+    from pydantic import ValidationError
+
+    named = [("ensemble", ensemble)] if ensemble is not None else []
+    for text in models or []:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise ConfigError(f"--model {text}: expected NAME=DIR")
+        named.append((name, path))
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return [HostedSettings(name=name, path=path, **given) for name, path in named]
+    except ValidationError as error:
+        raise ConfigError(f"--model: {error.errors()[0]['msg']}") from error
