@@ -1,13 +1,22 @@
 """A small ensemble with a tokenizer, for tests of the endpoint."""
 
+import socket
+import threading
+import time
+from contextlib import aclosing, contextmanager
+
 import pytest
 import torch
+import uvicorn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.models import tiny
 from ensemw2s.models.loading import save_trained
+from ensemw2s.serving.api import make_api
+from ensemw2s.serving.hosted import HostedModel
+from ensemw2s.serving.settings import HostedSettings, Limits
 
 VOCABULARY = 64
 EOS = 2
@@ -50,3 +59,71 @@ def folders(tmp_path_factory, make_model, tokenizer):
     save_ensemble(root / "ensemble", members=sources, rule="probability", tokenizer=tokenizer)
     save_trained(make_model(7), tokenizer, root / "student")
     return root
+
+
+LIMITS = Limits(max_tokens=64, body_bytes=20_000, prompt_tokens=60, concurrent=6)
+
+
+class Local:
+    """Holds models in this process."""
+
+    def __init__(self, folders) -> None:
+        self.held = {
+            name: HostedModel(HostedSettings(name=name, path=str(folders / name), slots=4), LIMITS)
+            for name in ("ensemble", "student")
+        }
+
+    async def facts(self):
+        return {name: one.facts for name, one in self.held.items()}
+
+    async def answer(self, model, job):
+        async with aclosing(self.held[model].answer(job)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def metrics(self):
+        return ""
+
+    async def ready(self):
+        return True
+
+
+@contextmanager
+def over_http(api):
+    """Address of an ASGI app that listens on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def backend(folders):
+    local = Local(folders)
+    yield local
+    for one in local.held.values():
+        one.close()
+        assert one.loop.join(10)
+
+
+@pytest.fixture(scope="module")
+def url(backend):
+    with over_http(make_api(backend, LIMITS)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def served():
+    return over_http
+
+
+@pytest.fixture(scope="session")
+def limits():
+    return LIMITS

@@ -1,76 +1,15 @@
 """The OpenAI API over real HTTP, with the openai client, on real engines; Ray is not part of it."""
 
 import json
-import socket
-import threading
 import time
-from contextlib import aclosing, contextmanager
 
 import openai
 import pytest
 import requests
-import uvicorn
 
 from ensemw2s.serving.api import make_api
-from ensemw2s.serving.hosted import HostedModel
-from ensemw2s.serving.settings import HostedSettings, Limits
 
-LIMITS = Limits(max_tokens=64, body_bytes=20_000, prompt_tokens=60, concurrent=6)
 PROMPT = "sort these 3 1 2"
-
-
-class Local:
-    """Holds models in this process."""
-
-    def __init__(self, folders) -> None:
-        self.held = {
-            name: HostedModel(HostedSettings(name=name, path=str(folders / name), slots=4), LIMITS)
-            for name in ("ensemble", "student")
-        }
-
-    async def facts(self):
-        return {name: one.facts for name, one in self.held.items()}
-
-    async def answer(self, model, job):
-        async with aclosing(self.held[model].answer(job)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def metrics(self):
-        return ""
-
-    async def ready(self):
-        return True
-
-
-@contextmanager
-def served(api):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
-
-
-@pytest.fixture(scope="module")
-def backend(folders):
-    local = Local(folders)
-    yield local
-    for one in local.held.values():
-        one.close()
-        assert one.loop.join(10)
-
-
-@pytest.fixture(scope="module")
-def url(backend):
-    with served(make_api(backend, LIMITS)) as found:
-        yield found
 
 
 @pytest.fixture
@@ -240,8 +179,8 @@ def test_a_client_that_hangs_up_frees_its_slot(url, backend):
     assert backend.held["ensemble"].loop.open == 0
 
 
-def test_keys_are_asked_for_where_there_are_any(backend):
-    with served(make_api(backend, LIMITS, ["right", "other"])) as url:
+def test_keys_are_asked_for_where_there_are_any(backend, served, limits):
+    with served(make_api(backend, limits, ["right", "other"])) as url:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):
             answer = requests.get(f"{url}/v1/models", headers=header, timeout=20)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -249,8 +188,8 @@ def test_keys_are_asked_for_where_there_are_any(backend):
         assert requests.get(f"{url}/healthz", timeout=20).text == "ok"
 
 
-def test_a_request_that_takes_too_long_ends_with_an_error(backend):
-    hurried = LIMITS.model_copy(update={"request_seconds": 0.001})
+def test_a_request_that_takes_too_long_ends_with_an_error(backend, served, limits):
+    hurried = limits.model_copy(update={"request_seconds": 0.001})
     with served(make_api(backend, hurried)) as url:
         answer = requests.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 64}, timeout=20)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")

@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def served(folders, module_workplace):
+def endpoint(folders, module_workplace):
     copy = module_workplace.folder / "models"
     shutil.copytree(folders, copy)
     port = free_port()
@@ -37,65 +37,65 @@ def served(folders, module_workplace):
 
 
 @pytest.fixture
-def client(served):
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+def client(endpoint):
+    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0)
 
 
 def texts(stream) -> list[str]:
     return [chunk.choices[0].text for chunk in stream]
 
 
-def metric(served, name: str, **labels: str) -> float:
-    lines = requests.get(f"{served.url}/metrics", timeout=20).text.splitlines()
+def metric(endpoint, name: str, **labels: str) -> float:
+    lines = requests.get(f"{endpoint.url}/metrics", timeout=20).text.splitlines()
     found = [one for one in lines if one.startswith(name + "{") and all(f'{k}="{v}"' for k, v in labels.items())]
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
-def replicas(served):
-    return served.descendants("ServeReplica:ensemw2s:ensemble")
+def replicas(endpoint):
+    return endpoint.descendants("ServeReplica:ensemw2s:ensemble")
 
 
-def test_both_models_answer_and_a_stream_is_the_whole_in_pieces(served, client):
+def test_both_models_answer_and_a_stream_is_the_whole_in_pieces(endpoint, client):
     assert [card.id for card in client.models.list().data] == ["ensemble", "student"]
-    assert requests.get(f"{served.url}/readyz", timeout=20).text == "ready"
+    assert requests.get(f"{endpoint.url}/readyz", timeout=20).text == "ready"
     whole = client.completions.create(**LONG)
     pieces = texts(client.completions.create(**LONG, stream=True))
     assert "".join(pieces) == whole.choices[0].text
     other = client.completions.create(**{**LONG, "model": "student"})
     assert other.choices[0].text != whole.choices[0].text
-    assert metric(served, "ensemw2s_completion_tokens_total") >= 3 * whole.usage.completion_tokens / 2
-    assert metric(served, "ensemw2s_time_to_first_token_seconds_count") >= 3
+    assert metric(endpoint, "ensemw2s_completion_tokens_total") >= 3 * whole.usage.completion_tokens / 2
+    assert metric(endpoint, "ensemw2s_time_to_first_token_seconds_count") >= 3
 
 
-def test_clients_that_hang_up_free_their_slots(served):
+def test_clients_that_hang_up_free_their_slots(endpoint):
     for streamed in (True, False):
         for _ in range(6):
             try:
                 timeout = 20 if streamed else 0.05
                 body = {**LONG, "stream": streamed}
-                with requests.post(f"{served.url}/v1/completions", json=body, stream=True, timeout=timeout) as answer:
+                with requests.post(f"{endpoint.url}/v1/completions", json=body, stream=True, timeout=timeout) as answer:
                     next(answer.iter_lines())
             except requests.RequestException:
                 pass
     end = time.time() + 20
-    while time.time() < end and metric(served, "ensemw2s_running_requests") + metric(
-        served, "ensemw2s_waiting_requests"
+    while time.time() < end and metric(endpoint, "ensemw2s_running_requests") + metric(
+        endpoint, "ensemw2s_waiting_requests"
     ):
         time.sleep(0.2)
-    assert metric(served, "ensemw2s_running_requests") + metric(served, "ensemw2s_waiting_requests") == 0
+    assert metric(endpoint, "ensemw2s_running_requests") + metric(endpoint, "ensemw2s_waiting_requests") == 0
 
 
-def test_an_answer_goes_on_when_its_replica_dies(served, client):
+def test_an_answer_goes_on_when_its_replica_dies(endpoint, client):
     wanted = "".join(texts(client.completions.create(**LONG, stream=True)))
     stream = client.completions.create(**LONG, stream=True)
     found = [next(iter(stream)).choices[0].text]
-    [replica] = replicas(served)
+    [replica] = replicas(endpoint)
     replica.kill()
     found += texts(stream)
     assert "".join(found) == wanted
 
 
-def test_a_changed_folder_is_served_and_no_request_is_lost(served, client, folders):
+def test_a_changed_folder_is_served_and_no_request_is_lost(endpoint, client, folders):
     before = client.completions.create(**LONG).choices[0].text
     failed, answers, stop = [], [], threading.Event()
 
@@ -109,11 +109,11 @@ def test_a_changed_folder_is_served_and_no_request_is_lost(served, client, folde
     asking = threading.Thread(target=keep_asking)
     asking.start()
     try:
-        file = served.models / "ensemble" / "ensemble.json"
+        file = endpoint.models / "ensemble" / "ensemble.json"
         tree = json.loads(file.read_text())
         tree["members"][0]["weight"], tree["members"][1]["weight"] = 0.001, 5.0
         file.write_text(json.dumps(tree))
-        served.wait_for_text("ensemble is up to date")
+        endpoint.wait_for_text("ensemble is up to date")
         after = client.completions.create(**LONG).choices[0].text
     finally:
         stop.set()
@@ -123,12 +123,12 @@ def test_a_changed_folder_is_served_and_no_request_is_lost(served, client, folde
     assert after != before
 
 
-def test_the_end_waits_for_what_is_under_way(served, client):
+def test_the_end_waits_for_what_is_under_way(endpoint, client):
     wanted = "".join(texts(client.completions.create(**LONG, stream=True)))
     stream = client.completions.create(**LONG, stream=True)
     found = [next(iter(stream)).choices[0].text]
     ended: list = []
-    stopping = threading.Thread(target=lambda: ended.append(served.interrupt()))
+    stopping = threading.Thread(target=lambda: ended.append(endpoint.interrupt()))
     stopping.start()
     found += texts(stream)
     stopping.join()
