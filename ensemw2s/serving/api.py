@@ -57,6 +57,10 @@ ERROR_SCHEMA = {
         }
     },
 }
+STREAMED = {
+    "description": "The answer; with stream: true, server-sent events.",
+    "content": {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}},
+}
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -95,13 +99,14 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = ()) -> Fast
     )
     front = _Front(backend, limits, [hashlib.sha256(key.encode()).digest() for key in keys])
     v1: dict[str, Any] = {"dependencies": [Depends(front.check_key)], "responses": ERRORS}
+    answers: dict[str, Any] = {**v1, "responses": {**ERRORS, 200: STREAMED}}
 
-    @api.post("/v1/completions", **v1)
+    @api.post("/v1/completions", **answers)
     async def completions(body: CompletionRequest) -> Any:
         """Continue a text."""
         return await front.complete(body, "cmpl", body.prompts(), body.logprobs)
 
-    @api.post("/v1/chat/completions", **v1)
+    @api.post("/v1/chat/completions", **answers)
     async def chat_completions(body: ChatRequest) -> Any:
         """Answer a message."""
         if body.top_logprobs and not body.logprobs:
