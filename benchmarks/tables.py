@@ -129,7 +129,42 @@ def label_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-KINDS = (("decode", decode_table), ("train", train_table), ("lanes", lanes_table), ("label", label_table))
+def serve_table(result: dict[str, Any]) -> list[str]:
+    """The same for a result of serve.py."""
+    machine, mixed = result["machine"], result["beside_a_long_request"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+
+    def three(name: str, row: dict[str, Any]) -> str:
+        return " / ".join(f"{row[name][p]:.0f}" for p in ("p50", "p95", "p99"))
+
+    rows = [
+        f"| {row['streams']} | {row['tokens_per_second']['engine']:.0f} | {row['tokens_per_second']['served']:.0f} "
+        f"| **{row['served_over_engine']:.2f}** | {three('time_to_first_token_ms', row)} "
+        f"| {three('between_tokens_ms', row)} |"
+        for row in result["rows"]
+    ]
+    return [
+        f"**{result['base']}, {result['members']} {result['kind']} members** · {where} · torch {machine['torch']} · "
+        f"{result['slots']} slots, {result['new_tokens']} new tokens, median of {result['turns']} turns",
+        "",
+        "| streams | bare engine, tokens a second | served | served / engine | first token, ms p50 / p95 / p99 "
+        "| between tokens, ms p50 / p95 / p99 |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"Answers of {mixed['short_tokens']} tokens while one of {mixed['long_tokens']} runs: p50 / p95 / p99 of "
+        f"{three('beside_ms', mixed)} ms, and {three('alone_ms', mixed)} ms without it.",
+        "",
+    ]
+
+
+KINDS = (
+    ("decode", decode_table),
+    ("train", train_table),
+    ("lanes", lanes_table),
+    ("label", label_table),
+    ("serve", serve_table),
+)
 
 
 def main() -> None:

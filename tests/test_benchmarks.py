@@ -38,3 +38,20 @@ def test_train_compares_the_loop_with_a_bare_one(tmp_path):
     rows = json.loads(file.read_text())["rows"]
     assert [row["way"] for row in rows] == ["bare", "zero_1", "zero_1_with_curves"]
     assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.ray
+def test_serve_compares_the_endpoint_with_the_engine(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), "--members", "2", "--streams", "2"]
+    sizes = ["--slots", "2", "--new-tokens", "6", "--rounds", "1", "--turns", "1", "--long-tokens", "40"]
+    file = tmp_path / "serve.json"
+    done = subprocess.run(
+        [*command, *sizes, "--short-count", "2", "--output", str(file)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    [row] = result["rows"]
+    assert row["served_over_engine"] > 0
+    assert row["time_to_first_token_ms"]["p50"] <= row["time_to_first_token_ms"]["p99"]
+    assert result["beside_a_long_request"]["requests_beside"] >= 1

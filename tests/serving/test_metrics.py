@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from ensemw2s.ensemble.engine import Engine
@@ -34,3 +37,8 @@ def test_pages_of_replicas_become_one_with_their_labels(ensemble):
     assert values(page, "ensemw2s_requests_total") == {"a": 2, "b": 2}
     assert values(page, "ensemw2s_time_to_first_token_seconds_count") == {"a": 1, "b": 1}
     assert page.count("# TYPE ensemw2s_requests_total counter") == 1
+
+
+def test_the_front_needs_no_torch():
+    program = "import sys, ensemw2s.serving.metrics, ensemw2s.serving.api; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
