@@ -41,6 +41,7 @@ def test_train_compares_the_loop_with_a_bare_one(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_serve_compares_the_endpoint_with_the_engine(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), "--members", "2", "--streams", "2"]
     sizes = ["--slots", "2", "--new-tokens", "6", "--rounds", "1", "--turns", "1", "--long-tokens", "40"]
