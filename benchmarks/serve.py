@@ -216,7 +216,7 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 64,
     rounds: Annotated[int, typer.Option(help="Requests of a client, one after another.")] = 3,
     turns: Annotated[int, typer.Option(help="Measured turns.")] = 3,
-    long_tokens: Annotated[int, typer.Option(help="Length of the long answer.")] = 1024,
+    long_tokens: Annotated[int, typer.Option(help="Length of the long answer.")] = 128,
     short_count: Annotated[int, typer.Option(help="Short requests beside it.")] = 20,
     bare: Annotated[Path | None, typer.Option(hidden=True)] = None,
     output: Annotated[Path | None, typer.Option(help="File for the JSON; none: standard output.")] = None,
