@@ -26,6 +26,7 @@ import typer
 from transformers import DynamicCache
 
 from ensemw2s.config import Lora
+from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
@@ -58,6 +59,20 @@ def make_members(root: Path, base: Path | None, kind: str, count: int) -> list[P
                 weight.data = torch.randn(weight.shape, generator=generator) * 0.02
         loading.save_trained(model, tokenizer, folder, base={"path": str(base), "revision": None})
     return folders
+
+
+def save_random_ensemble(root: Path, base: Path | None, count: int) -> Path:
+    """An ensemble of such members: adapters on a base, full ones of the tiny family. That they answer nonsense does
+    not matter to the time.
+    """
+    folders = make_members(root, base, "lora" if base else "full", count)
+    sources = [
+        MemberSource(name=f.name, directory=f, alpha=1.0, weight=1.0, round=i + 1, weighted_error=0.1)
+        for i, f in enumerate(folders)
+    ]
+    tokenizer = loading.load_tokenizer(folders[0])
+    save_ensemble(root / "ensemble", members=sources, rule="probability", tokenizer=tokenizer)
+    return root / "ensemble"
 
 
 @torch.inference_mode()

@@ -25,28 +25,14 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 import typer
-from decode import TEXT, machine, make_members, write
+from decode import TEXT, machine, save_random_ensemble, write
 
 from ensemw2s import cluster
 from ensemw2s.config import ClusterConfig, DataConfig, FilesSource, LabelingConfig, SplitConfig
-from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.voter import Voter, load_voters
 from ensemw2s.labeling.intake import write_examples
 from ensemw2s.labeling.labeler import Labeler, Maker
 from ensemw2s.labeling.stream import chunks, stream
-from ensemw2s.models import loading
-
-
-def random_ensemble(root: Path, members: int) -> Path:
-    """An ensemble of tiny members with random weights; that they answer nonsense does not matter to the time."""
-    folders = make_members(root, None, "full", members)
-    sources = [
-        MemberSource(name=f.name, directory=f, alpha=1.0, weight=1.0, round=i + 1, weighted_error=0.1)
-        for i, f in enumerate(folders)
-    ]
-    tokenizer = loading.load_tokenizer(folders[0])
-    save_ensemble(root / "ensemble", members=sources, rule="probability", tokenizer=tokenizer)
-    return root / "ensemble"
 
 
 def random_prompts(path: Path, count: int) -> Path:
@@ -129,7 +115,7 @@ def main(
     labeling = LabelingConfig(batch_size=batch_size, max_new_tokens=new_tokens)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        ensemble = (ensemble or random_ensemble(root, members)).resolve()
+        ensemble = (ensemble or save_random_ensemble(root, None, members)).resolve()
         source = FilesSource(paths=[str(input_ or random_prompts(root / "prompts.jsonl", prompts))])
         data = DataConfig(source=source, split=SplitConfig(mode="random"))
         table = root / "prompts.parquet"

@@ -29,28 +29,14 @@ import numpy as np
 import requests
 import torch
 import typer
-from decode import TEXT, machine, make_members, write
+from decode import TEXT, machine, save_random_ensemble, write
 
-from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.requests import Request
 from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.ensemble.voter import Voter, load_voters
-from ensemw2s.models import loading
 
 MODEL = "ensemble"
-
-
-def make_ensemble(root: Path, base: Path | None, kind: str, members: int) -> Path:
-    """A saved ensemble of members that differ at random."""
-    folders = make_members(root, base, kind, members)
-    sources = [
-        MemberSource(name=f.name, directory=f, alpha=1.0, weight=1.0, round=i + 1, weighted_error=0.1)
-        for i, f in enumerate(folders)
-    ]
-    tokenizer = loading.load_tokenizer(folders[0])
-    save_ensemble(root / "ensemble", members=sources, rule="probability", tokenizer=tokenizer)
-    return root / "ensemble"
 
 
 @contextmanager
@@ -208,7 +194,6 @@ async def beside_a_long_one(url: str, short: int, long: int, count: int) -> dict
 
 def main(
     base: Annotated[Path | None, typer.Option(help="Folder of a causal LM; none: the tiny family.")] = None,
-    kind: Annotated[str, typer.Option(help="lora, or full.")] = "full",
     members: Annotated[int, typer.Option(help="Members.")] = 4,
     streams: Annotated[str, typer.Option(help="Streams at a time.")] = "1,4,16,64",
     slots: Annotated[int, typer.Option(help="Slots of the engine.")] = 64,
@@ -227,7 +212,7 @@ def main(
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory() as folder:
-        ensemble = make_ensemble(Path(folder), base, kind, members)
+        ensemble = save_random_ensemble(Path(folder), base, members)
         engine = Bare(ensemble, slots, threads)
         rows = []
         with endpoint(ensemble, slots, threads, max(new_tokens, long_tokens)) as url:
@@ -238,7 +223,7 @@ def main(
     result = {
         "machine": machine(threads),
         "base": base.name if base else "tiny family",
-        "kind": kind,
+        "kind": "lora" if base else "full",
         "members": members,
         "slots": slots,
         "new_tokens": new_tokens,
