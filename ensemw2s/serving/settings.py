@@ -61,7 +61,7 @@ class ServeSettings(Section):
     api_keys_file: str | None = Field(
         None, description="File with one API key a line; beside it, ENSEMW2S_API_KEYS is read. None at all: no check."
     )
-    log_prompts: bool = Field(False, description="Write prompts and answers into the replicas' logs.")
+    log_prompts: bool = Field(False, description="Write prompts into the replicas' logs.")
     stream_interval: Annotated[float, Field(ge=0)] = Field(
         0.05, description="Seconds between two pieces of a stream, which hold all tokens that came meanwhile."
     )
