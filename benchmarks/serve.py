@@ -3,9 +3,9 @@
     python benchmarks/serve.py --base DIR                       # a causal LM in a folder, with LoRA members
     python benchmarks/serve.py                                  # random members of the tiny family
 
-An `ensemw2s serve` with one replica, and clients that each send one streamed request after another, all of one length.
-The bare engine decodes the same requests at the same batch in a process of its own that has as many threads. Both are
-measured in turns; JSON goes to standard output.
+An `ensemw2s serve` with one replica, and clients that each send one streamed request after another. The bare engine
+decodes the same requests, as many at a time, in a process of its own that has as many threads. Both are measured in
+turns; JSON goes to standard output. `cpu_ms_a_request` says which processes the time went to.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import aiohttp
 import numpy as np
+import psutil
 import requests
 import torch
 import typer
@@ -33,14 +35,13 @@ from decode import TEXT, machine, save_random_ensemble, write
 
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.requests import Request
-from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.ensemble.voter import Voter, load_voters
 
 MODEL = "ensemble"
 
 
 @contextmanager
-def endpoint(ensemble: Path, slots: int, threads: int, limit: int) -> Iterator[str]:
+def endpoint(ensemble: Path, slots: int, threads: int, limit: int, interval: float = 0.05) -> Iterator[str]:
     """Address of an `ensemw2s serve` that is up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,6 +49,7 @@ def endpoint(ensemble: Path, slots: int, threads: int, limit: int) -> Iterator[s
     settings = {
         "models": [{"name": MODEL, "path": str(ensemble), "slots": slots, "cpus": threads}],
         "limits": {"max_tokens": limit},
+        "stream_interval": interval,
     }
     file = ensemble.parent / "serve.json"  # JSON is YAML
     file.write_text(json.dumps(settings), encoding="utf-8")
@@ -74,52 +76,114 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-async def request(client: aiohttp.ClientSession, tokens: int, seed: int) -> dict[str, Any]:
-    """Times of one streamed answer: when its request went, and when which tokens came."""
-    body = {
-        "model": MODEL, "prompt": TEXT, "max_tokens": tokens, "temperature": 1.0, "seed": seed, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    sent, arrivals, count = time.perf_counter(), [], 0
-    async with client.post("/v1/completions", json=body) as answer:
-        async for line in answer.content:
-            if not line.startswith(b"data: {"):
-                continue
-            chunk = json.loads(line.removeprefix(b"data: "))
-            if "error" in chunk:
-                raise RuntimeError(chunk["error"]["message"])
-            if usage := chunk.get("usage"):
-                count = usage["completion_tokens"]
-            else:
-                arrivals.append(time.perf_counter())
-    return {"sent": sent, "arrivals": arrivals, "tokens": count}
+class Client(asyncio.Protocol):
+    """One connection, one streamed request after another, as cheap as can be: it takes cores from what is measured."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._came, self._arrivals = bytearray(), list[float]()
+        self._ended: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def connect(cls, url: str) -> Client:
+        """A connection to the endpoint."""
+        host, port = url.removeprefix("http://").split(":")
+        _, client = await asyncio.get_running_loop().create_connection(cls, host, int(port))
+        return client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        self._came += data
+        pieces = self._came.count(b'"index":')
+        self._arrivals += [now] * (pieces - len(self._arrivals))
+        if self._came.endswith(b"0\r\n\r\n") and self._ended is not None:
+            self._ended.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_exception(RuntimeError(f"the connection was lost after {bytes(self._came)!r}"))
+
+    async def request(self, tokens: int, number: int) -> dict[str, Any]:
+        """Times of one streamed answer: when its request went, and when which pieces came."""
+        body = json.dumps(
+            {
+                "model": MODEL, "prompt": prompt_of(number), "max_tokens": tokens, "temperature": 0, "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+        )  # fmt: skip
+        self._came, self._arrivals, self._ended = bytearray(), [], self._loop.create_future()
+        assert self._transport is not None
+        sent = time.perf_counter()
+        self._transport.write(
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        await self._ended
+        found = re.search(rb'"completion_tokens":(\d+)', self._came)
+        if found is None or b"data: [DONE]" not in self._came:
+            raise RuntimeError(f"no full answer: {bytes(self._came)!r}")
+        return {"sent": sent, "arrivals": self._arrivals, "tokens": int(found[1])}
+
+    def close(self) -> None:
+        """Ends the connection."""
+        assert self._transport is not None
+        self._transport.close()
 
 
-def _session(url: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        url, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(600), raise_for_status=True
-    )
+def prompt_of(number: int) -> str:
+    """Prompts that differ, of about one length."""
+    return f"{TEXT} {number % 10}"
 
 
-async def load(url: str, streams: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """So many clients at a time, each with so many requests one after another."""
-    async with _session(url) as client:
+def lengths_of(count: int, tokens: int) -> list[int]:
+    """Lengths of answers, half as long to one and a half times; the same every time."""
+    return [int(length) for length in np.random.default_rng(0).integers(tokens // 2, tokens + tokens // 2 + 1, count)]
 
-        async def one(number: int) -> list[dict[str, Any]]:
-            return [await request(client, tokens, number * rounds + i) for i in range(rounds)]
 
-        return [row for rows in await asyncio.gather(*(one(number) for number in range(streams))) for row in rows]
+async def load(url: str, streams: int, lengths: list[int]) -> list[dict[str, Any]]:
+    """So many clients at a time, which take the next request from one list."""
+    waiting = iter(enumerate(lengths))
+    clients = [await Client.connect(url) for _ in range(streams)]
+
+    async def one(client: Client) -> list[dict[str, Any]]:
+        return [await client.request(tokens, number) for number, tokens in waiting]
+
+    rows = [row for rows in await asyncio.gather(*map(one, clients)) for row in rows]
+    for client in clients:
+        client.close()
+    return rows
 
 
 def rate(rows: list[dict[str, Any]]) -> float:
     """Tokens a second, from the first request to the last token."""
     end = max(row["arrivals"][-1] for row in rows)
-    return sum(row["tokens"] for row in rows) / (end - min(row["sent"] for row in rows))
+    return float(sum(row["tokens"] for row in rows) / (end - min(row["sent"] for row in rows)))
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
     """p50, p95 and p99 of seconds, in milliseconds."""
     return {f"p{p}": round(1000 * float(np.percentile(values, p)), 2) for p in (50, 95, 99)}
+
+
+PROCESSES = {"ServeReplica:ensemw2s:ensemble": "replica", "ServeReplica:ensemw2s:front": "front"}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU time so far: the clients (this process), the replica, the front, and all else that the endpoint is."""
+    found = {"clients": time.process_time(), "replica": 0.0, "front": 0.0, "rest": 0.0}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if "--bare" not in title:
+                name = next((name for part, name in PROCESSES.items() if part in title), "rest")
+                times = process.cpu_times()
+                found[name] += times.user + times.system
+    return found
 
 
 class Bare:
@@ -132,13 +196,14 @@ class Bare:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def rate(self, streams: int, tokens: int, rounds: int) -> float:
-        """Tokens a second."""
+    def rate(self, streams: int, lengths: list[int]) -> tuple[float, float]:
+        """Tokens a second, and CPU seconds."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps([streams, tokens, rounds]) + "\n")
+        self.process.stdin.write(json.dumps([streams, lengths]) + "\n")
         self.process.stdin.flush()
-        return float(json.loads(self.process.stdout.readline()))
+        tokens_per_second, seconds = json.loads(self.process.stdout.readline())
+        return tokens_per_second, seconds
 
     def close(self) -> None:
         """Ends it."""
@@ -152,36 +217,44 @@ def be_bare(ensemble: Path, slots: int) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     [loaded] = load_voters([Voter(name=MODEL, ensemble=str(ensemble))])
     engine = Engine(loaded.model, slots=slots, tokenizer=loaded.tokenizer)
-    prompt = list(loaded.tokenizer(TEXT)["input_ids"])
+    prompts = [list(loaded.tokenizer(prompt_of(number))["input_ids"]) for number in range(10)]
     for line in sys.stdin:
-        streams, tokens, rounds = json.loads(line)
-        began, count = time.perf_counter(), 0
-        for one in range(rounds):
-            seeds = range(one * streams, (one + 1) * streams)
-            asked = [_request(prompt, tokens, seed, loaded.eos_id) for seed in seeds]
-            count += sum(len(generation.token_ids) for _, generation in engine.run(asked))
-        print(count / (time.perf_counter() - began), flush=True)
+        streams, lengths = json.loads(line)
+        waiting = iter(enumerate(lengths))
+        began, cpu, count = time.perf_counter(), time.process_time(), 0
 
+        def next_one(waiting: Iterator[tuple[int, int]] = waiting) -> None:
+            for number, tokens in waiting:
+                engine.submit(Request(prompts[number % 10], tokens, (loaded.eos_id,)))
+                return
 
-def _request(prompt: list[int], tokens: int, seed: int, eos_id: int) -> Request:
-    return Request(prompt, tokens, (eos_id,), Sampling(1.0), seed)
+        for _ in range(streams):
+            next_one()
+        while engine.busy:
+            for update in engine.step():
+                count += len(update.token_ids)
+                if update.generation is not None:
+                    next_one()
+        print(json.dumps([count / (time.perf_counter() - began), time.process_time() - cpu]), flush=True)
 
 
 async def beside_a_long_one(url: str, short: int, long: int, count: int) -> dict[str, Any]:
     """Seconds of short requests, alone and while a long one runs."""
-    async with _session(url) as client:
+    client, other = await Client.connect(url), await Client.connect(url)
 
-        async def seconds(seed: int) -> float:
-            row = await request(client, short, seed)
-            return float(row["arrivals"][-1] - row["sent"])
+    async def seconds(number: int) -> float:
+        row = await client.request(short, number)
+        return float(row["arrivals"][-1] - row["sent"])
 
-        alone = [await seconds(seed) for seed in range(count)]
-        running = asyncio.create_task(request(client, long, 0))
-        beside: list[float] = []
-        while not running.done() and len(beside) < count:
-            beside.append(await seconds(len(beside)))
-        finished = running.done()
-        await running
+    alone = [await seconds(number) for number in range(count)]
+    running = asyncio.create_task(other.request(long, 0))
+    beside: list[float] = []
+    while not running.done() and len(beside) < count:
+        beside.append(await seconds(len(beside)))
+    finished = running.done()
+    await running
+    client.close()
+    other.close()
     return {
         "short_tokens": short,
         "long_tokens": long,
@@ -199,7 +272,8 @@ def main(
     slots: Annotated[int, typer.Option(help="Slots of the engine.")] = 64,
     threads: Annotated[int, typer.Option(help="Threads of the replica, and of the bare engine.")] = 1,
     new_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Requests of a client, one after another.")] = 3,
+    interval: Annotated[float, typer.Option(help="Seconds between two pieces of a stream.")] = 0.05,
+    rounds: Annotated[int, typer.Option(help="Requests of a client, one after another.")] = 4,
     turns: Annotated[int, typer.Option(help="Measured turns.")] = 3,
     long_tokens: Annotated[int, typer.Option(help="Length of the long answer.")] = 128,
     short_count: Annotated[int, typer.Option(help="Short requests beside it.")] = 20,
@@ -215,9 +289,9 @@ def main(
         ensemble = save_random_ensemble(Path(folder), base, members)
         engine = Bare(ensemble, slots, threads)
         rows = []
-        with endpoint(ensemble, slots, threads, max(new_tokens, long_tokens)) as url:
+        with endpoint(ensemble, slots, threads, max(2 * new_tokens, long_tokens), interval) as url:
             for number in map(int, streams.split(",")):
-                rows.append(compare(engine, url, number, new_tokens, rounds, turns))
+                rows.append(compare(engine, url, number, lengths_of(max(4, number) * rounds, new_tokens), turns))
             engine.close()
             mixed = asyncio.run(beside_a_long_one(url, 8, long_tokens, short_count))
     result = {
@@ -227,6 +301,7 @@ def main(
         "members": members,
         "slots": slots,
         "new_tokens": new_tokens,
+        "stream_interval": interval,
         "turns": turns,
         "rows": rows,
         "beside_a_long_request": mixed,
@@ -234,17 +309,21 @@ def main(
     write(result, output)
 
 
-def compare(engine: Bare, url: str, streams: int, tokens: int, rounds: int, turns: int) -> dict[str, Any]:
+def compare(engine: Bare, url: str, streams: int, lengths: list[int], turns: int) -> dict[str, Any]:
     """One line of the table, after a turn that is not measured."""
     rates: dict[str, list[float]] = {"engine": [], "served": []}
     answers: list[dict[str, Any]] = []
+    cpu = Counter[str]()
     for turn in range(turns + 1):
-        bare = engine.rate(streams, tokens, rounds)
-        found = asyncio.run(load(url, streams, tokens, rounds))
+        bare, engine_seconds = engine.rate(streams, lengths)
+        before = cpu_seconds()
+        found = asyncio.run(load(url, streams, lengths))
         if turn:
             rates["engine"].append(bare)
             rates["served"].append(rate(found))
             answers += found
+            cpu["bare engine"] += engine_seconds
+            cpu.update({name: seconds - before[name] for name, seconds in cpu_seconds().items()})
     first = [row["arrivals"][0] - row["sent"] for row in answers]
     spread = [(row["arrivals"][-1] - row["arrivals"][0]) / max(1, row["tokens"] - 1) for row in answers]
     pieces = [b - a for row in answers for a, b in zip(row["arrivals"], row["arrivals"][1:], strict=False)]
@@ -256,6 +335,10 @@ def compare(engine: Bare, url: str, streams: int, tokens: int, rounds: int, turn
         "time_to_first_token_ms": percentiles(first),
         "between_tokens_ms": percentiles(spread),
         "between_pieces_ms": percentiles(pieces or [0.0]),
+        "requests": len(answers),
+        "tokens_of_an_answer": round(statistics.mean(row["tokens"] for row in answers), 1),
+        "pieces_of_an_answer": round(statistics.mean(len(row["arrivals"]) for row in answers), 1),
+        "cpu_ms_a_request": {name: round(1000 * seconds / len(answers), 2) for name, seconds in cpu.items()},
     }
 
 

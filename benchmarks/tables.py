@@ -143,17 +143,52 @@ def serve_table(result: dict[str, Any]) -> list[str]:
         f"| {three('between_tokens_ms', row)} |"
         for row in result["rows"]
     ]
+    costs = [
+        f"| {row['streams']} | {row['tokens_of_an_answer']:.0f} in {row['pieces_of_an_answer']:.0f} pieces | "
+        + " | ".join(f"{row['cpu_ms_a_request'][name]:.1f}" for name in COSTS)
+        + f" | {row['cpu_ms_a_request']['bare engine'] / row['cpu_ms_a_request']['replica']:.2f} |"
+        for row in result["rows"]
+    ]
     return [
         f"**{result['base']}, {result['members']} {result['kind']} members** · {where} · torch {machine['torch']} · "
-        f"{result['slots']} slots, {result['new_tokens']} new tokens, median of {result['turns']} turns",
+        f"{result['slots']} slots, {result['new_tokens']} new tokens in the mean, a piece every "
+        f"{result['stream_interval']:g} s, median of {result['turns']} turns",
         "",
         "| streams | bare engine, tokens a second | served | served / engine | first token, ms p50 / p95 / p99 "
         "| between tokens, ms p50 / p95 / p99 |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
+        f"| streams | tokens of an answer | CPU ms of an answer: {' | '.join(COSTS)} | engine / replica |",
+        "|---" * (len(COSTS) + 3) + "|",
+        *costs,
+        "",
         f"Answers of {mixed['short_tokens']} tokens while one of {mixed['long_tokens']} runs: p50 / p95 / p99 of "
         f"{three('beside_ms', mixed)} ms, and {three('alone_ms', mixed)} ms without it.",
+        "",
+    ]
+
+
+COSTS = ("bare engine", "replica", "front", "clients", "rest")
+
+
+def costs_table(result: dict[str, Any]) -> list[str]:
+    """The same for a result of costs.py."""
+    machine, peak = result["machine"], result["peak"]
+    reached = ", ".join(
+        f"{p['tflops'] * 1000:.0f} GFLOP/s and {p['gb_per_second']:.1f} GB/s with {n} thread{'s' if n != '1' else ''}"
+        for n, p in peak.items()
+    )
+    rows = [
+        f"| {row['what']} | {row['measured']:.0f} | {row['model']:.0f} | **{row['ratio']:.2f}** |"
+        for row in result["rows"]
+    ]
+    return [
+        f"**Tokens a second, float32** · {machine['cpu']} · torch {machine['torch']} · {reached}",
+        "",
+        "| | measured | model | model / measured |",
+        "|---|---|---|---|",
+        *rows,
         "",
     ]
 
@@ -164,6 +199,7 @@ KINDS = (
     ("lanes", lanes_table),
     ("label", label_table),
     ("serve", serve_table),
+    ("costs", costs_table),
 )
 
 

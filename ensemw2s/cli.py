@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ensemw2s import __version__, options
+from ensemw2s import __version__, options, remote
 from ensemw2s.errors import ArtifactError, ConfigError
 from ensemw2s.outcome import Output, before_work, outcome
 
@@ -88,7 +88,16 @@ def run(
 
 
 @app.command(rich_help_panel="Runs")
-def plan(config: options.ConfigFile, set_: options.Overrides = None, debug: options.Debug = False) -> None:
+def plan(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    cluster_file: options.ClusterFile = None,
+    prices: options.PricesFile = None,
+    measured: options.MeasuredRun = None,
+    prompt_tokens: options.PromptTokens = None,
+    answer_tokens: options.AnswerTokens = None,
+    debug: options.Debug = False,
+) -> None:
     """Print what `run` would do: stages, sizes, resources, and what is done already.
 
     Shows every stage in order as done, to do, or changed (made with another config, and what differs), with examples,
@@ -96,8 +105,14 @@ def plan(config: options.ConfigFile, set_: options.Overrides = None, debug: opti
     checked here, too. Changes nothing on disk and starts no Ray. The resources are those of this machine; if the
     config or RAY_ADDRESS names a cluster, that cluster is asked for its own.
 
+    With --cluster, a file of `ray up`, the resources are those that this cluster may grow to, and nothing of it needs
+    to be there: of models config.json is enough, and neither tokenizers nor weights are looked at. It also prints the
+    memory of each process by ZeRO stage, and nodes, GPU-hours and money of each stage (cluster/README.md). What does
+    not fit on the nodes is refused, with the nearest settings that do.
+
         ensemw2s plan configs/quickstart.yaml
         ensemw2s plan configs/quickstart.yaml --set training.workers=2
+        ensemw2s plan configs/llama-7b-lora.yaml --cluster cluster/aws.yaml
     """
     with outcome(debug=debug):
         from ensemw2s import cluster, planning, preflight
@@ -105,6 +120,18 @@ def plan(config: options.ConfigFile, set_: options.Overrides = None, debug: opti
         from ensemw2s.stages import build_graph
 
         loaded = load_config(config, set_)
+        if cluster_file is not None:
+            from ensemw2s.costs import command
+
+            tokens = (prompt_tokens, answer_tokens)
+            with before_work():
+                found = command.prepare(loaded, cluster_file, prices=prices, measured=measured, tokens=tokens)
+            command.show(found, Output())
+            return
+        given = {"--prices": prices, "--measured": measured, "--prompt-tokens": prompt_tokens}
+        given["--answer-tokens"] = answer_tokens
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{', '.join(alone)}: only with --cluster FILE, whose costs are asked for")
         with before_work():
             preflight.check(loaded)
             graph = build_graph(loaded)
@@ -160,8 +187,58 @@ def tune(
 
 
 @app.command(rich_help_panel="Runs")
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY", show_default=False, help="YAML file; see docs/study.md.")],
+    set_: options.Overrides = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only list the cells, and what is done; change nothing.")
+    ] = False,
+    only_report: Annotated[
+        bool, typer.Option("--report", help="Only write the report, of the cells that are done.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run a config over tasks, variants and seeds, and say what holds over all of them.
+
+    The file has a base config, tasks and variants (changes to it, by dotted key), and seeds; each combination is a
+    cell, a whole run. Cells run one after another on one Ray and share what they have in common: data, pre-trained
+    bases, equal rounds and baselines are made once. Bagging, the best single expert and one with the budget of all
+    rounds are part of every cell, whatever its config says.
+
+    Leaves STORAGE/NAME with study.parquet (a row for each cell, system and split), study.json, study.html and cells/.
+    The page has means with 95 % intervals over seeds, differences from the baselines with permutation tests, curves
+    over rounds, what was recovered of the performance gap, what tokens bought, and how the experts' errors go together.
+    The number of rounds is chosen on validation; the one that tests best is never used.
+
+    The same command goes on with a study that was stopped, and does nothing for one that is complete. A cell that fails
+    is reported (exit code 1) after all others have run, and tried again the next time. With --set, keys of the base
+    config begin with base.
+
+        ensemw2s study configs/studies/tiny.yaml --plan
+        ensemw2s study configs/studies/tiny.yaml
+        ensemw2s study configs/studies/tiny.yaml --set seeds=[0] --set base.boosting.rounds=2 --set name=small
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s.config_study import load_study
+        from ensemw2s.progress import Progress
+        from ensemw2s.study import study as studies
+
+        loaded = load_study(config, set_)
+        with before_work():
+            cells = studies.check(loaded)
+        if plan:
+            from ensemw2s.study import planning
+
+            planning.print_plan(planning.survey(cells), Output())
+        elif only_report:
+            studies.show(studies.write(loaded, cells, {}), loaded, Output())
+        else:
+            studies.run(loaded, debug=debug, progress=Progress(Output()))
+
+
+@app.command(rich_help_panel="Runs")
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False, help="Folder of a finished run.")],
+    run_dir: options.RunFolder,
     debug: options.Debug = False,
 ) -> None:
     """Print a run's table again, and write its report.html and plots/ again.
@@ -175,22 +252,22 @@ def report(
         from ensemw2s.evaluation.report import print_table, write_report
 
         path = run_dir / "results.json"
-        if not path.exists():
-            raise ConfigError(f"{run_dir} has no results.json; a run writes it at its end (ensemw2s run CONFIG)")
+        if not remote.exists(path):
+            raise ConfigError(
+                f"{remote.shown(run_dir)} has no results.json; a run writes it at its end (ensemw2s run CONFIG)"
+            )
         results = store.read_json(path)
         if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
-            raise ArtifactError(f"{path} is not the results.json of a run: it has no systems")
+            raise ArtifactError(f"{remote.shown(path)} is not the results.json of a run: it has no systems")
         html = write_report(results, run_dir)
         print_table(results, Output())
-        _say(f"\nreport: {html}")
+        _say(f"\nreport: {remote.shown(html)}")
 
 
 @app.command(rich_help_panel="Saved models")
 def label(
-    ensemble: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder with ensemble.json.")],
-    output: Annotated[
-        Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the labels; a new one, or to continue.")
-    ],
+    ensemble: Annotated[Path, options.folder("--ensemble", "Folder with ensemble.json.")],
+    output: Annotated[Path, options.folder("--output", "Folder for the labels; a new one, or to continue.")],
     input_: options.Inputs = None,
     dataset: options.Dataset = None,
     split: options.DatasetSplit = "train",
@@ -237,9 +314,10 @@ def label(
     settings of decoding are those of that run's config.yaml; elsewhere give --prompt-template and --max-new-tokens.
 
         ensemw2s label --ensemble runs/quickstart/ensemble --input prompts.jsonl --output labels
-        ensemw2s label --ensemble E --input s3://bucket/prompts --output labels --min-agreement 0.8 --keep-fraction 0.5
+        ensemw2s label --ensemble E --input s3://bucket/prompts --output s3://bucket/labels --min-agreement 0.8
     """
     with outcome(debug=debug, resumable=True):
+        from ensemw2s import cluster
         from ensemw2s.config import ClusterConfig, LabelFilter
         from ensemw2s.labeling import command
         from ensemw2s.progress import Progress
@@ -270,6 +348,7 @@ def label(
         wanted = LabelFilter(**{key: value for key, value in filters.items() if value is not None})
         work = command.LabelWork(ensemble, output, settings, ClusterConfig(address=address, cpus=cpus), wanted)
         with before_work():
+            cluster.check_lasting(output, "--output")
             waiting = command.prepare(work, fresh=fresh)
         if waiting:
             command.label(work, Progress(Output()), debug=debug)
@@ -285,9 +364,7 @@ def evaluate(
     input_: options.Inputs = None,
     dataset: options.Dataset = None,
     split: options.DatasetSplit = "train",
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", show_default=False, help="Write the figures there, too.")
-    ] = None,
+    json: Annotated[Path | None, options.file("--json", "Write the figures there, too.")] = None,
     debug: options.Debug = False,
     prompt_column: options.PromptColumn = "prompt",
     answer_column: options.AnswerColumn = "answer",
@@ -315,7 +392,7 @@ def evaluate(
         ensemw2s evaluate --model runs/quickstart/students/student_ensemw2s --input test.jsonl --json student.json
     """
     with outcome(debug=debug):
-        from ensemw2s import store
+        from ensemw2s import cluster, store
         from ensemw2s.config import ClusterConfig
         from ensemw2s.evaluation import command
         from ensemw2s.progress import Progress
@@ -334,13 +411,16 @@ def evaluate(
         )
         work = command.EvaluateWork(model, settings, ClusterConfig(address=address, cpus=cpus))
         with before_work():
-            if json is not None and not json.absolute().parent.is_dir():
+            if json is not None:
+                cluster.check_lasting(json, "--json")
+            if json is not None and not (remote.uri(json) or json.absolute().parent.is_dir()):
                 raise ConfigError(f"--json {json}: there is no folder {json.absolute().parent}")
             voter = command.prepare(work)
         found = command.evaluate(work, voter, Progress(Output()), debug=debug)
         command.print_figures(found, Output())
         if json is not None:
-            store.write_json(json, found)
+            json.parent.mkdir(parents=True, exist_ok=True)  # of a copy
+            store.put_json(json, found)
 
 
 @app.command(rich_help_panel="Saved models")
@@ -402,6 +482,9 @@ def serve(
         typer.Option(metavar="SECONDS", min=1, show_default=False, help="Look so often whether folders have changed."),
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the replicas' logs.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave once it is up; it stays on the cluster until `serve shutdown`.")
+    ] = False,
     address: options.Address = None,
     cpus: options.Cpus = None,
     debug: options.Debug = False,
@@ -413,7 +496,8 @@ def serve(
     Prometheus (docs/serving.md). Runs until Ctrl-C or SIGTERM, and then answers what is under way to its end.
 
     Where a model lies in a run's folder, chat messages are rendered as in that run. With --watch, a folder whose
-    content has changed is loaded beside the old one, and no request is lost.
+    content has changed is loaded beside the old one, and no request is lost. With --detach it is left to a cluster that
+    is there already; the same command with other models or options updates it.
 
         ensemw2s serve --ensemble runs/quickstart/ensemble
         ensemw2s serve --ensemble runs/quickstart/ensemble --model student=runs/quickstart/students/student_ensemw2s
@@ -423,6 +507,10 @@ def serve(
         from ensemw2s.serving import command
         from ensemw2s.serving.settings import ServeSettings
 
+        if not (ensemble or model) and (slots or max_replicas):
+            raise ConfigError(
+                "--slots and --max-replicas are about --ensemble and --model; a file of settings has its own"
+            )
         named = command.hosted(ensemble, model, slots=slots, max_replicas=max_replicas)
         wanted = command.read_settings(settings) if settings is not None else None
         models = [*(wanted.models if wanted else []), *named]
@@ -436,7 +524,10 @@ def serve(
         with before_work():
             checked = command.check(ServeSettings.model_validate(merged))
         where = ClusterConfig(address=address, cpus=cpus)
-        command.serve(checked, where, host, port, _say, watch=watch, debug=debug)
+        if detach:
+            command.deploy(checked, where, host, port, _say, debug=debug)
+        else:
+            command.serve(checked, where, host, port, _say, watch=watch, debug=debug)
 
 
 @app.command(rich_help_panel="Serving")
@@ -487,7 +578,7 @@ def _settings(model: str, source: FileSource, **given: Any) -> Settings:
     settings = settings_for(model, source, given)
     origin = "defaults (the model lies in no run's folder)"
     if settings.run is not None:
-        origin = f"those of {settings.run / 'config.yaml'}"
+        origin = f"those of {remote.shown(settings.run / 'config.yaml')}"
     chat = ", chat template" if settings.data.chat_template else ""
     longest = settings.labeling.max_new_tokens
     _say(f"settings: {origin} and options: prompt template {settings.data.prompt_template!r}{chat}, ", end="")

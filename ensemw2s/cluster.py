@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ensemw2s import remote
 from ensemw2s.config import ClusterConfig, Config, NodeKind
-from ensemw2s.errors import ResourceError
+from ensemw2s.errors import ConfigError, ResourceError
 
 Size = tuple[float, float]
 """CPUs and GPUs of a node."""
@@ -38,13 +40,14 @@ class Resources:
 
     def fits(self, cpus: float, gpus: float) -> int:
         """How many pieces of this size fit on all nodes together."""
-        return sum(_pieces(node, cpus, gpus) for node in self.nodes)
+        return sum(pieces(node, cpus, gpus) for node in self.nodes)
 
     def __str__(self) -> str:
         return f"{len(self.nodes)} node{'s' if len(self.nodes) != 1 else ''}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
 
-def _pieces(node: Size, cpus: float, gpus: float) -> int:
+def pieces(node: Size, cpus: float, gpus: float) -> int:
+    """How many pieces of so many CPUs and GPUs a node has room for."""
     by_cpu = int(node[0] / cpus + 1e-9)
     return by_cpu if gpus == 0 else min(by_cpu, int(node[1] / gpus + 1e-9))
 
@@ -108,7 +111,7 @@ def _actors_beside(config: Config, resources: Resources, lanes: int) -> int:
     t, d = config.training, config.labeling
     waiting, left = lanes * _workers_of_a_lane(config, resources.fits(t.cpus_per_worker, t.gpus_per_worker)), []
     for cpus, gpus in resources.nodes:
-        here = min(waiting, _pieces((cpus, gpus), t.cpus_per_worker, t.gpus_per_worker))
+        here = min(waiting, pieces((cpus, gpus), t.cpus_per_worker, t.gpus_per_worker))
         waiting -= here
         left.append((cpus - here * t.cpus_per_worker, gpus - here * t.gpus_per_worker))
     return Resources(tuple(left)).fits(d.cpus_per_actor, d.gpus_per_actor)
@@ -117,6 +120,23 @@ def _actors_beside(config: Config, resources: Resources, lanes: int) -> int:
 def address(config: ClusterConfig) -> str | None:
     """Address of the cluster to join; none: start a Ray here."""
     return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def check_lasting(path: str | Path, name: str) -> None:
+    """Checks that what a Ray job writes outlives it: its working folder is deleted after it.
+
+    Args:
+        path: Where it is to be written.
+        name: The option or key that says so.
+
+    Raises:
+        ConfigError: If this is a Ray job, and the path is relative.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not remote.local(path).is_absolute():
+        raise ConfigError(
+            f"{name} {path} is relative, and the working folder of a Ray job goes away with it; give an absolute path "
+            "that every node can reach, or a URI of object storage"
+        )
 
 
 def local_resources(config: ClusterConfig) -> Resources:
@@ -130,6 +150,9 @@ def local_resources(config: ClusterConfig) -> Resources:
 
 DRIVER = "driver"
 """A resource of the Ray that is started here: room for drivers, which take no CPU from what they drive."""
+
+NODE_SHARE = 0.001
+"""What a worker or actor takes of a resource that stands for a kind of node, so that one such node holds many."""
 
 RETRY_DELAY_MS = 3000
 """Time between two tries of a task; with `stream.RETRIES` more than Ray takes to give up a node that is silent."""
@@ -202,6 +225,11 @@ def with_autoscaling(living: Iterable[Size], kinds: Iterable[NodeKind]) -> Resou
     for kind in kinds:
         most[float(kind.cpus), float(kind.gpus)] += kind.nodes
     return Resources(tuple((Counter(living) | most).elements()))
+
+
+def share_of(node_resource: str | None) -> dict[str, float]:
+    """What keeps a worker or an actor on nodes of a kind, as Ray's `resources`; empty: any node will do."""
+    return {node_resource: NODE_SHARE} if node_resource is not None else {}
 
 
 def _quiet(debug: bool) -> None:

@@ -299,6 +299,11 @@ class TrainingConfig(Section):
     workers: Workers = Field(default_factory=Workers, description="Data-parallel workers of one model.")
     cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs reserved for a worker; its threads.")
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs reserved for a worker.")
+    node_resource: str | None = Field(
+        None,
+        description="A resource of those nodes only that are there for training: workers take a thousandth of it each, "
+        "so no other node will do. Plans do not know of it: set `lanes` to what such nodes hold. None: any node.",
+    )
     lanes: PositiveInt | None = Field(
         None, description="Models trained at the same time; none: as many as fit beside half of the actors."
     )
@@ -383,6 +388,11 @@ class LabelingConfig(Section):
     )
     cpus_per_actor: Annotated[float, Field(gt=0)] = Field(1, description="CPUs of an actor; its threads.")
     gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of an actor.")
+    node_resource: str | None = Field(
+        None,
+        description="A resource of those nodes only that are there for decoding: actors take a thousandth of it each. "
+        "Plans do not know of it: set `max_actors` to what such nodes hold. None: any node.",
+    )
     batch_size: PositiveInt = Field(128, description="Prompts decoded at a time by an actor.")
     chunk_size: PositiveInt = Field(512, description="Prompts an output file; the grain of resuming.")
     chunks_per_actor: PositiveInt = Field(
@@ -541,7 +551,11 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run; its folder's name.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed that all others are derived from.")
-    storage: str = Field("runs", description="Folder that holds run folders and the cache of pre-trained models.")
+    storage: str = Field(
+        "runs",
+        description="Folder that holds run folders and the cache of pre-trained models, or a URI: s3://, gs:// or "
+        "az://BUCKET/KEY, with credentials and endpoint in the environment.",
+    )
     data: DataConfig
     models: ModelsConfig
     training: TrainingConfig = Field(TrainingConfig(), description="Workers and ZeRO.")

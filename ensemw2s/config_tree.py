@@ -8,15 +8,16 @@ from typing import Any
 
 import yaml
 
+from ensemw2s import remote
 from ensemw2s.errors import ConfigError
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
     """Reads a YAML file. Raises `ConfigError` if it cannot be read, is not YAML, or holds no mapping."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = remote.pull(Path(path)).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"config {remote.shown(path)} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"config {path} is not UTF-8 text: byte {error.start} cannot be read") from None
     try:
@@ -38,33 +39,57 @@ def dump_tree(tree: dict[str, Any]) -> str:
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets `dotted.key=value` in a tree; the value is YAML. Raises `ConfigError` if there is no such place."""
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals:
         raise ConfigError(f"--set {override}: expected dotted.key=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    set_value(tree, key, value, origin=f"--set {override}")
+
+
+def set_value(tree: dict[str, Any], key: str, value: Any, *, origin: str) -> None:
+    """Sets the value of a dotted key in a tree; items of lists are reached by their index.
+
+    Args:
+        tree: What is changed.
+        key: The dotted key; mappings on the way to it that are missing are made. Where a mapping has keys with dots in
+            them (as the changes of a study's task), the longest one that fits is taken.
+        value: A plain value.
+        origin: Who wants it, for error messages.
+
+    Raises:
+        ConfigError: If there is no such place.
+    """
+    parts = key.strip().split(".")
+    if not all(parts):
+        raise ConfigError(f"{origin}: expected dotted.key=value")
     node: Any = tree
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        where = ".".join(parts[: i + 1])
+    i = 0
+    while i < len(parts):
         if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise ConfigError(f"--set {override}: {where} does not exist, the list has {len(node)} items")
-            if last:
-                node[int(part)] = value
-            else:
-                node = node[int(part)]
+            if not parts[i].isdecimal() or int(parts[i]) >= len(node):
+                where = ".".join(parts[: i + 1])
+                raise ConfigError(f"{origin}: {where} does not exist, the list has {len(node)} items")
+            place: Any = int(parts[i])
+            i += 1
         elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                node = node.setdefault(part, {})
-                if node is None:
-                    raise ConfigError(f"--set {override}: {where} is null in the config and has no keys")
+            length = _longest_key(node, parts[i:])
+            place = ".".join(parts[i : i + length])
+            i += length
+            if i < len(parts) and node.setdefault(place, {}) is None:
+                raise ConfigError(f"{origin}: {'.'.join(parts[:i])} is null in the config and has no keys")
         else:
-            raise ConfigError(f"--set {override}: {'.'.join(parts[:i])} is {node!r} and has no keys")
+            raise ConfigError(f"{origin}: {'.'.join(parts[:i])} is {node!r} and has no keys")
+        if i == len(parts):
+            node[place] = value
+        else:
+            node = node[place]
+
+
+def _longest_key(node: dict[str, Any], parts: list[str]) -> int:
+    """How many parts of a dotted key are one key of this mapping; 1 where there is none yet."""
+    return next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in node), 1)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ensemw2s import stage_metrics
 from ensemw2s.cluster import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.models.info import model_info
@@ -48,9 +49,9 @@ class Context:
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Shows a stage and records when it ran."""
+        """Shows a stage, to Prometheus too, and records when it ran."""
         began = time.time()
-        with self.progress.stage(name, what):
+        with self.progress.stage(name, what), stage_metrics.running(self.config.name, name):
             yield
         self.on_stage(name, began, time.time())
 

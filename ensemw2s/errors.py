@@ -40,3 +40,7 @@ class BoostingError(EnsemW2SError):
 
 class SearchError(EnsemW2SError):
     """A search found nothing."""
+
+
+class StudyError(EnsemW2SError):
+    """Some cells of a study failed; the others are finished and reported."""

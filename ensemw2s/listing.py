@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemw2s import remote
 from ensemw2s.config import Pretraining
 from ensemw2s.ensemble.manifest import MANIFEST, TOKENIZER, read_manifest
 from ensemw2s.evaluation.wording import NOTHING, amount
@@ -50,7 +51,7 @@ def facts(path: str, revision: str | None = None) -> list[ModelFacts]:
         ModelError: If it cannot be loaded.
         ArtifactError: If the ensemble's own description is damaged.
     """
-    folder = Path(path).expanduser()
+    folder = remote.pull(remote.local(path))
     if (folder / MANIFEST).exists():
         return _of_ensemble(folder)
     if (folder / ADAPTER_CONFIG).exists():

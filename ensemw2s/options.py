@@ -7,17 +7,67 @@ from typing import Annotated, Any
 
 import typer
 
+from ensemw2s import remote
+from ensemw2s.errors import ConfigError
+
 
 def _option(name: str, text: str, panel: str | None = None, **rest: Any) -> Any:
     return typer.Option(name, help=text, rich_help_panel=panel, show_default=rest.pop("show_default", False), **rest)
 
 
+def _place(text: str) -> Path:
+    """A path or a URI, as a path."""
+    try:
+        return remote.local(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def folder(name: str, text: str) -> Any:
+    """A folder, here or in object storage."""
+    return _option(name, text, metavar="DIR", parser=_place)
+
+
+def file(name: str, text: str) -> Any:
+    """A file, here or in object storage."""
+    return _option(name, text, metavar="PATH", parser=_place)
+
+
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_DIR", show_default=False, help="Folder of a finished run.", parser=_place),
+]
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", show_default=False, help="YAML file; docs/config.md has every key.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG", show_default=False, help="YAML file; docs/config.md has every key.", parser=_place
+    ),
+]
+ConfigOption = Annotated[
+    Path, _option("--config", "YAML file; docs/config.md has every key.", metavar="FILE", parser=_place)
+]
+Fresh = Annotated[
+    bool, _option("--fresh", "Forget what was made with another config, and what a stopped search found.")
 ]
 Overrides = Annotated[
     list[str] | None,
     _option("--set", "Replace a value of the config, as in boosting.rounds=3; repeatable.", metavar="KEY=VALUE"),
+]
+ClusterFile = Annotated[
+    Path | None, _option("--cluster", "File of `ray up`: what the run would need and cost there.", metavar="FILE")
+]
+PricesFile = Annotated[
+    Path | None,
+    _option("--prices", "Table of instance types; none: prices.yaml beside the file of --cluster.", metavar="FILE"),
+]
+MeasuredRun = Annotated[
+    Path | None, _option("--measured", "Finished run whose speeds are taken in place of a model's.", metavar="RUN_DIR")
+]
+PromptTokens = Annotated[
+    int | None, _option("--prompt-tokens", "Mean tokens of a prompt; none: of the first rows of the data.", min=1)
+]
+AnswerTokens = Annotated[
+    int | None, _option("--answer-tokens", "Mean tokens of an answer; none: of the first rows of the data.", min=1)
 ]
 Debug = Annotated[bool, _option("--debug", "Show traces, and the logs of Ray and of its workers.")]
 

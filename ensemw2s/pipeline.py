@@ -6,7 +6,6 @@ continues a run that was killed, and does nothing for one that is complete.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import __version__, cluster, preflight, steps, store
+from ensemw2s import __version__, cluster, preflight, remote, steps, store
 from ensemw2s.boosting import scoring
 from ensemw2s.boosting.rounds import run_rounds
 from ensemw2s.config import Config, dump_config
@@ -49,20 +48,22 @@ def run(
         EnsemW2SError: Whatever stops it; what is finished stays and is used next time.
     """
     shown = progress or Progress()
+    shown.run = config.name
     preflight.check(config)
     graph = build_graph(config)
     with store.only_one(graph.root):
         status = check_stages(graph, fresh=fresh)
         (graph.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        if status[graph.evaluation.name] and (graph.root / "results.json").exists():
-            shown.say(f"{graph.root} is complete: nothing to do")
+        remote.push(graph.root / "config.yaml")
+        if status[graph.evaluation.name] and remote.exists(graph.root / "results.json"):
+            shown.say(f"{remote.shown(graph.root)} is complete: nothing to do")
             results: dict[str, Any] = store.read_json(graph.root / "results.json")
             write_report(results, graph.root)
         else:
             with shown:
                 results = _work(graph, status, shown, debug)
     print_table(results, shown.console)
-    shown.say(f"\nreport: {graph.root / 'report.html'}")
+    shown.say(f"\nreport: {remote.shown(graph.root / 'report.html')}")
     return results
 
 
@@ -88,7 +89,7 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
             except ArtifactError:
                 if not fresh:
                     raise
-                shutil.rmtree(folder)
+                remote.remove(folder)
         status[stage.name] = store.is_done(stage.path, stage.description)
         if status[stage.name]:
             checkpoints.discard(begun)
@@ -103,12 +104,17 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
     manifest = _Manifest(graph, status)
     with cluster.connect(graph.config.cluster, debug=debug) as resources:
         plan = cluster.plan_resources(graph.config, resources)
-        progress.say(f"{graph.root}: {resources}; {plan.lanes} training lanes, up to {plan.actors} decoding actors")
+        progress.say(
+            f"{remote.shown(graph.root)}: {resources}; {plan.lanes} training lanes, up to {plan.actors} decoding actors"
+        )
         training, scratch = graph.config.training, graph.root / ".ray"
         with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
             lanes.start(sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/"))))
-            _run_stages(Context(graph, plan, progress, lanes, on_stage=manifest.add))
-        shutil.rmtree(scratch, ignore_errors=True)
+            context = Context(graph, plan, progress, lanes, on_stage=manifest.add)
+            history = run_stages(context)
+            lanes.close()
+            evaluate(context, history)
+        remote.remove(scratch)
     manifest.save()
     evaluated = store.read_json(graph.evaluation.path / "results.json")
     results = {
@@ -118,12 +124,17 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
         "stages": manifest.stages,
         "total_seconds": round(time.time() - began, 1),
     }
-    store.write_json(graph.root / "results.json", results)
+    store.put_json(graph.root / "results.json", results)
     write_report(results, graph.root)
     return results
 
 
-def _run_stages(context: Context) -> None:
+def run_stages(context: Context) -> list[dict[str, Any]]:
+    """Does all that is not done yet up to the last student.
+
+    Returns:
+        The facts of the boosting rounds.
+    """
     graph = context.graph
     if context.plan.keep_lanes and not all(steps.done(r.stage) for r in graph.rounds):
         scoring.warm(graph.config.labeling, context.actors)
@@ -145,8 +156,13 @@ def _run_stages(context: Context) -> None:
     if not all(steps.done(student.stage) for student in graph.students):
         with context.stage("students", "training on pseudo-labels"):
             steps.train_students(context)
-    context.lanes.close()
-    _do(context, graph.evaluation, "every system on both test splits", lambda c: steps.evaluate(c, history))
+    return history
+
+
+def evaluate(context: Context, history: list[dict[str, Any]]) -> None:
+    """Evaluates what `run_stages` made, if it is not evaluated yet."""
+    what = "every system on both test splits"
+    _do(context, context.graph.evaluation, what, lambda c: steps.evaluate(c, history))
 
 
 def _do(context: Context, stage: Stage, what: str, step: Callable[[Context], None]) -> None:
@@ -183,7 +199,7 @@ class _Manifest:
 
     def __init__(self, graph: Graph, status: dict[str, bool]) -> None:
         self._graph, self._path = graph, graph.root / "manifest.json"
-        earlier = store.read_json(self._path)["stages"] if self._path.exists() else []
+        earlier = store.read_json(self._path)["stages"] if remote.exists(self._path) else []
         self.stages: list[dict[str, Any]] = [{**stage, "status": "reused"} for stage in earlier]
         self.save()
 
@@ -195,7 +211,7 @@ class _Manifest:
 
     def save(self) -> None:
         """Writes the file."""
-        store.write_json(
+        store.put_json(
             self._path,
             {
                 "name": self._graph.config.name,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import cluster, store
+from ensemw2s import cluster, remote, store
 from ensemw2s.cluster import ResourcePlan, Resources
 from ensemw2s.config import Config, Recipe
 from ensemw2s.errors import ArtifactError
@@ -164,7 +164,7 @@ def lay_out(graph: Graph, found: dict[str, Found], sizes: dict[str, int]) -> Pla
         sizes: Number of weights of each base model (`parameters`).
     """
     complete = found[graph.evaluation.name].state == "done"
-    return Plan(graph.config, str(graph.root), tuple(_merged(_items(graph, sizes))), found, complete)
+    return Plan(graph.config, remote.shown(graph.root), tuple(_merged(_items(graph, sizes))), found, complete)
 
 
 def _items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
@@ -290,7 +290,13 @@ def _merged(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def print_plan(
-    plan: Plan, console: Console, *, resources: Resources, division: ResourcePlan, free_bytes: int, address: str | None
+    plan: Plan,
+    console: Console,
+    *,
+    resources: Resources,
+    division: ResourcePlan,
+    free_bytes: int | None,
+    address: str | None,
 ) -> None:
     """Prints a plan.
 
@@ -299,7 +305,7 @@ def print_plan(
         console: Where to print.
         resources: What there is.
         division: How it would be divided.
-        free_bytes: Room on the disk of the run.
+        free_bytes: Room on the disk of the run; None: it is not this machine's.
         address: Of the cluster that was asked; none: the resources are this machine's.
     """
     _line(console, plan.config.name, f", seed {plan.config.seed}, in {plan.where}\n")
@@ -320,7 +326,9 @@ def print_plan(
     )
     together = "beside the lanes" if division.keep_lanes else "in turn with the lanes"
     place = f"the cluster at {address}" if address is not None else "this machine"
-    _line(console, "\nResources", f"  {place}: {resources}, {free_bytes / 1e9:.1f} GB free in storage")
+    room = "here for copies of storage" if "://" in plan.where else "in storage"
+    free = "" if free_bytes is None else f", {free_bytes / 1e9:.1f} GB free {room}"
+    _line(console, "\nResources", f"  {place}: {resources}{free}")
     _line(
         console, "Training", f"   {_times(division.lanes, 'lane')} at a time, each {worker}, ZeRO stage {t.zero_stage}"
     )

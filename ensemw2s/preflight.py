@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ensemw2s import cluster
+from ensemw2s import cluster, remote
 from ensemw2s.config import Config, ModelConfig
 from ensemw2s.data.sources import check_source
 from ensemw2s.data.tokens import render
@@ -41,8 +41,18 @@ def check(config: Config) -> None:
 
 
 def check_storage(config: Config) -> None:
-    """Raises `ResourceError` if the run's folder cannot be written."""
+    """Checks where the run's folder is to be.
+
+    Raises:
+        ConfigError: If it would not outlive a job, or the curves of MLflow would not get there.
+        ResourceError: If it cannot be written, or object storage cannot be reached.
+    """
+    cluster.check_lasting(config.storage, "storage")
+    elsewhere = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if config.tracking.kind == "mlflow" and "://" in config.storage and not elsewhere:
+        raise ConfigError(f"tracking.kind mlflow with storage {config.storage} needs a server: set tracking.uri")
     folder = run_directory(config)
+    remote.check(folder)
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ResourceError(f"storage {config.storage}: {existing} is not a folder that can be written; choose another")

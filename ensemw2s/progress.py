@@ -1,26 +1,65 @@
-"""Progress that people see: counts go in; bars on a terminal come out, plain lines otherwise."""
+"""Progress that people see: counts go in; bars on a terminal come out, plain lines otherwise.
+
+Machines that collect logs read it too: with ENSEMW2S_LOG=json every line is a JSON object that says which run and which
+stage it is about.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from ensemw2s.errors import ConfigError
+
+LOG = "ENSEMW2S_LOG"
+"""Environment variable: `json` for lines that are JSON objects, `text` or nothing for lines to read."""
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines about the same task."""
 
 
+_stage: ContextVar[str | None] = ContextVar("stage", default=None)
+"""The stage that this thread is in; a run has several at the same time."""
+
+
+def wants_json() -> bool:
+    """Whether lines are to be JSON objects.
+
+    Raises:
+        ConfigError: If the environment says something else than json or text.
+    """
+    wanted = os.environ.get(LOG) or "text"
+    if wanted not in ("json", "text"):
+        raise ConfigError(f"{LOG} is {wanted}; expected json or text")
+    return wanted == "json"
+
+
 class Progress:
-    """Shows stages as they begin and end, and how far the tasks in them are."""
+    """Shows stages as they begin and end, and how far the tasks in them are.
+
+    Attributes:
+        console: Where lines and tables go; one that shows nothing where lines are JSON objects, which tables are not.
+        run: Name of the run, for these objects.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+        self.run: str | None = None
+        self._json: IO[str] | None = None
+        if wants_json() and not self.console.quiet:
+            self._json, self.console = self.console.file, Console(quiet=True, force_terminal=False)
         self._bars: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
@@ -50,16 +89,30 @@ class Progress:
         """One line that stays; square brackets in it are text."""
         self._print(Text(text))
 
-    def _print(self, line: Text) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+    def _print(self, line: Text, level: str = "info", **facts: Any) -> None:
+        if self._json is None:
+            self.console.print(line, highlight=False, soft_wrap=True)
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        known = {"time": now, "level": level, "run": self.run, "stage": _stage.get(), "message": line.plain.strip()}
+        self._json.write(json.dumps(known | facts, ensure_ascii=False) + "\n")  # whole: threads write beside each other
+        self._json.flush()
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Announces a stage, and says how long it took."""
-        began = time.monotonic()
-        self._print(Text.assemble((name, "bold"), f"  {what}"))
-        yield
-        self._print(Text(f"{name}  done in {time.monotonic() - began:.1f} s", "dim"))
+        began, outer = time.monotonic(), _stage.set(name)
+        try:
+            self._print(Text.assemble((name, "bold"), f"  {what}"), event="begin")
+            yield
+            seconds = time.monotonic() - began
+            self._print(Text(f"{name}  done in {seconds:.1f} s", "dim"), event="end", seconds=round(seconds, 3))
+        except BaseException as error:
+            if self._json is not None:  # as text, it is the last line of the command
+                self._print(Text(str(error) or type(error).__name__), "error", event="failed")
+            raise
+        finally:
+            _stage.reset(outer)
 
     def update(self, task: str, done: int, total: int, note: str = "") -> None:
         """Sets how far a task is; one that reached its total disappears."""
@@ -67,7 +120,8 @@ class Progress:
             due = time.monotonic() - self._said.setdefault(task, time.monotonic()) >= PLAIN_INTERVAL
             if due:
                 self._said[task] = time.monotonic()
-                self.say(f"  {task}: {done}/{total} {note}".rstrip())
+                line = f"  {task}: {done}/{total} {note}".rstrip()
+                self._print(Text(line), task=task, done=done, total=total)
             return
         if done >= total:
             if task in self._tasks:

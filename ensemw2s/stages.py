@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import remote
 from ensemw2s.config import BoostingConfig, Config, FilesSource, LabelFilter, Lora, ModelConfig, Recipe
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
@@ -140,7 +141,7 @@ class Graph:
 
 def run_directory(config: Config) -> Path:
     """Folder of the run."""
-    return Path(config.storage).expanduser() / config.name
+    return remote.local(config.storage) / config.name
 
 
 def build_graph(config: Config, shared: Path | None = None) -> Graph:
@@ -168,7 +169,7 @@ class _Builder:
         self.config = config
         self.shared = shared is not None
         self.root = run_directory(config) if shared is None else shared
-        self.cache = Path(config.storage).expanduser() / "cache"
+        self.cache = remote.local(config.storage) / "cache"
         self.seed = {"seed": config.seed}
 
     def build(self) -> Graph:
@@ -246,7 +247,8 @@ class _Builder:
     def _base(self, model: ModelConfig, name: str, corpus: Stage | None) -> Base:
         if not model.is_tiny:
             stage = Stage(f"models/{name}", Path(model.base), model_identity(model))
-            return Base(name, model.base, model.revision, model.lora, None, stage)
+            place = str(remote.local(model.base)) if "://" in model.base else model.base
+            return Base(name, place, model.revision, model.lora, None, stage)
         assert corpus is not None
         role = model.base.removeprefix("tiny-")
         recipe = getattr(self.config.models.pretraining, role)
@@ -273,8 +275,10 @@ class _Builder:
                 "workers",
                 "cpus_per_worker",
                 "gpus_per_worker",
+                "node_resource",
                 "lanes",
                 "max_failures",
+                "checkpoint_seconds",
                 "gradient_checkpointing",
             ),
         )
@@ -406,7 +410,7 @@ class _Builder:
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
     """What identifies a base model that is not ours: hub id and revision, or a folder with its files' hashes."""
-    folder = Path(model.base).expanduser()
+    folder = remote.pull(remote.local(model.base))
     if not folder.is_dir():
         return {"base": model.base, "revision": model.revision}
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))

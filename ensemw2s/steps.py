@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s import store
+from ensemw2s import remote, store
 from ensemw2s.boosting.rounds import accepted_members
 from ensemw2s.context import Context
 from ensemw2s.data.reference import reference_losses
@@ -25,10 +25,18 @@ from ensemw2s.labeling.summary import write_summary
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.stages import LABEL_MAKERS, Student
-from ensemw2s.store import Stage
+from ensemw2s.store import Stage, read_table
 from ensemw2s.training.specs import base_spec, expert_spec, student_spec
 
 Facts = dict[str, Any]
+
+FORCED_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("split", "voter", "id")),
+        ("answer_ids", pa.list_(pa.int32())),
+        ("member_ids", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
 
 
 def done(stage: Stage) -> bool:
@@ -50,7 +58,7 @@ def make_data(context: Context) -> None:
 def read_splits(context: Context) -> Splits:
     """The splits, without the answers to hard prompts."""
     folder = context.graph.data.path
-    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SPLITS}
+    tables = {name: read_table(folder / f"{name}.parquet") for name in SPLITS}
     return Splits(
         **tables, hard_labels=pa.table({"id": pa.array([], pa.string()), "answer": pa.array([], pa.string())})
     )
@@ -89,7 +97,7 @@ def make_tokens(context: Context) -> None:
     tokenizer = load_tokenizer(base.path, base.revision)
     with store.publish(stage.path, stage.description) as folder:
         for name in ("easy_train", "easy_validation"):
-            table = pq.read_table(context.graph.data.path / f"{name}.parquet")
+            table = read_table(context.graph.data.path / f"{name}.parquet")
             pq.write_table(tokenize_examples(table, tokenizer, context.config.data), folder / f"{name}.parquet")
 
 
@@ -101,7 +109,7 @@ def make_ensemble(context: Context, history: list[Facts]) -> None:
     members = [
         MemberSource(
             name=f"round-{m['round']}-expert-{m['name'].rsplit('/', 1)[-1]}",
-            directory=context.graph.expert_folder(m["name"]),
+            directory=remote.pull(context.graph.expert_folder(m["name"])),
             alpha=m["alpha"],
             weight=m["weight"],
             round=m["round"],
@@ -146,18 +154,18 @@ def make_student_data(context: Context, student: Student) -> None:
     elif student.name == "student_ceiling":
         tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
     if config.student.mix_easy or student.name == "student_easy_only":
-        tables.append(tokenize_examples(pq.read_table(data / "easy_train.parquet"), tokenizer, config.data))
+        tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, config.data))
     with store.publish(student.data.path, student.data.description) as folder:
         pq.write_table(pa.concat_tables(tables, promote_options="default"), folder / "train.parquet")
 
 
 def _true_hard(data: Path) -> pa.Table:
     """The hard prompts with their true answers. Only the ceiling student may ask for them."""
-    prompts = pq.read_table(data / "hard_unlabelled.parquet").drop_columns(["answer"])
-    answers = pq.read_table(data / "hard_labels.parquet")
+    unlabelled = read_table(data / "hard_unlabelled.parquet")
+    prompts, answers = unlabelled.drop_columns(["answer"]), read_table(data / "hard_labels.parquet")
     joined = pa.Table.from_pylist(
         [{**p, "answer": a} for p, a in zip(prompts.to_pylist(), answers["answer"].to_pylist(), strict=True)],
-        schema=pq.read_schema(data / "hard_unlabelled.parquet"),
+        schema=unlabelled.schema,
     )
     return joined.filter(joined["answer"].is_valid())
 
@@ -208,10 +216,12 @@ def evaluate(context: Context, history: list[Facts]) -> None:
     graph, config, stage = context.graph, context.config, context.graph.evaluation
     members = accepted_members(history)
     prefixes = Group("rounds", tuple(prefix_voters(graph, members)))
-    paths = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
-    work = [(split, path, group, True) for group in groups(graph, members) for split, path in paths.items()]
+    tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
+    paths = {**tests, "validation": graph.data.path / "easy_validation.parquet"}
+    work = [(split, path, group, True) for group in groups(graph, members) for split, path in tests.items()]
     work += [(split, path, prefixes, False) for split, path in paths.items()]
-    work.append(("validation", graph.data.path / "easy_validation.parquet", prefixes, False))
+    weak = [group for group in groups(graph, members) if group.name == "weak"]
+    work += [("validation", paths["validation"], group, False) for group in weak]
     columns = evaluate_all(
         work,
         data=config.data,
@@ -220,14 +230,15 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         shown=config.evaluation.examples,
         on_progress=lambda n, total, note: context.progress.update("evaluation", n, total, note),
     )
-    truths = {split: pq.read_table(path) for split, path in paths.items()}
+    truths = {split: read_table(path) for split, path in paths.items()}
     figures = Figures(config, truths, columns, members, _training_costs(context, members))
-    hard_labels = pq.read_table(graph.data.path / "hard_labels.parquet")
+    hard_labels = read_table(graph.data.path / "hard_labels.parquet")
     results = {
         "name": config.name,
         "seed": config.seed,
         "config_fingerprint": stage.fingerprint,
         "systems": figures.systems(),
+        "validation": figures.validation(),
         "bases": figures.bases(),
         "pgr": figures.pgr(),
         "comparisons": figures.comparisons(),
@@ -238,7 +249,8 @@ def evaluate(context: Context, history: list[Facts]) -> None:
     }
     with store.publish(stage.path, stage.description) as folder:
         store.write_json(folder / "results.json", results)
-        _write_answers(folder / "answers.parquet", truths, columns, figures)
+        _write_answers(folder / "answers.parquet", truths, columns)
+        _write_forced(folder / "forced.parquet", truths, columns)
 
 
 def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
@@ -260,7 +272,7 @@ def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
     return costs | {student.name: cost([student.stage.path]) for student in graph.students}
 
 
-def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any], figures: Figures) -> None:
+def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:
     """Every system's answer to every test example, for whoever wants to look or to compute something else."""
     rows = [
         {"split": split, "voter": voter, "id": identity, "answer": answer, "truth": truth}
@@ -272,3 +284,17 @@ def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, A
         )
     ]
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _write_forced(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:
+    """What each member of an ensemble predicts at every token of the true answers: how their errors go together."""
+    rows = [
+        {"split": split, "voter": voter, "id": identity, "answer_ids": answer, "member_ids": members}
+        for split, table in truths.items()
+        for voter, found in columns[split].items()
+        if "member_ids" in found
+        for identity, answer, members in zip(
+            table["id"].to_pylist(), found["answer_ids"], found["member_ids"], strict=True
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=FORCED_SCHEMA), path)

@@ -1,7 +1,8 @@
 """The run directory: what each stage leaves, put in place atomically, recognised by its fingerprint.
 
 A stage's description goes in, a folder with its output and a marker comes out. The marker is written last, so a folder
-without one is unfinished work and is done again; a marker that does not match names what changed.
+without one is unfinished work and is done again; a marker that does not match names what changed. Where a folder
+mirrors object storage, the objects count (`remote`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ensemw2s import remote
 from ensemw2s.errors import ArtifactError, ResourceError
+from ensemw2s.remote import CONTENTS, MARKER, shown
 
-MARKER = ".complete.json"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _WORKING = ".partial-"
 _STARTED = ".started.json"
 _SUFFIX = 8
@@ -75,17 +80,17 @@ def is_done(path: Path, description: dict[str, Any]) -> bool:
     Raises:
         ArtifactError: If it holds the finished output of another one; the message says what differs.
     """
-    marker = path / MARKER
+    marker = remote.pull(path / MARKER)
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{marker} is damaged ({error}): delete {path} to redo it") from None
+        raise ArtifactError(f"{shown(marker)} is damaged ({error}): delete {shown(path)} to redo it") from None
     if found == description:
         return True
     raise ArtifactError(
-        f"{path} was made with another config: {difference(found, description)}. "
+        f"{shown(path)} was made with another config: {difference(found, description)}. "
         "Use another name for this run, or --fresh to delete what no longer fits and redo it"
     )
 
@@ -116,10 +121,12 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
     """Gives an empty folder to write into, and puts its content in place at `path` when the block ends well.
 
-    Folders of other stages that already lie inside `path` (a round's experts) stay.
+    Folders of other stages that already lie inside `path` (a round's experts) stay. In object storage, what another
+    machine finished in the meantime stays, too.
 
     Raises:
-        ResourceError: If the disk is full; what was written is removed, `path` is as it was.
+        ResourceError: If the disk is full; what was written is removed, `path` is as it was. If object storage cannot
+            be written; then `path` is as it was, or unfinished.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial(path)
@@ -128,11 +135,17 @@ def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
     try:
         yield working
         write_json(working / MARKER, description)
+        if remote.uri(path) is not None and is_done(path, description):
+            shutil.rmtree(working)
+            return
+        remote.push(working, path)
         _put_in_place(working, path)
     except BaseException as error:
         shutil.rmtree(working, ignore_errors=True)
         if _disk_full(error):
-            raise ResourceError(f"no space left for {path}: free some, then run the same command again") from error
+            raise ResourceError(
+                f"no space left for {shown(path)}: free some, then run the same command again"
+            ) from error
         raise
 
 
@@ -151,7 +164,7 @@ def _put_in_place(working: Path, path: Path) -> None:
         os.rename(working, path)
         return
     (path / MARKER).unlink(missing_ok=True)
-    for entry in sorted(working.iterdir(), key=lambda e: e.name == MARKER):
+    for entry in sorted(working.iterdir(), key=lambda e: (e.name == MARKER, e.name == CONTENTS)):
         target = path / entry.name
         if target.is_dir() and entry.is_dir():
             shutil.rmtree(target)
@@ -161,7 +174,10 @@ def _put_in_place(working: Path, path: Path) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keeps others who want to make the same stage out; they wait. The lock goes with the process, however it ends."""
+    """Keeps others who want to make the same stage out; they wait. The lock goes with the process, however it ends.
+
+    In object storage there are no locks: only others on this machine are kept out.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -170,13 +186,18 @@ def alone(path: Path) -> Iterator[None]:
 
 @contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Keeps two runs out of one folder: the second one raises `ResourceError`. The lock goes with the process."""
+    """Keeps two runs out of one folder: the second one raises `ResourceError`. The lock goes with the process.
+
+    As with `alone`, runs of other machines do not see it where the folder mirrors object storage.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ResourceError(f"another run is at work in {root}: wait for its end, or use another name") from None
+            raise ResourceError(
+                f"another run is at work in {shown(root)}: wait for its end, or use another name"
+            ) from None
         yield
 
 
@@ -201,12 +222,33 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def put_json(path: Path, value: Any) -> None:
+    """`write_json` for a file that belongs to no folder with a marker: it goes where its path says."""
+    write_json(path, value)
+    remote.push(path)
+
+
+def put_bytes(path: Path, content: bytes) -> None:
+    """Writes a file beside and renames it, so that a reader never meets half of it; it goes where its path says."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+    remote.push(path)
+
+
 def read_json(path: Path) -> Any:
     """Reads JSON. Raises `ArtifactError` where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(remote.pull(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from None
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}") from None
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a parquet file of a stage's folder."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(remote.pull(path), columns=columns)
 
 
 def resume(path: Path, description: dict[str, Any]) -> None:
@@ -216,16 +258,20 @@ def resume(path: Path, description: dict[str, Any]) -> None:
     """
     started = path / _STARTED
     try:
-        same = json.loads(started.read_text(encoding="utf-8")) == description
+        same = json.loads(remote.pull(started).read_text(encoding="utf-8")) == description
     except (OSError, ValueError):
         same = False
-    if not same:
-        shutil.rmtree(path, ignore_errors=True)
+    if same:
+        remote.remove(path / CONTENTS)  # of a `finish` that did not come to its end
+    else:
+        remote.remove(path)
         path.mkdir(parents=True)
-        write_json(started, description)
+        put_json(started, description)
 
 
 def finish(path: Path, description: dict[str, Any]) -> None:
     """Marks a folder that `resume` prepared as complete."""
+    remote.pull(path)  # other machines have written some of its files
     write_json(path / MARKER, description)
     (path / _STARTED).unlink(missing_ok=True)
+    remote.push(path)

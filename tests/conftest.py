@@ -10,11 +10,14 @@ import contextlib
 import copy
 import ctypes
 import hashlib
+import itertools
 import json
+import logging
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -377,14 +380,14 @@ class Nodes:
         """Starts a node and waits until the cluster counts it."""
         import ray
 
-        before = _living_nodes()
+        before = _living_nodes()  # a node that was killed just before may be among them for a while
         address = ray.get_runtime_context().gcs_address
         options = ["--address", address, f"--num-cpus={cpus}", "--object-store-memory=80000000", "--block"]
         command = [str(Path(sys.executable).with_name("ray")), "start", *options, "--disable-usage-stats"]
         with self._log.open("ab") as log:
             self._nodes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
         until = time.monotonic() + GONE
-        while _living_nodes() <= before:
+        while not _living_nodes() - before:
             assert time.monotonic() < until, self._log.read_text()
             time.sleep(0.05)
         return self._nodes[-1]
@@ -404,10 +407,10 @@ class Nodes:
             self.kill(node)
 
 
-def _living_nodes() -> int:
+def _living_nodes() -> set[str]:
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes())
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 @pytest.fixture
@@ -425,11 +428,88 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
         yield place
 
 
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives a port of loopback on which nobody listens."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return int(free.getsockname()[1])
+
+    return find
+
+
 @pytest.fixture(scope="module")
 def module_workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A folder for commands that several tests of a module look at."""
     with workplace_in(tmp_path_factory.mktemp("place")) as place:
         yield place
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of an S3 server on loopback.
+
+    Attributes:
+        name: Its name.
+        environment: What a process needs to get at it.
+        client: Of boto3, to look at it by other means than the package's own.
+    """
+
+    name: str
+    environment: dict[str, str]
+    client: Any
+
+    def objects(self) -> dict[str, bytes]:
+        """Keys and contents; what stands for empty folders is left out."""
+        listed = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name).search("Contents[].Key")
+        keys = [key for key in listed if key is not None and not key.endswith("/")]
+        return {key: self.client.get_object(Bucket=self.name, Key=key)["Body"].read() for key in keys}
+
+
+@pytest.fixture(scope="session")
+def make_bucket() -> Iterator[Callable[[], Bucket]]:
+    """Makes empty buckets on an S3 server of this process."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "anybody",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id="anybody",
+        aws_secret_access_key="anything",
+        region_name="us-east-1",
+    )
+    numbers = itertools.count()
+
+    def make() -> Bucket:
+        name = f"bucket-{os.getpid()}-{next(numbers)}"  # what a process knows of a bucket it knows by its name
+        client.create_bucket(Bucket=name)
+        return Bucket(name, environment, client)
+
+    yield make
+    server.stop()
+
+
+@pytest.fixture
+def bucket(make_bucket: Callable[[], Bucket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket that this process can get at, with a scratch folder of this test's own."""
+    made = make_bucket()
+    for key, value in made.environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("ENSEMW2S_SCRATCH", str(tmp_path / "scratch"))
+    return made
 
 
 @pytest.fixture(scope="session")

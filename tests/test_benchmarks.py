@@ -40,6 +40,16 @@ def test_train_compares_the_loop_with_a_bare_one(tmp_path):
     assert all(row["tokens_per_second"] > 0 for row in rows)
 
 
+@pytest.mark.processes
+def test_costs_compares_the_model_of_time_with_every_speed_that_was_measured(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "costs.py"), "--output", str(tmp_path / "costs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "costs-cpu.json").read_text())["rows"]
+    assert [(row["what"], row["measured"]) for row in rows] == [(row["what"], row["measured"]) for row in recorded]
+
+
 @pytest.mark.ray
 @pytest.mark.long
 def test_serve_compares_the_endpoint_with_the_engine(tmp_path):

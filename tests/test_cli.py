@@ -18,7 +18,7 @@ from ensemw2s.cli import app
 from ensemw2s.errors import DataError, TrainingError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("run", "plan", "tune", "report", "label", "evaluate", "models", "serve", "ask")
+COMMANDS = ("run", "plan", "tune", "study", "report", "label", "evaluate", "models", "serve", "ask")
 
 
 def call(*arguments: str | Path) -> Result:

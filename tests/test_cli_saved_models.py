@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from ensemw2s import remote
 from ensemw2s.cli import app
 
 
@@ -61,6 +62,29 @@ def test_facts_of_models_adapters_and_ensembles_are_listed(saved: Path) -> None:
     hashes = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("  tokenizer")}
     assert len(hashes) == 1
     assert len(hashes.pop()) == 64
+
+
+def test_models_and_ensembles_in_object_storage_are_listed(saved: Path, bucket: Any) -> None:
+    for name in ("a", "ensemble"):
+        remote.push(saved / name, remote.local(f"s3://{bucket.name}/{name}"))
+    result = call("models", *(f"s3://{bucket.name}/{name}" for name in ("a", "ensemble")))
+    assert result.exit_code == 0, result.stderr
+    assert "model, round 2, 66.7% of the vote" in words(result.stdout)
+    result = call("models", f"s3://{bucket.name}/nothing")
+    assert result.exit_code == 2
+    assert f"s3://{bucket.name}/nothing: there is no such folder" in words(result.stderr)
+
+
+def test_a_report_is_written_again_where_its_results_are(bucket: Any) -> None:
+    results = {"name": "study", "systems": {}}
+    bucket.client.put_object(Bucket=bucket.name, Key="runs/study/results.json", Body=json.dumps(results).encode())
+    result = call("report", f"s3://{bucket.name}/runs/study")
+    assert result.exit_code == 0, result.stderr
+    assert f"report: s3://{bucket.name}/runs/study/report.html" in words(result.stdout)
+    assert "runs/study/report.html" in bucket.objects()
+    result = call("report", f"s3://{bucket.name}/runs/other")
+    assert result.exit_code == 2
+    assert f"s3://{bucket.name}/runs/other has no results.json" in words(result.stderr)
 
 
 def test_a_model_that_cannot_be_listed_exits_2(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from ensemw2s.cluster import (
     ResourcePlan,
     Resources,
     address,
+    check_lasting,
     local_resources,
     plan_resources,
+    share_of,
     with_autoscaling,
 )
 from ensemw2s.config import ClusterConfig, Config, NodeKind, parse_config
-from ensemw2s.errors import ResourceError
+from ensemw2s.errors import ConfigError, ResourceError
 
 
 def config(training: dict[str, Any] | None = None, labeling: dict[str, Any] | None = None) -> Config:
@@ -54,6 +56,11 @@ def test_a_head_without_room_plans_for_the_nodes_that_may_come():
     resources = with_autoscaling([(0.0, 0.0)], [NodeKind(cpus=8, gpus=1, nodes=4)])
     made = plan_resources(config({"gpus_per_worker": 1}, {"gpus_per_actor": 1}), resources)
     assert (made.lanes, made.actors, made.keep_lanes) == (2, 2, True)
+
+
+def test_a_thousand_workers_find_room_on_a_node_of_their_kind():
+    assert share_of(None) == {}
+    assert share_of("training") == {"training": 0.001}
 
 
 HALVES = {"training": {"cpus_per_worker": 0.5, "lanes": 2}, "labeling": {"cpus_per_actor": 0.5}}
@@ -212,3 +219,14 @@ def test_the_config_says_where_ray_is_before_the_environment_does(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     assert address(ClusterConfig()) == "ray-head:6379"
     assert address(ClusterConfig(address="auto")) == "auto"
+
+
+def test_a_job_writes_where_its_folder_does_not_take_it_away(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    check_lasting("runs", "storage")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    check_lasting(tmp_path, "storage")
+    check_lasting("~/runs", "storage")
+    check_lasting("s3://bucket/runs", "storage")
+    with pytest.raises(ConfigError, match="storage runs is relative"):
+        check_lasting("runs", "storage")

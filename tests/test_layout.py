@@ -25,6 +25,7 @@ WHOLE = {
     "test_acceptance*.py": "the promises of the README",
     "test_benchmarks.py": "benchmarks/",
     "test_faults*.py": "real kills of a whole run",
+    "test_image.py": "cluster/Dockerfile",
 }
 
 # The home folder inside Ray's own images is no machine's.
@@ -88,7 +89,9 @@ def test_the_core_imports_no_ray(path: Path) -> None:
     assert way_to("ray", path, ROOT) == [], "importing this file imports Ray by way of other modules"
 
 
-@pytest.mark.parametrize("name", ["pipeline.py", "planning.py", "labeling/command.py", "evaluation/command.py"])
+@pytest.mark.parametrize(
+    "name", ["pipeline.py", "planning.py", "labeling/command.py", "evaluation/command.py", "study/study.py"]
+)
 def test_a_command_imports_nothing_that_holds_models(name: str) -> None:
     assert way_to("peft", ROOT / "ensemw2s" / name, ROOT) == [], "the command would start seconds later"
 
@@ -139,7 +142,7 @@ def has_module(place: Path) -> bool:
     """Whether a module, or a package, of this name exists; `place` is relative to tests/."""
     words = place.stem.removeprefix("test_").split("_")
     names = ["_".join(words[:i]) for i in range(len(words), 0, -1)]
-    if len(place.parts) > 1 and list((ROOT / place.parent).glob(f"{names[0]}.*")):
+    if len(place.parts) > 1 and any(list((ROOT / place.parent).glob(f"{name}.*")) for name in names):
         return True
     folder = ROOT / "ensemw2s" / place.parent
     return any((folder / f"{name}.py").is_file() or (folder / name).is_dir() for name in names)

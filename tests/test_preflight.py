@@ -168,6 +168,24 @@ def test_storage_that_cannot_be_written_is_refused(make, tmp_path, monkeypatch):
         preflight.check(make())
 
 
+def test_storage_in_a_bucket_is_looked_for_and_nothing_is_left_there(make, bucket, tmp_path):
+    preflight.check(make(storage=f"s3://{bucket.name}/runs"))
+    assert bucket.objects() == {}
+    assert not (tmp_path / "scratch").exists()
+    with pytest.raises(ResourceError, match="s3://nobodys/runs/study: there is no bucket nobodys"):
+        preflight.check(make(storage="s3://nobodys/runs"))
+    with pytest.raises(ConfigError, match="expected a folder, or BUCKET/KEY after one of s3://"):
+        preflight.check(make(storage="hdfs://somewhere/runs"))
+
+
+def test_mlflow_cannot_write_its_folder_into_a_bucket(make, bucket, monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda name: True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match=r"needs a server: set tracking\.uri"):
+        preflight.check(make(storage=f"s3://{bucket.name}/runs", tracking="mlflow"))
+    preflight.check(make(storage=f"s3://{bucket.name}/runs", tracking={"kind": "mlflow", "uri": "http://there"}))
+
+
 def test_free_bytes_are_those_of_the_nearest_folder_that_exists(tmp_path):
     there = preflight.free_bytes(tmp_path)
     assert there > 0

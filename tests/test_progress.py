@@ -1,10 +1,19 @@
 import io
+import json
+import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
-from ensemw2s.progress import PLAIN_INTERVAL, Progress
+from ensemw2s.errors import ConfigError
+from ensemw2s.progress import LOG, PLAIN_INTERVAL, Progress
+
+
+@pytest.fixture(autouse=True)
+def _as_text(monkeypatch):
+    monkeypatch.delenv(LOG, raising=False)
 
 
 @pytest.fixture
@@ -106,3 +115,78 @@ def test_square_brackets_in_names_are_no_markup(plain, terminal, name):
         terminal.update(name, 1, 5, name)
     assert text(plain).splitlines()[0] == f"{name}  what is in {name}"
     assert text(terminal).count(name) >= 2
+
+
+@pytest.fixture
+def collected(monkeypatch):
+    """Progress for machines, and what they have read of it."""
+    monkeypatch.setenv(LOG, "json")
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=40, force_terminal=True))
+    progress.run = "study"
+    return progress, lambda: [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_a_line_for_machines_says_when_which_run_and_which_stage(collected, clock):
+    progress, lines = collected
+    with progress, progress.stage("rounds/1", "boosting round 1 of 5"):
+        progress.say("  round 1: weighted error 0.1, alpha [2]")
+        clock(2.5)
+    begin, said, end = lines()
+    assert datetime.now(UTC) - datetime.fromisoformat(begin.pop("time")) < timedelta(minutes=1)
+    common = {"level": "info", "run": "study", "stage": "rounds/1"}
+    assert begin == {**common, "message": "rounds/1  boosting round 1 of 5", "event": "begin"}
+    assert said == {**common, "time": said["time"], "message": "round 1: weighted error 0.1, alpha [2]"}
+    assert end == {**common, "time": end["time"], "message": "rounds/1  done in 2.5 s", "event": "end", "seconds": 2.5}
+
+
+def test_counts_are_numbers_for_machines_and_come_as_rarely(collected, clock):
+    progress, lines = collected
+    with progress:
+        for done in range(12):
+            progress.update("labels", done, 100, "5 tokens/s")
+            clock(1)
+    [line] = lines()
+    assert (line["task"], line["done"], line["total"], line["stage"]) == ("labels", 10, 100, None)
+
+
+def test_stages_at_the_same_time_are_not_mixed_up(collected):
+    progress, lines = collected
+
+    def beside() -> None:
+        with progress.stage("baselines", "beside"):
+            progress.say("from beside")
+
+    with progress.stage("rounds/1", "main"):
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+        progress.say("from main")
+        with progress.stage("inner", "inner"):
+            pass
+        progress.say("from main again")
+    stages = {line["message"]: line["stage"] for line in lines()}
+    assert stages["from beside"] == "baselines"
+    assert stages["from main"] == stages["from main again"] == "rounds/1"
+
+
+def test_a_stage_that_failed_says_why_to_machines(collected):
+    progress, lines = collected
+    with pytest.raises(ValueError, match="no room"), progress.stage("labels", "pseudo-labels"):
+        raise ValueError("no room")
+    failed = lines()[-1]
+    assert (failed["level"], failed["stage"], failed["message"], failed["event"]) == (
+        "error", "labels", "no room", "failed",
+    )  # fmt: skip
+
+
+def test_tables_do_not_come_between_lines_for_machines(collected):
+    progress, lines = collected
+    progress.console.print("a table")
+    assert lines() == []
+
+
+def test_another_form_than_json_and_text_is_refused(monkeypatch):
+    monkeypatch.setenv(LOG, "yaml")
+    with pytest.raises(ConfigError, match="ENSEMW2S_LOG is yaml; expected json or text"):
+        Progress()

@@ -89,6 +89,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("training.lanes", 3, set()),
     ("training.cpus_per_worker", 2, set()),
     ("training.max_failures", 9, set()),
+    ("training.checkpoint_seconds", 1.0, set()),
     ("training.gradient_checkpointing", True, set()),
     ("labeling.max_actors", 3, set()),
     ("labeling.cpus_per_actor", 2, set()),

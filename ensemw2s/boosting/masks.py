@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from ensemw2s import remote
 from ensemw2s.boosting import samme
 from ensemw2s.errors import ArtifactError
 
@@ -33,7 +34,7 @@ def write_masks(path: Path, ids: list[str], lengths: list[int], masks: dict[str,
 def read_mask(path: str | Path, column: str = "round") -> NDArray[np.bool_]:
     """Reads one mask, [N]. Raises `ArtifactError` where the file is damaged or lacks the column."""
     try:
-        table = pq.read_table(path, columns=["n_tokens", column])
+        table = pq.read_table(remote.pull(Path(path)), columns=["n_tokens", column])
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise ArtifactError(
             f"error masks {path} cannot be read ({error}): delete the round's folder to redo it"

@@ -6,7 +6,6 @@ scored by a model that has not seen it.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ensemw2s import remote
 from ensemw2s.config import TINY_FAMILY, Recipe
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.splits import folds
@@ -38,12 +38,12 @@ def reference_losses(context: Context, table: pa.Table) -> NDArray[np.float64]:
         Loss of each example, [n].
     """
     scratch = context.graph.root / ".reference"
-    shutil.rmtree(scratch, ignore_errors=True)
+    remote.remove(scratch)
     scratch.mkdir(parents=True)
     try:
         return _losses(context, table, scratch)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remote.remove(scratch)
 
 
 def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.float64]:
@@ -77,6 +77,7 @@ def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.floa
         work.append(
             (str(k), scratch / f"fold-{k}.parquet", Group(f"reference-{k}", (one("reference", output),)), False)
         )
+    remote.push(scratch)
     context.lanes.train(specs)
     columns = evaluate_all(work, data=config.data, labeling=config.labeling, actors=context.actors, shown=0)
     losses = np.zeros(len(table))
@@ -90,7 +91,8 @@ def _start(context: Context, table: pa.Table, scratch: Path) -> Start:
     """The reference model before training; a tiny one is not pre-trained, as the corpus would depend on the splits."""
     name = context.config.data.split.reference.model
     if name not in TINY_FAMILY:
-        return Start(path=str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name)
+        place = remote.local(name)
+        return Start(path=str(place.resolve()) if place.exists() or remote.uri(place) else name)
     prefix = context.config.data.answer_prefix
     texts = [f"{row['prompt']}{prefix}{row['answer']}" for row in table.select(["prompt", "answer"]).to_pylist()]
     tokenizer = tiny.train_tokenizer(texts, context.config.models.pretraining.vocabulary)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s import remote
 from ensemw2s.config import DataConfig
 from ensemw2s.errors import ArtifactError, DataError, ModelError
 
@@ -163,7 +164,7 @@ class TokenData:
     def read(cls, path: str | Path) -> TokenData:
         """From a parquet file. Raises `ArtifactError` when it cannot be read or holds something else."""
         try:
-            table = pq.read_table(str(path))
+            table = pq.read_table(str(remote.pull(Path(path))))
         except (OSError, pa.ArrowException) as error:
             raise ArtifactError(f"token file {path} cannot be read: {error}") from error
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ensemw2s import remote
 from ensemw2s.ensemble.combine import RULES, Rule
 from ensemw2s.ensemble.manifest import (
     FORMAT_VERSION,
@@ -142,7 +143,7 @@ class Ensemble:
         Raises:
             ArtifactError: If the artifact is damaged (and in what), from a newer release, or has no vote in `rounds`.
         """
-        folder = Path(path)
+        folder = remote.pull(remote.local(path))
         manifest = read_manifest(folder)
         members = _of_rounds(folder, manifest, rounds)
         needed = {member.base for member in members}

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
+from ensemw2s.ensemble.graphs import DecodeSteps
 from ensemw2s.ensemble.rows import Active, NotStackable, essence, shared_base, stacked
 from ensemw2s.ensemble.slots import ATTENTION, SlotCache, View, causal_mask, windows_seen
 
@@ -102,6 +103,7 @@ class RowGroup:
         self.limit = getattr(config, "max_position_embeddings", None)
         self.cache = SlotCache(len(members), slots)
         self.everyone = slice(0, len(members))
+        self.steps = DecodeSteps(self.cache, self.one_token, self.device) if self.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
@@ -117,8 +119,27 @@ class RowGroup:
         members: slice | None = None,
     ) -> torch.Tensor:
         """See `Group`; `members` are those of the group that run."""
+        if self.steps is not None and ids.shape[1] == 1 and first == 0 and members in (None, self.everyone):
+            return self.steps.logits(ids, starts)
         out = self._forward(self.network, ids, starts, first, members or self.everyone)
         return out.logits.view(self.active.count, *ids.shape, -1)
+
+    @torch.inference_mode()
+    def one_token(self, ids: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
+        """A pass of one token in each of the first slots, that asks the device for nothing and so can be recorded.
+
+        Args:
+            ids: `[slots, 1]`, int64, on the device.
+            positions: `[slots, 1]`, int64, on the device: where each lies.
+            length: Keys that are looked at; there is room for as many.
+
+        Returns:
+            `[members, slots, 1, vocabulary]`.
+        """
+        rows = torch.arange(len(ids), device=self.device).unsqueeze(-1)
+        whole = len(ids) == self.cache.slots
+        view = View(self.everyone, slice(0, len(ids)), positions, length, rows, None, whole)
+        return self._pass(self.network, ids, view).logits.view(self.active.count, *ids.shape, -1)
 
     def read(
         self,
@@ -144,20 +165,23 @@ class RowGroup:
     @torch.inference_mode()
     def _forward(self, network: Any, ids: torch.Tensor, starts: Sequence[int], first: int, members: slice) -> Any:
         slots, q = ids.shape
-        count = members.stop - members.start
-        self.active.members, self.active.count = members, count
-        ids = ids.to(self.device)
         begin = torch.tensor(starts, device=self.device).unsqueeze(-1)
         positions = begin + torch.arange(q, device=self.device)
         length = max(starts) + q
         self.cache.reserve(length)
         same = starts[0] if min(starts) == max(starts) else None
         rows = torch.arange(slots, device=self.device).unsqueeze(-1)
-        whole = (count, slots) == (self.cache.members, self.cache.slots)
-        self.cache.view = view = View(members, slice(first, first + slots), positions, length, rows, same, whole)
+        whole = (members.stop - members.start, slots) == (self.cache.members, self.cache.slots)
+        view = View(members, slice(first, first + slots), positions, length, rows, same, whole)
+        return self._pass(network, ids.to(self.device), view)
+
+    def _pass(self, network: Any, ids: torch.Tensor, view: View) -> Any:
+        count = view.members.stop - view.members.start
+        self.active.members, self.active.count = view.members, count
+        self.cache.view = view
         mask = causal_mask(view, self.heads, self.group, self.network.dtype)
         # What fills a row up may lie beyond the context; it is not looked at, but has to have a position.
-        named = positions.clamp(max=self.limit - 1) if self.limit and length > self.limit else positions
+        named = view.positions.clamp(max=self.limit - 1) if self.limit else view.positions
         return network(
             input_ids=ids.repeat(count, 1),
             attention_mask=mask,

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ensemw2s import store
+from ensemw2s import remote, store
 from ensemw2s.ensemble.combine import Rule
 from ensemw2s.errors import ArtifactError
 
@@ -104,11 +104,11 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         ArtifactError: If it is missing, not readable, from a newer release, or incomplete.
     """
-    file = directory / MANIFEST
+    file = remote.pull(directory / MANIFEST)
     try:
         tree: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{directory} is no ensemble: {MANIFEST} is missing") from None
+        raise ArtifactError(f"{remote.shown(directory)} is no ensemble: {MANIFEST} is missing") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"ensemble {directory}: {MANIFEST} cannot be read: {error}") from None
     version = tree.get("format_version") if isinstance(tree, dict) else None

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ensemw2s import remote
 from ensemw2s.errors import ResourceError
 from ensemw2s.models.adapters import adapter_base, load_adapter
 from ensemw2s.models.info import ADAPTER_CONFIG, model_info
@@ -57,10 +58,11 @@ def load_members(
         ModelError: If one cannot be loaded.
         ResourceError: If there is more than one GPU, and one model is too big for any of them.
     """
-    homes = _devices([Path(path) for path in directories], dtype, str(device))
+    folders = [remote.pull(Path(path)) for path in directories]
+    homes = _devices(folders, dtype, str(device))
     shared: dict[tuple[str, str | None], PeftModel] = {}
     members: list[MemberModel] = []
-    for index, directory in enumerate(Path(path) for path in directories):
+    for index, directory in enumerate(folders):
         device = homes[index]
         if not (directory / ADAPTER_CONFIG).exists():
             members.append(load_causal_lm(directory, dtype=dtype, device=device))

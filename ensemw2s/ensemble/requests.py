@@ -85,13 +85,6 @@ class Generation:
         """The same without its first tokens."""
         return replace(self, **{name: value[start:] for name, value in self._of_tokens()})
 
-    @staticmethod
-    def joined(parts: Sequence[Generation]) -> Generation:
-        """Parts of one answer, in their order, as one; it ends as the last does."""
-        columns = [dict(part._of_tokens()) for part in parts]
-        whole: dict[str, Any] = {name: np.concatenate([one[name] for one in columns]) for name in columns[-1]}
-        return replace(parts[-1], **whole | {"token_ids": [token for part in parts for token in part.token_ids]})
-
     def _of_tokens(self) -> list[tuple[str, Any]]:
         """What has an entry for every token."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))

@@ -60,6 +60,11 @@ class SlotCache(Cache):
 
     Members are the outer dimension: rows of a forward pass are ordered by member, then by slot, and `[members, slots ×
     heads]` of them are the batch and the heads of one attention, without a copy.
+
+    Attributes:
+        length: Places of a slot.
+        view: What the coming forward pass works on.
+        moves: How often something was allocated anew, so that what was recorded of its address is wrong.
     """
 
     def __init__(self, members: int, slots: int) -> None:
@@ -72,6 +77,7 @@ class SlotCache(Cache):
         super().__init__(layers=[])
         self.members, self.slots, self.length = members, slots, 0
         self.view: View | None = None
+        self.moves = 0
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
 
@@ -93,6 +99,7 @@ class SlotCache(Cache):
         for part in (self._keys, self._values):
             for layer, old in part.items():
                 if old.shape[3] < wider:  # memory may have run out half way the last time
+                    self.moves += 1
                     part[layer] = self._allocate(old, wider)
                     part[layer][..., : old.shape[3], :] = old
         self.length = wider
@@ -133,6 +140,7 @@ class SlotCache(Cache):
     def _write(self, part: dict[int, torch.Tensor], layer: int, new: torch.Tensor, view: View) -> torch.Tensor:
         if layer not in part:
             part[layer] = self._allocate(new, self.length)
+            self.moves += 1
         mine = part[layer] if view.whole else part[layer][view.members, view.slots]
         members, slots, heads = mine.shape[:3]
         q = new.shape[2]

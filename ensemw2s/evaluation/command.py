@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import cluster
+from ensemw2s import cluster, remote
 from ensemw2s.config import ClusterConfig
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
@@ -60,14 +60,15 @@ def prepare(work: EvaluateWork) -> Voter:
         ModelError: If a model cannot be loaded.
         ResourceError: If no actor could ever run.
     """
-    folder = Path(work.model).expanduser()
+    folder = remote.pull(remote.local(work.model))
     check_input(work.settings.source, labelled=True)
     check_resources(work.cluster, work.settings.labeling)
     if (folder / MANIFEST).exists():
         read_manifest(folder)
         return Voter(name="model", ensemble=str(folder.resolve()))
     if (folder / "results.json").exists() and (folder / "ensemble").is_dir():
-        raise ConfigError(f"--model {folder} is a run; name {folder / 'ensemble'} or one of {folder / 'students'}/*")
+        inside, others = remote.shown(folder / "ensemble"), remote.shown(folder / "students")
+        raise ConfigError(f"--model {work.model} is a run; name {inside} or one of {others}/*")
     load_tokenizer(work.model)
     if not (folder / ADAPTER_CONFIG).exists():
         model_info(work.model)

@@ -21,7 +21,7 @@ from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.evaluate import Rows
-from ensemw2s.evaluation.systems import Group
+from ensemw2s.evaluation.systems import ENSEMBLES, Group
 from ensemw2s.labeling.labeler import answer_text
 from ensemw2s.labeling.stream import Chunk, read_chunk
 
@@ -53,7 +53,13 @@ class Evaluator:
                 max(0, min(int(chunk["shown"]) - int(chunk["start"]), len(examples))) if voter.name == "ensemw2s" else 0
             )
             columns[voter.name] = evaluate(
-                examples, loaded, self._data, self._labeling, decoded=bool(chunk["decoded"]), shown=shown
+                examples,
+                loaded,
+                self._data,
+                self._labeling,
+                decoded=bool(chunk["decoded"]),
+                shown=shown,
+                members=voter.name in ENSEMBLES,
             )
         return {
             "split": chunk["split"],
@@ -65,7 +71,14 @@ class Evaluator:
 
 
 def evaluate(
-    examples: pa.Table, loaded: Loaded, data: DataConfig, labeling: LabelingConfig, *, decoded: bool, shown: int
+    examples: pa.Table,
+    loaded: Loaded,
+    data: DataConfig,
+    labeling: LabelingConfig,
+    *,
+    decoded: bool,
+    shown: int,
+    members: bool = False,
 ) -> Rows:
     """Answers and scores of one voter.
 
@@ -76,10 +89,12 @@ def evaluate(
         labeling: Batch size and longest answer.
         decoded: Decode, too; else only teacher forcing.
         shown: For so many first examples keep every token with the members' votes.
+        members: Keep what each member of an ensemble predicts under teacher forcing.
 
     Returns:
         Columns: `n_tokens`, `token_correct`, `nll`, `forced` (all tokens right); when decoded `answer`, `n_decoded`,
         `agreement`, `seconds` (a share of the whole for each); `option` (chosen text or null); `tokens` of shown ones.
+        With `members`, of an ensemble, `answer_ids` and `member_ids`: the tokens that each member finds likeliest.
     """
     tokens = TokenData.from_table(tokenize_examples(examples, loaded.tokenizer, data))
     size = {"pad_id": loaded.pad_id, "batch_size": labeling.batch_size}
@@ -91,6 +106,9 @@ def evaluate(
         "forced": [bool(s.correct.all()) for s in scores],
         "option": _options(examples, tokens, loaded, data, size),
     }
+    if loaded.model.num_members > 1 and members:
+        columns["answer_ids"] = [ids.tolist() for ids in tokens.answer_ids]
+        columns["member_ids"] = [s.member_tokens.tolist() for s in scores]
     if decoded:
         began = time.monotonic()
         generations = decode(

@@ -259,8 +259,7 @@ def _resampled_means(columns: FloatArray, samples: int, seed: int) -> FloatArray
     """Means of `samples` bootstrap resamples of the rows of `columns` [n, k]; returns [samples, k].
 
     How often each distinct row is drawn is multinomial, so drawing those counts is the same as drawing rows, and for
-    outcomes that are right or wrong it takes a few draws a resample in place of n. (`scipy.stats.bootstrap` draws rows,
-    and SciPy is no dependency of this package at run time.)
+    outcomes that are right or wrong it takes a few draws a resample in place of n. SciPy's bootstrap draws rows.
     """
     rows, counts = np.unique(columns, axis=0, return_counts=True)
     n = len(columns)

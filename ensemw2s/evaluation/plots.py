@@ -45,12 +45,13 @@ DARK = Theme("#15171a", "#e7e9ec", "#9aa2ab", "#2b2f35", "#56b4e9", "#f0953f", "
 Plot = Callable[[dict[str, Any], Theme], Figure | None]
 
 
-def render(results: dict[str, Any], theme: Theme) -> dict[str, bytes]:
+def render(results: dict[str, Any], theme: Theme, plots: dict[str, Plot] | None = None) -> dict[str, bytes]:
     """Draws every plot that the results have numbers for.
 
     Args:
-        results: Contents of results.json.
+        results: Contents of results.json, or whatever the plots are about.
         theme: Colours of paper and ink.
+        plots: By name, functions that draw the results or give None; none: those of a run's report.
 
     Returns:
         PNG bytes by name: systems, rounds, alpha, weights, agreement. The same results give the same bytes.
@@ -59,7 +60,7 @@ def render(results: dict[str, Any], theme: Theme) -> dict[str, bytes]:
     with mpl.rc_context():
         mpl.rcdefaults()  # A matplotlibrc of the machine must not change a report.
         mpl.rcParams.update(_style(theme))
-        for name, plot in PLOTS.items():
+        for name, plot in (PLOTS if plots is None else plots).items():
             drawn = plot(results, theme)
             if drawn is not None:
                 buffer = io.BytesIO()
@@ -84,7 +85,7 @@ def _systems(results: dict[str, Any], theme: Theme) -> Figure | None:
     ]
     if not names:
         return None
-    drawn, (axes,) = _figure(0.37 * len(names) + 0.55)
+    drawn, (axes,) = canvas(0.37 * len(names) + 0.55)
     for (split, title), colour, shift in zip(SPLITS.items(), (theme.id, theme.ood), (-0.19, 0.19), strict=True):
         shown = False
         for row, name in enumerate(names):
@@ -110,7 +111,7 @@ def _systems(results: dict[str, Any], theme: Theme) -> Figure | None:
     axes.tick_params(length=0)
     for text in axes.texts:
         text.set_fontsize(6.8)
-    _legend(axes)
+    legend(axes)
     return drawn
 
 
@@ -122,10 +123,10 @@ def _rounds(results: dict[str, Any], theme: Theme) -> Figure | None:
         "id": ("ID", theme.id, "o"),
         "ood": ("OOD", theme.ood, "s"),
     }
-    present = {key: _numbers(curves.get(key), len(rounds)) for key in series}
+    present = {key: numbers(curves.get(key), len(rounds)) for key in series}
     if not rounds or all(np.isnan(values).all() for values in present.values()):
         return None
-    drawn, (axes,) = _figure(2.7)
+    drawn, (axes,) = canvas(2.7)
     for key, (title, colour, marker) in series.items():
         if not np.isnan(present[key]).all():
             axes.plot(rounds, present[key], color=colour, marker=marker, label=title)
@@ -133,7 +134,7 @@ def _rounds(results: dict[str, Any], theme: Theme) -> Figure | None:
     axes.set_ylim(0, 1)
     axes.set_ylabel("exact match")
     _round_axis(axes, rounds)
-    _legend(axes)
+    legend(axes)
     return drawn
 
 
@@ -142,22 +143,22 @@ def _alpha(results: dict[str, Any], theme: Theme) -> Figure | None:
     if not rounds:
         return None
     at = [r.get("round", i + 1) for i, r in enumerate(rounds)]
-    drawn, (top, bottom) = _figure(3.3, rows=2)
+    drawn, (top, bottom) = canvas(3.3, rows=2)
     voting = np.array([bool(r.get("accepted", True)) for r in rounds])
     for axes, key in ((top, "alpha"), (bottom, "weighted_error")):
         for x, entry in zip(at, rounds, strict=True):
             experts = entry.get("experts") or []
             # A round of one expert has that expert's numbers: its dash would only thicken the round's dot.
             if len(experts) > 1:
-                each = _numbers([e.get(key) for e in experts], len(experts))
+                each = numbers([e.get(key) for e in experts], len(experts))
                 axes.plot([x] * len(each), each, "_", color=theme.muted, markersize=9)
-        values = _numbers([r.get(key) for r in rounds], len(rounds))
+        values = numbers([r.get(key) for r in rounds], len(rounds))
         axes.plot(at, values, color=theme.id, zorder=2)
         for chosen, face, title in ((voting, theme.id, "voting"), (~voting, theme.paper, "not voting")):
             if chosen.any():
                 xs, ys = np.array(at)[chosen], values[chosen]
                 axes.plot(xs, ys, "o", color=theme.id, markerfacecolor=face, markeredgewidth=1.2, label=title, zorder=3)
-    reference = _numbers([r.get("reference_error") for r in rounds], len(rounds))
+    reference = numbers([r.get("reference_error") for r in rounds], len(rounds))
     if not np.isnan(reference).all():
         bottom.plot(at, reference, ":", color=theme.ood)
         # The error's panel has the line; the legend of both panels stands over the upper one.
@@ -171,7 +172,7 @@ def _alpha(results: dict[str, Any], theme: Theme) -> Figure | None:
     top.tick_params(labelbottom=False)
     _round_axis(bottom, at)
     if not (voting.all() and np.isnan(reference).all()):
-        _legend(top)
+        legend(top)
     return drawn
 
 
@@ -182,9 +183,9 @@ def _weights(results: dict[str, Any], theme: Theme) -> Figure | None:
     at = [r.get("round", i + 1) for i, r in enumerate(rounds)]
 
     def of(key: str) -> np.ndarray:
-        return _numbers([r["weights"].get(key) for r in rounds], len(rounds))
+        return numbers([r["weights"].get(key) for r in rounds], len(rounds))
 
-    drawn, (top, bottom) = _figure(3.3, rows=2, ratios=(1.7, 1))
+    drawn, (top, bottom) = canvas(3.3, rows=2, ratios=(1.7, 1))
     lines = (("max", "v", ":"), ("p99", "s", "-"), ("p90", "D", "-"), ("p50", "o", "-"), ("min", "^", ":"))
     for shade, (key, marker, dashes) in zip((0.95, 0.8, 0.65, 0.5, 0.4), lines, strict=True):
         values = of(key)
@@ -205,7 +206,7 @@ def _weights(results: dict[str, Any], theme: Theme) -> Figure | None:
     bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bottom.set_ylabel("effective share")
     _round_axis(bottom, at)
-    _legend(top)
+    legend(top)
     return drawn
 
 
@@ -219,7 +220,7 @@ def _agreement(results: dict[str, Any], theme: Theme) -> Figure | None:
             binned[maker] = bins
     if not binned:
         return None
-    drawn, (top, bottom) = _figure(3.5, rows=2, ratios=(2, 1))
+    drawn, (top, bottom) = canvas(3.5, rows=2, ratios=(2, 1))
     top.plot([0, 1], [0, 1], "--", color=theme.muted, linewidth=0.8)
     order = sorted(binned, key=lambda m: (m != "ensemw2s", m))
     looks = [(theme.id, "o"), (theme.ood, "s"), (theme.other, "^"), (theme.ink, "D")]
@@ -249,7 +250,7 @@ def _agreement(results: dict[str, Any], theme: Theme) -> Figure | None:
     bottom.set_ylabel("labels")
     bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     bottom.set_xlabel("agreement of the experts")
-    _legend(top)
+    legend(top)
     return drawn
 
 
@@ -262,7 +263,8 @@ PLOTS: dict[str, Plot] = {
 }
 
 
-def _figure(height: float, rows: int = 1, ratios: tuple[float, ...] | None = None) -> tuple[Figure, list[Axes]]:
+def canvas(height: float, rows: int = 1, ratios: tuple[float, ...] | None = None) -> tuple[Figure, list[Axes]]:
+    """An empty figure of the reports' width, and its axes from top to bottom; `height` is in inches."""
     drawn = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     grid = drawn.subplots(rows, 1, squeeze=False, gridspec_kw={"height_ratios": ratios} if ratios else None)
     return drawn, list(grid[:, 0])
@@ -275,7 +277,8 @@ def _round_axis(axes: Axes, rounds: list[int]) -> None:
     axes.set_xlabel("round")
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """Names of what was drawn, in a line above the axes."""
     handles, titles = axes.get_legend_handles_labels()
     if titles:
         axes.legend(
@@ -289,7 +292,7 @@ def _legend(axes: Axes) -> None:
         )
 
 
-def _numbers(values: list[Any] | None, length: int) -> np.ndarray:
+def numbers(values: list[Any] | None, length: int) -> np.ndarray:
     """Floats with NaN for what is null, cut or filled up to `length`."""
     found = [number(v) for v in (values or [])[:length]]
     return np.array(

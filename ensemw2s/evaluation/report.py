@@ -5,7 +5,6 @@ Both say the same sentences (`summary`) in the same numbers (`wording`); this mo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemw2s import store
 from ensemw2s.evaluation.page import page
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
 from ensemw2s.evaluation.summary import summarise
@@ -44,9 +44,9 @@ def write_report(results: dict[str, Any], directory: Path) -> Path:
     plots = directory / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     for name, png in light.items():
-        _put(plots / f"{name}.png", png)
+        store.put_bytes(plots / f"{name}.png", png)
     html = directory / "report.html"
-    _put(html, page(results, light, dark).encode("utf-8"))
+    store.put_bytes(html, page(results, light, dark).encode("utf-8"))
     return html
 
 
@@ -103,10 +103,3 @@ def _with_interval(results: dict[str, Any], system: str, split: str) -> str:
     if number(value) is None:
         return NOTHING
     return f"{percent(value, '')} ({percent_range(figure(results, system, split, 'ci95'))})"
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Writes beside and renames, so that a reader never meets half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

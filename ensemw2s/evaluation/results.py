@@ -28,7 +28,7 @@ class Figures:
 
     Args:
         config: The run's config.
-        truths: Split (`id`, `ood`) → test examples.
+        truths: Split (`id`, `ood`, `validation`) → its examples.
         columns: Split → voter → per-example columns (see `evaluate.evaluate_all`).
         members: The boosted experts with their weights.
         trained: What training each system took: name → `tokens_trained`, `train_seconds`.
@@ -73,6 +73,15 @@ class Figures:
             found[name] = {split: self._metrics(name, split, exact[split]) for split in ("id", "ood")}
             found[name]["cost"] = self._cost(name)
         return found
+
+    def validation(self) -> dict[str, Facts]:
+        """METRICS of the weak systems on easy validation, where choices are made: teacher-forced exact match."""
+        columns = self.columns.get("validation", {})
+        return {
+            name: self._of_rows(columns[name], np.array(columns[name]["forced"]), "validation")
+            for name in self.config.evaluation.systems
+            if name in columns
+        }
 
     def bases(self) -> dict[str, Facts]:
         """METRICS of each weak base before fine-tuning."""

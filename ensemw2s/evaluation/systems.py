@@ -14,6 +14,9 @@ from ensemw2s.stages import Expert, Graph
 
 Facts = dict[str, Any]
 
+ENSEMBLES = ("ensemw2s", "bagging")
+"""Systems of several models that vote token by token."""
+
 
 @dataclass(frozen=True)
 class Group:

@@ -6,13 +6,12 @@ given again, and is never mixed with labels of another ensemble, input or option
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import cluster, store
+from ensemw2s import cluster, remote, store
 from ensemw2s.config import ClusterConfig, LabelFilter
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
@@ -24,6 +23,7 @@ from ensemw2s.labeling.labels import LabelJob, check_rejected, label_all
 from ensemw2s.labeling.parts import KEPT, REJECTED
 from ensemw2s.labeling.summary import SUMMARY, write_summary
 from ensemw2s.progress import Progress
+from ensemw2s.remote import shown
 
 PROMPTS = ".prompts"
 ORIGIN = "labels.json"
@@ -96,15 +96,15 @@ def prepare(work: LabelWork, *, fresh: bool = False) -> bool:
     if found is not None and found != description:
         if not fresh:
             raise ArtifactError(
-                f"{work.output} holds labels made otherwise: {store.difference(found, description)}. Use another "
-                "--output, or --fresh to delete them and label again"
+                f"{shown(work.output)} holds labels made otherwise: {store.difference(found, description)}. Use "
+                "another --output, or --fresh to delete them and label again"
             )
-        shutil.rmtree(work.output)
+        remote.remove(work.output)
     if store.is_done(work.output, description):
         return False
     store.resume(work.output, description)
-    store.write_json(work.output / ORIGIN, description)
-    if not work.job.prompts.exists():
+    store.put_json(work.output / ORIGIN, description)
+    if not remote.exists(work.job.prompts):
         write_examples(
             work.settings.source,
             work.job.prompts,
@@ -124,7 +124,7 @@ def label(work: LabelWork, progress: Progress, *, debug: bool = False) -> None:
     settings = work.settings
     with cluster.connect(work.cluster, debug=debug) as resources, progress:
         actors = pool_size(resources, settings.labeling)
-        progress.say(f"{work.output}: {resources}, up to {actors} actors")
+        progress.say(f"{shown(work.output)}: {resources}, up to {actors} actors")
         label_all(
             [work.job],
             data=settings.data,
@@ -133,7 +133,7 @@ def label(work: LabelWork, progress: Progress, *, debug: bool = False) -> None:
             on_progress=lambda done, total, note: progress.update("labels", done, total, note),
         )
     write_summary(work.output)
-    shutil.rmtree(work.job.prompts.parent)
+    remote.remove(work.job.prompts.parent)
     store.finish(work.output, work.description)
 
 
@@ -144,7 +144,7 @@ def keep(work: LabelWork) -> int | None:
         DataError: If the filter asks for what these labels do not have.
     """
     if work.wanted == LabelFilter():
-        shutil.rmtree(work.output / KEPT, ignore_errors=True)  # of another filter
+        remote.remove(work.output / KEPT)  # of another filter
         return None
     return write_kept(work.output, work.wanted)
 
@@ -152,28 +152,29 @@ def keep(work: LabelWork) -> int | None:
 def summary(output: Path, kept: int | None = None) -> str:
     """A sentence on the labels in a folder."""
     facts = store.read_json(output / SUMMARY)
-    said = f"{facts['labels']} labels in {output}, {facts['finish_reasons'].get('stop', 0)} of them ended by themselves"
+    ended = facts["finish_reasons"].get("stop", 0)
+    said = f"{facts['labels']} labels in {shown(output)}, {ended} of them ended by themselves"
     if facts["labels"]:
         said += f", mean agreement {facts['means']['agreement']:.3f}"
     if facts["rejected"]:
-        said += f"; {facts['rejected']} rows rejected, see {output / REJECTED}"
+        said += f"; {facts['rejected']} rows rejected, see {shown(output / REJECTED)}"
     if kept is not None:
-        said += f"; {kept} labels kept in {output / KEPT}"
+        said += f"; {kept} labels kept in {shown(output / KEPT)}"
     return said
 
 
 def _check_ensemble(folder: Path) -> None:
     inside = folder / "ensemble"
-    if not (folder / MANIFEST).exists() and (inside / MANIFEST).exists():
-        raise ConfigError(f"--ensemble {folder} is a run; its ensemble is {inside}")
+    if not remote.exists(folder / MANIFEST) and remote.exists(inside / MANIFEST):
+        raise ConfigError(f"--ensemble {shown(folder)} is a run; its ensemble is {shown(inside)}")
     read_manifest(folder)
 
 
 def _origin(output: Path) -> dict[str, Any] | None:
     """What the labels in a folder, finished or not, were made from; none for a new or empty folder."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not remote.names(output) and not output.is_file():
         return None
-    if not (output / ORIGIN).is_file():
-        raise ConfigError(f"--output {output} holds something else; name a new folder, or one that `label` made")
+    if not remote.exists(output / ORIGIN):
+        raise ConfigError(f"--output {shown(output)} holds something else; name a new folder, or one that `label` made")
     found: dict[str, Any] = store.read_json(output / ORIGIN)
     return found

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ensemw2s import cluster
+from ensemw2s import cluster, remote
 from ensemw2s.cluster import Resources
 from ensemw2s.config import ClusterConfig, DataConfig, LabelingConfig, SplitConfig
 from ensemw2s.config_tree import read_tree
@@ -55,11 +55,11 @@ def settings_for(model: str, source: FileSource, options: dict[str, Any]) -> Set
     Raises:
         ConfigError: If the run's config.yaml cannot be read, or an option has a value that it cannot have.
     """
-    run = run_of(Path(model).expanduser())
+    run = run_of(remote.local(model))
     data = DataConfig(source=source, split=SplitConfig(mode="random"))
     labeling = LabelingConfig()
     if run is not None:  # only what is needed: an older run may have other keys elsewhere
-        tree = read_tree(run / "config.yaml")
+        tree = read_tree(remote.pull(run / "config.yaml"))
         data = _with(data, {key: tree.get("data", {}).get(key) for key in RENDERING})
         labeling = _with(labeling, {**tree.get("labeling", {}), "soft_top_k": 0})
     if options.get("max_actors") is not None:
@@ -82,13 +82,11 @@ def _with(section: SectionT, options: dict[str, Any]) -> SectionT:
 
 def run_of(folder: Path) -> Path | None:
     """The run directory that a folder lies in: the nearest one above it with config.yaml and manifest.json."""
-    if not folder.is_dir():
+    if not remote.exists(folder):
         return None
     resolved = folder.resolve()
-    return next(
-        (p for p in (resolved, *resolved.parents) if (p / "config.yaml").is_file() and (p / "manifest.json").is_file()),
-        None,
-    )
+    needed = ("config.yaml", "manifest.json")
+    return next((p for p in (resolved, *resolved.parents) if all(remote.exists(p / name) for name in needed)), None)
 
 
 def pool_size(resources: Resources, labeling: LabelingConfig) -> int:

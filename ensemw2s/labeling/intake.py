@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s import remote
 from ensemw2s.config import FilesSource, HuggingFaceSource
 from ensemw2s.data.columns import ColumnError, render_row
 from ensemw2s.data.examples import EXAMPLE_SCHEMA, example_id
@@ -132,6 +133,7 @@ class _Rows:
         self._flush()
         assert self._writer is not None
         self._writer.close()
+        remote.push(self._temporary, self.path)
         os.replace(self._temporary, self.path)
 
     def _flush(self) -> None:

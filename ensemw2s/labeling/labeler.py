@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ensemw2s import remote
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.decoding import CHUNK
@@ -30,6 +30,7 @@ from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.parts import REJECTED_SCHEMA, label_schema, part_name, rejected_part, write_part
 from ensemw2s.labeling.stream import Chunk, read_chunk
+from ensemw2s.store import read_table
 
 
 class Labeler:
@@ -49,7 +50,7 @@ class Labeler:
             so far and what of it was accepted, how members run, and when decoding began and ended (seconds since 1970).
         """
         folder = Path(str(chunk["output"]))
-        if (folder / part_name(chunk)).exists():
+        if remote.exists(folder / part_name(chunk)):
             return _made_before(folder, chunk)
         prompts = read_chunk(chunk).select(["id", "prompt"])
         with self._makers.maker(str(folder)) as maker:
@@ -75,12 +76,12 @@ class Labeler:
 def _made_before(folder: Path, chunk: Chunk) -> dict[str, Any]:
     """The row of a chunk whose actor died after it had written the part, and before anybody knew."""
     part, rejected = folder / part_name(chunk), rejected_part(folder, chunk)
-    reasons = pq.read_table(rejected, columns=["reason"])["reason"].to_pylist() if rejected.exists() else []
+    reasons = read_table(rejected, ["reason"])["reason"].to_pylist() if remote.exists(rejected) else []
     return {
         "rows": int(chunk["stop"]) - int(chunk["start"]),
         "rejected": len(reasons),
         "reason": reasons[0] if reasons else "",
-        "tokens": sum(pq.read_table(part, columns=["n_tokens"])["n_tokens"].to_pylist()),
+        "tokens": sum(read_table(part, ["n_tokens"])["n_tokens"].to_pylist()),
         "proposed": 0,
         "accepted": 0,
         "kinds": [],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import remote
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError
@@ -54,7 +55,8 @@ def label_all(
         DataError: If more prompts than `labeling.max_rejected` cannot be labelled; what is labelled is kept.
     """
     everything = [chunk for job in jobs for chunk in _chunks(job, labeling.chunk_size)]
-    work = [chunk for chunk in everything if not is_done(chunk)]
+    done = {str(job.output.resolve()): remote.names(job.output) for job in jobs}
+    work = [chunk for chunk in everything if part_name(chunk) not in done[chunk["output"]]]
     rate = _Rate(total=_rows(everything), before=_rows(everything) - _rows(work), rejected=_rejected(jobs))
     check_rejected(jobs, labeling)
     arguments = {
@@ -129,13 +131,8 @@ def check_rejected(jobs: list[LabelJob], labeling: LabelingConfig, reason: str =
             last = f"; the last reason: {reason}" if reason else ""
             raise DataError(
                 f"{found} rows cannot be labelled, labeling.max_rejected (--max-rejected) allows {allowed}{last}. See "
-                f"{job.output / REJECTED}; what is labelled is kept"
+                f"{remote.shown(job.output / REJECTED)}; what is labelled is kept"
             )
-
-
-def is_done(chunk: Chunk) -> bool:
-    """Whether a chunk has its part."""
-    return (Path(str(chunk["output"])) / part_name(chunk)).exists()
 
 
 def _chunks(job: LabelJob, size: int) -> Iterator[Chunk]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s import remote
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.stream import Chunk
@@ -57,12 +58,12 @@ def rejected_part(folder: Path, chunk: Chunk) -> Path:
 
 def parts(folder: Path) -> list[Path]:
     """The parts that are there, in the order of the prompts."""
-    return sorted(folder.glob("part-*.parquet"))
+    return sorted(remote.pull(folder).glob("part-*.parquet"))
 
 
 def rejected_parts(folder: Path) -> list[Path]:
     """Files of rejected prompts: those of the input first, then those of chunks in their order."""
-    return sorted((folder / REJECTED).glob("*.parquet"))
+    return sorted(remote.pull(folder / REJECTED).glob("*.parquet"))
 
 
 def count(files: list[Path]) -> int:
@@ -76,12 +77,14 @@ def write_part(table: pa.Table, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         pq.write_table(table, temporary)
+        remote.push(temporary, path)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ResourceError(
-            f"{path} cannot be written ({error.strerror or error}); what is labelled is kept"
+            f"{remote.shown(path)} cannot be written ({error.strerror or error}); what is labelled is kept"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:

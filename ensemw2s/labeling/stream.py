@@ -23,7 +23,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
-from ensemw2s import errors
+from ensemw2s import errors, remote
+from ensemw2s.cluster import share_of
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import DataError, EnsemW2SError, ResourceError
 
@@ -42,7 +43,7 @@ FAILED = "error of ours"
 
 def chunks(path: Path, size: int, **fields: Any) -> list[Chunk]:
     """Divides the rows of a parquet file into chunks of at most `size`; `fields` are added to each."""
-    total = pq.read_metadata(path).num_rows
+    total = pq.read_metadata(remote.pull(path)).num_rows
     return [
         {"path": str(path), "start": start, "stop": min(start + size, total), **fields}
         for start in range(0, total, size)
@@ -55,7 +56,7 @@ def read_chunk(chunk: Chunk) -> pa.Table:
     Raises:
         DataError: If the file has fewer rows by now.
     """
-    file = pq.ParquetFile(chunk["path"])
+    file = pq.ParquetFile(remote.pull(Path(chunk["path"])))
     start, stop = int(chunk["start"]), int(chunk["stop"])
     tables, first = [], 0
     for group in range(file.num_row_groups):
@@ -109,6 +110,7 @@ def stream(
                 fn_args=(worker, json.dumps(arguments)),
                 compute=TaskPoolStrategy(size=largest),
                 num_cpus=labeling.cpus_per_actor,
+                resources=share_of(labeling.node_resource),
                 max_retries=RETRIES,
             )
         else:
@@ -126,6 +128,7 @@ def stream(
                 ),
                 num_cpus=labeling.cpus_per_actor,
                 num_gpus=labeling.gpus_per_actor or None,
+                resources=share_of(labeling.node_resource),
                 max_task_retries=RETRIES,
             )
     try:
@@ -155,7 +158,8 @@ def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[r
     """
     if labeling.gpus_per_actor:
         return []
-    start = ray.remote(num_cpus=labeling.cpus_per_actor, max_retries=0)(_import)
+    size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
+    start = ray.remote(num_cpus=size, resources=kind, max_retries=0)(_import)
     return [start.remote(modules) for _ in range(actors)]
 
 

@@ -70,7 +70,7 @@ def summarise(folder: Path) -> Facts:
 def write_summary(folder: Path) -> Facts:
     """Writes `summary.json` into a folder of labels, and gives what it says."""
     facts = summarise(folder)
-    store.write_json(folder / SUMMARY, facts)
+    store.put_json(folder / SUMMARY, facts)
     return facts
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from ensemw2s import remote
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
 from ensemw2s.models.info import ADAPTER_CONFIG
@@ -174,6 +175,8 @@ def adapter_base(directory: Path, config: PeftConfig | None = None) -> BaseRefer
     beside = directory / path
     if not os.path.isabs(path) and beside.is_dir():
         path = str(beside.resolve())
+    if remote.uri(base := remote.local(path)) is not None:
+        path = str(remote.pull(base))
     return BaseReference(path=path, revision=config.revision)
 
 
@@ -200,7 +203,7 @@ def _saved_keys(directory: Path) -> set[str]:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(path) if os.path.isdir(path) else path
+    return remote.uri(path) or (os.path.abspath(path) if os.path.isdir(path) else path)
 
 
 def _name(model: Any) -> str:

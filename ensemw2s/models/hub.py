@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import remote
 from ensemw2s.errors import ModelError
 
 HUB_TIMEOUT_SECONDS = 10.0
@@ -42,22 +43,22 @@ def locate(path: str | Path, revision: str | None = None) -> Location:
     """Finds a model by folder or hub id.
 
     Args:
-        path: A local folder, or a hub id such as `org/name` or `org/name@revision`. A folder wins over a hub id of
-            the same name.
+        path: A folder, here or in object storage, or a hub id such as `org/name` or `org/name@revision`. A folder wins
+            over a hub id of the same name.
         revision: Git revision on the hub; has no meaning for a folder.
 
     Raises:
         ModelError: If there is neither; says whether the repository does not exist or the hub cannot be reached.
     """
     text = str(path)
-    folder = Path(text).expanduser()
+    folder = remote.pull(remote.local(path))
     if folder.is_dir():
         return Location(str(folder))
     if folder.exists():
         raise ModelError(f"model {text} is a file; expected a folder with config.json and safetensors weights")
     text, _, named = text.partition("@")
     if not _looks_like_hub_id(text):
-        raise ModelError(f"model {text}: there is no such folder")
+        raise ModelError(f"model {remote.shown(text)}: there is no such folder")
     return _ask_hub(text, revision or named or None)
 
 

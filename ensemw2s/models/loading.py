@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ensemw2s import remote
 from ensemw2s.errors import ModelError
 from ensemw2s.models.adapters import (
     BaseReference,
@@ -106,7 +107,7 @@ def load_trained(
     Raises:
         ModelError: As `load_causal_lm`; and if the adapters are damaged or do not fit the base.
     """
-    folder = Path(directory)
+    folder = remote.pull(Path(directory))
     if not (folder / ADAPTER_CONFIG).exists():
         if base is not None:
             raise ModelError(f"{folder} holds no adapters ({ADAPTER_CONFIG} is missing), so it has no base to replace")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ensemw2s.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 
@@ -83,11 +83,23 @@ def create_tiny(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Lla
     if name not in TINY_ARCHITECTURES:
         raise ModelError(f"{name} is not an embedded model, available: {', '.join(TINY_ARCHITECTURES)}")
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
+
+    config = tiny_config(name, len(tokenizer))
+    config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def tiny_config(name: str, vocabulary: int) -> LlamaConfig:
+    """The config of an embedded model whose tokenizer has so many tokens."""
+    from transformers import LlamaConfig
 
     sizes = TINY_ARCHITECTURES[name]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
@@ -97,10 +109,4 @@ def create_tiny(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Lla
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         tie_word_embeddings=True,
         initializer_range=0.1,  # the usual 0.02 is for wide layers; here it makes learning take twice as long
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemw2s import remote
 from ensemw2s.config import Config, dump_config
 from ensemw2s.config_search import SearchConfig
 from ensemw2s.search import plots, space
@@ -152,6 +153,8 @@ def write(config: Config, found: pd.DataFrame, summary: dict[str, Any], folder: 
     )
     (folder / "best.yaml").write_text(said + dump_config(best_config(config, summary)), encoding="utf-8")
     plots.write(config, found, summary, folder / "plots")
+    for made in ("best.yaml", "plots"):
+        remote.push(folder / made)
 
 
 def print_trials(summary: dict[str, Any], console: Console) -> None:

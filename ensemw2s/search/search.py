@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import cluster, steps, store
+from ensemw2s import cluster, remote, steps, store
 from ensemw2s.cluster import ResourcePlan, Resources
 from ensemw2s.config import Config
 from ensemw2s.config_search import SearchConfig
@@ -57,22 +56,24 @@ def run(
         EnsemW2SError: What stopped a stage that all trials share.
     """
     shown, search, folder = progress or Progress(), space.check(config), search_directory(config)
-    description = describe(config)
+    shown.run, description = config.name, describe(config)
     with store.only_one(folder):
         if fresh:
             clear(folder)
         found = earlier(folder, description)
         if found == "done":
-            shown.say(f"{folder} is complete: nothing to do")
+            shown.say(f"{remote.shown(folder)} is complete: nothing to do")
             summary: dict[str, Any] = store.read_json(folder / "search.json")
         else:
             if found == "begun" and not resume:
-                raise ConfigError(f"{folder} holds a search that was stopped: --resume goes on, --fresh begins anew")
-            store.write_json(folder / "description.json", description)
+                raise ConfigError(
+                    f"{remote.shown(folder)} holds a search that was stopped: --resume goes on, --fresh begins anew"
+                )
+            store.put_json(folder / "description.json", description)
             with cluster.connect(config.cluster, debug=debug) as resources:
                 summary = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
     report.print_trials(summary, shown.console)
-    shown.say(f"\nensemw2s run {folder / 'best.yaml'}")
+    shown.say(f"\nensemw2s run {remote.shown(folder / 'best.yaml')}")
     return summary
 
 
@@ -85,23 +86,23 @@ def describe(config: Config) -> dict[str, Any]:
 
 def earlier(folder: Path, description: dict[str, Any]) -> str:
     """`done`, `begun` or `none`. Raises `ConfigError` if the folder holds another search."""
-    if not (folder / "description.json").exists():
+    if not remote.exists(folder / "description.json"):
         return "none"
     found = store.read_json(folder / "description.json")
     if found != description:
         raise ConfigError(
-            f"{folder} holds another search: {store.difference(found, description)}. "
+            f"{remote.shown(folder)} holds another search: {store.difference(found, description)}. "
             "Use another name, or --fresh to search anew"
         )
-    return "done" if (folder / "search.json").exists() else "begun"
+    return "done" if remote.exists(folder / "search.json") else "begun"
 
 
 def clear(folder: Path) -> None:
     """Removes what a search decided; the stages stay."""
     for name in ("description.json", "search.json", "trials.parquet", "best.yaml"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / EXPERIMENT, ignore_errors=True)
-    shutil.rmtree(folder / "plots", ignore_errors=True)
+        remote.remove(folder / name)
+    remote.remove(folder / EXPERIMENT)
+    remote.remove(folder / "plots")
 
 
 def _search(
@@ -118,7 +119,10 @@ def _search(
     with shown:
         _shared_stages(config, stages, resources, shown)
     plan, count = divide(config, resources)
-    shown.say(f"{folder}: {resources}; {search.trials} trials, {count} at a time, each with up to {plan.lanes} lanes")
+    shown.say(
+        f"{remote.shown(folder)}: {resources}; {search.trials} trials, {count} at a time, each with up to "
+        f"{plan.lanes} lanes"
+    )
     grid = _tune(config, search, folder, plan, count, shown, again=again, debug=debug)
     rows = report.rows(grid, config)
     failed = report.failures(grid, rows)
@@ -126,10 +130,11 @@ def _search(
         reasons = list(failed.values()) or ["nothing was tried"]
         raise SearchError(f"no trial measured anything; the first one failed: {reasons[0]}")
     rows.to_parquet(folder / "trials.parquet", index=False)
+    remote.push(folder / "trials.parquet")
     points = {number: result.config for number, result in enumerate(grid)}
     summary = report.summarise(config, rows, failed, points)
     report.write(config, rows, summary, folder)
-    store.write_json(folder / "search.json", summary)
+    store.put_json(folder / "search.json", summary)
     return summary
 
 
@@ -200,14 +205,15 @@ def _tune(
         ),
         driver_resources(config),
     )
-    place = (folder / EXPERIMENT).resolve()
+    home = remote.for_ray(folder)
+    place = f"{home}/{EXPERIMENT}"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table, which `verbose` alone does not silence
     if not debug:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is reported with the trial
         warnings.filterwarnings("ignore", message="The reported value is ignored")  # of a trial that began again
     with live_table(shown):
-        if again and tune.Tuner.can_restore(str(place)):
-            tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
+        if again and tune.Tuner.can_restore(place):
+            tuner = tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True)
         else:
             tuner = tune.Tuner(
                 trainable,
@@ -222,7 +228,7 @@ def _tune(
                 ),
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,
-                    storage_path=str(place.parent),
+                    storage_path=home,
                     callbacks=[Watcher()],
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=2),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from ray import tune
 from rich.console import Console
 
-from ensemw2s import cluster, steps, store
+from ensemw2s import cluster, remote, steps, store
 from ensemw2s.boosting.rounds import accepted_members, each_round, is_last
 from ensemw2s.config import Config
 from ensemw2s.config_search import SearchConfig
@@ -79,7 +77,7 @@ class Trial(tune.Trainable):
         self._open = ExitStack()
         self._open.enter_context(cluster.connect(graph.config.cluster))
         scratch = Path(folder) / ".ray" / str(self.trial_id)
-        self._open.callback(shutil.rmtree, scratch, ignore_errors=True)
+        self._open.callback(remote.remove, scratch)
         running = Lanes(graph.config.training, lanes, scratch, keep=keep)
         self._open.callback(running.close, abandon=True)
         plan = cluster.ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
@@ -180,7 +178,7 @@ def measure(context: Context, search: SearchConfig, group: Group) -> dict[str, f
         shown=0,
     )
     [rows] = columns["validation"].values()
-    return metrics_of(rows, pq.read_table(path, columns=["answer"])["answer"].to_pylist())
+    return metrics_of(rows, store.read_table(path, ["answer"])["answer"].to_pylist())
 
 
 def metrics_of(rows: Rows, answers: list[str]) -> dict[str, float]:

@@ -5,15 +5,12 @@ Knows no Ray: it talks to a `Backend`. Everything that can go wrong ends in the 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import json
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ensemw2s import __version__
 from ensemw2s.serving import protocol
-from ensemw2s.serving.jobs import Facts, Job, Piece, Refused, Token
+from ensemw2s.serving.jobs import Facts
 from ensemw2s.serving.protocol import ApiError, ChatRequest, Common, CompletionRequest
+from ensemw2s.serving.reply import Answers, Backend, Reply
 from ensemw2s.serving.settings import Limits
 
 PAGE = Path(__file__).parent / "ui" / "index.html"
@@ -37,7 +35,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         429: "Too many at a time; see Retry-After.",
         500: "Decoding failed.",
-        503: "The model is not up; see Retry-After.",
+        503: "The model is not up, or the endpoint is going down; see Retry-After.",
         504: "It took too long.",
     }.items()
 }
@@ -64,40 +62,33 @@ STREAMED = {
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-class Backend(Protocol):
-    """Whoever holds the models."""
+class Gate:
+    """Whether requests are let in, and how many are inside.
 
-    async def facts(self) -> dict[str, Facts]:
-        """What each model is, by name; the first is the default."""
+    Attributes:
+        draining: New requests are told to come back later.
+        open: Answers that are under way.
+    """
 
-    def answer(self, model: str, job: Job) -> AsyncGenerator[Piece | Refused]:
-        """Pieces of an answer, or a refusal.
-
-        Raises:
-            ApiError: If it cannot go on.
-        """
-
-    async def metrics(self) -> str:
-        """Figures in Prometheus' text format."""
-
-    async def ready(self) -> bool:
-        """Whether every model can answer."""
+    def __init__(self) -> None:
+        self.draining, self.open = False, 0
 
 
-def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = ()) -> FastAPI:
+def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: Gate | None = None) -> FastAPI:
     """The ASGI app.
 
     Args:
         backend: Whoever holds the models.
         limits: Bounds of requests.
         keys: API keys, of which a request must have one; none: no check.
+        gate: Lets the caller close it and look at what is under way.
     """
     api = FastAPI(
         title="ensemw2s",
         version=__version__,
         description="Token-level ensembles of weak experts, their students and single experts, by the OpenAI API.",
     )
-    front = _Front(backend, limits, [hashlib.sha256(key.encode()).digest() for key in keys])
+    front = _Front(backend, limits, [hashlib.sha256(key.encode()).digest() for key in keys], gate or Gate())
     v1: dict[str, Any] = {"dependencies": [Depends(front.check_key)], "responses": ERRORS}
     answers: dict[str, Any] = {**v1, "responses": {**ERRORS, 200: STREAMED}}
 
@@ -133,7 +124,7 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = ()) -> Fast
     @api.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Not ready."}})
     async def readyz() -> PlainTextResponse:
         """Every model can answer."""
-        ready = await backend.ready()
+        ready = not front.gate.draining and await backend.ready()
         return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
 
     @api.get("/metrics", response_class=PlainTextResponse)
@@ -156,9 +147,9 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = ()) -> Fast
 class _Front:
     """What the routes have in common."""
 
-    def __init__(self, backend: Backend, limits: Limits, keys: list[bytes]) -> None:
-        self.backend, self.limits, self.keys = backend, limits, keys
-        self.began, self.open = protocol.created(), 0
+    def __init__(self, backend: Backend, limits: Limits, keys: list[bytes], gate: Gate) -> None:
+        self.backend, self.limits, self.keys, self.gate = backend, limits, keys, gate
+        self.began = protocol.created()
 
     async def check_key(self, request: Request) -> None:
         """Raises ApiError without a valid key; all keys are compared, each in constant time."""
@@ -183,6 +174,8 @@ class _Front:
 
     async def complete(self, body: Common, kind: str, prompts: list[Any], logprobs: int | None) -> Any:
         """Answers a request, as a whole or as a stream."""
+        if self.gate.draining:
+            raise ApiError(503, "the endpoint is going down", code="draining", retry_after=5)
         facts = await self.facts_of(body.model)
         n = body.n or 1
         if not 0 < len(prompts) * n <= self.limits.n:
@@ -206,158 +199,14 @@ class _Front:
             for prompt in prompts
             for seed in body.seeds(n)
         ]
-        if self.open + len(jobs) > self.limits.concurrent:
+        if self.gate.open + len(jobs) > self.limits.concurrent:
             raise ApiError(429, "too many requests are under way", code="overloaded", retry_after=1)
-        reply = _Reply(self, body, kind, facts, logprobs, jobs)
+        pieces = Answers(self.backend, self.gate, facts.name, jobs, self.limits.request_seconds)
+        reply = Reply(pieces, body, kind, facts, logprobs)
         if not body.stream:
             return JSONResponse(await reply.whole())
         first = await reply.start()  # so that what is wrong is a status, not a line of a stream
         return StreamingResponse(reply.stream(first), media_type="text/event-stream", headers=SSE_HEADERS)
-
-
-Item = tuple[int, Piece]
-
-
-class _Reply:
-    """One request's answers."""
-
-    def __init__(
-        self, front: _Front, body: Common, kind: str, facts: Facts, logprobs: int | None, jobs: list[Job]
-    ) -> None:
-        self.front, self.body, self.kind, self.facts, self.logprobs, self.jobs = (
-            front,
-            body,
-            kind,
-            facts,
-            logprobs,
-            jobs,
-        )
-        self.chat = kind == "chatcmpl"
-        self.id, self.created = protocol.new_id(kind), protocol.created()
-        self.offsets = [0] * len(jobs)
-        self.prompt_tokens, self.completion_tokens = [0] * len(jobs), 0
-        self.items = self._items()
-
-    async def whole(self) -> dict[str, Any]:
-        """The body of an answer that is no stream."""
-        text, finish = [""] * len(self.jobs), [""] * len(self.jobs)
-        tokens: list[list[Token]] = [[] for _ in self.jobs]
-        async with aclosing(self.items) as items:
-            async for i, piece in items:
-                text[i] += piece.text
-                tokens[i] += piece.tokens
-                finish[i] = piece.finish or ""
-        choices = []
-        for i in range(len(self.jobs)):
-            choice = self._choice(i, tokens[i], finish[i])
-            if self.chat:
-                choice["message"] = {"role": "assistant", "content": text[i], "refusal": None}
-            else:
-                choice["text"] = text[i]
-            choices.append(choice)
-        return {**self._head(chunk=False), "choices": choices, "usage": self._usage()}
-
-    async def start(self) -> Item:
-        """The first piece. Raises ApiError if there is none."""
-        try:
-            return await anext(self.items)
-        except BaseException:
-            await self.items.aclose()
-            raise
-
-    async def stream(self, first: Item) -> AsyncGenerator[str]:
-        """Server-sent events."""
-        async with aclosing(self.items) as items:
-            try:
-                if self.chat:
-                    for i in range(len(self.jobs)):
-                        opening = {"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                        yield self._event([opening])
-                yield self._event([self._delta(*first)])
-                async for i, piece in items:
-                    yield self._event([self._delta(i, piece)])
-                if self.body.stream_options and self.body.stream_options.include_usage:
-                    yield _sse({**self._head(chunk=True), "choices": [], "usage": self._usage()})
-            except ApiError as error:
-                yield _sse(error.body())
-            yield "data: [DONE]\n\n"
-
-    async def _items(self) -> AsyncGenerator[Item]:
-        """Pieces of all answers as they come, within the time that a request has."""
-        queue: asyncio.Queue[Item | BaseException | None] = asyncio.Queue(maxsize=4 * len(self.jobs))
-        self.front.open += len(self.jobs)
-        tasks = [asyncio.create_task(self._take(i, queue)) for i in range(len(self.jobs))]
-        left = len(tasks)
-        end = asyncio.get_running_loop().time() + self.front.limits.request_seconds
-        try:
-            while left:
-                try:
-                    async with asyncio.timeout_at(end):
-                        item = await queue.get()
-                except TimeoutError:
-                    seconds = self.front.limits.request_seconds
-                    raise ApiError(504, f"the request took more than {seconds:g} seconds", code="timeout") from None
-                if item is None:
-                    left -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            self.front.open -= len(self.jobs)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _take(self, i: int, queue: asyncio.Queue[Item | BaseException | None]) -> None:
-        try:
-            async with aclosing(self.front.backend.answer(self.facts.name, self.jobs[i])) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Refused):
-                        raise ApiError(piece.status, piece.message, retry_after=1 if piece.status == 503 else None)
-                    self.prompt_tokens[i] = piece.prompt_tokens
-                    self.completion_tokens += piece.count
-                    await queue.put((i, piece))
-            await queue.put(None)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            await queue.put(error if isinstance(error, ApiError) else ApiError(500, f"decoding failed: {error}"))
-
-    def _delta(self, i: int, piece: Piece) -> dict[str, Any]:
-        choice = self._choice(i, piece.tokens, piece.finish)
-        if self.chat:
-            choice["delta"] = {"content": piece.text} if piece.text or not piece.finish else {}
-        else:
-            choice["text"] = piece.text
-        return choice
-
-    def _choice(self, i: int, tokens: list[Token], finish: str | None) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": i, "finish_reason": finish, "logprobs": None}
-        if self.logprobs is not None:
-            if self.chat:
-                choice["logprobs"] = protocol.chat_logprobs(tokens, self.logprobs)
-            else:
-                choice["logprobs"] = protocol.text_logprobs(tokens, self.logprobs, self.offsets[i])
-                self.offsets[i] += sum(len(token.text) for token in tokens)
-        if self.body.ensemble is not None and self.body.ensemble.votes:
-            choice["ensemble"] = protocol.votes(tokens, self.facts)
-        return choice
-
-    def _head(self, *, chunk: bool) -> dict[str, Any]:
-        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.facts.name}
-
-    def _event(self, choices: list[dict[str, Any]]) -> str:
-        return _sse({**self._head(chunk=True), "choices": choices})
-
-    def _usage(self) -> dict[str, int]:
-        each = self.body.n or 1  # a prompt counts once, however many answers it has
-        return protocol.usage(sum(self.prompt_tokens[::each]), self.completion_tokens)
-
-
-def _sse(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 def _check_weights(weights: dict[str, float], facts: Facts) -> None:

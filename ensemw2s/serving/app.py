@@ -1,8 +1,7 @@
 """The endpoint on Ray Serve: settings come in, an application of one front and a deployment for each model goes out.
 
-A request goes from Serve's proxy to a replica of the front, which speaks HTTP, and from there to a replica of the
-model, which has the engine. An answer is a pure function of the request and its seed: when a replica dies, another one
-takes over, and the stream goes on where it was.
+A request goes to a replica of the front, which speaks HTTP, and from there to a replica of the model, which has the
+engine. Scaling, queues and replicas that die are Serve's; pieces of answers go from one to the other past it (`link`).
 """
 
 from __future__ import annotations
@@ -10,31 +9,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ensemw2s.errors import ConfigError
-from ensemw2s.serving.api import make_api
-from ensemw2s.serving.jobs import Facts, Job, Piece, Refused
-from ensemw2s.serving.protocol import ApiError
-from ensemw2s.serving.settings import HostedSettings, Limits, ServeSettings
+from ensemw2s.serving.api import Gate, make_api
+from ensemw2s.serving.jobs import LOST, Facts, Job, Piece, Refused
+from ensemw2s.serving.link import Inbox, Outbox, Reply
+from ensemw2s.serving.listener import listening
+from ensemw2s.serving.models import Models
+from ensemw2s.serving.settings import FRONT, HostedSettings, Limits, ServeSettings
+
+if TYPE_CHECKING:
+    from ensemw2s.ensemble.engine import Engine
 
 KEYS_VARIABLE = "ENSEMW2S_API_KEYS"
-FACTS_SECONDS = 2.0
-"""How long the front believes what a model said of itself."""
 
-UP_SECONDS = 10.0
-"""How long the front waits for a model to say it."""
+ONE_LOOP = {
+    "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+}
+"""Serve's loop, the code here and the handles in one thread of a replica: nothing here blocks, and threads that wake
+each other for every request take turns with the engine's.
+"""
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,13 +51,15 @@ class ModelReplica:
         self._log, self._interval = log_prompts, interval
         self._model: Any = None
         self._metrics = ReplicaMetrics()
+        self._outboxes: tuple[Outbox, ...] = ()
+        self._connecting = asyncio.Lock()
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Loads what is to be hosted, beside what is hosted now."""
         from ensemw2s.serving.hosted import HostedModel
 
         settings = HostedSettings.model_validate({**self._settings.model_dump(), **config})
-        model = await asyncio.to_thread(HostedModel, settings, self._limits, self._metrics.after_step)
+        model = await asyncio.to_thread(HostedModel, settings, self._limits, self._after_step)
         old, self._model = self._model, model
         if old is not None:
             old.close()
@@ -71,32 +75,48 @@ class ModelReplica:
             self._model.loop.engine
         )
 
-    async def answer(self, job: Job) -> AsyncGenerator[Piece | Refused]:
-        """Answers a job; the slot is free again when the caller goes away."""
-        began = last = time.perf_counter()
+    async def answer(self, job: Job, reply: Reply) -> Refused | None:
+        """Answers a job; the pieces go the way of `reply`. The slot is free again when the caller goes away."""
         if self._log:
-            logger.info("prompt %r", job.prompt)
-        outcome, first = "cancelled", True
+            logger.warning("prompt %r", job.prompt)  # the level that replicas log at
+        watch = self._metrics.watch()
+        outbox = await self._outbox(reply)
+
+        def put(piece: Piece) -> None:
+            watch.piece(piece.count, piece.finish)
+            outbox.put(reply.number, piece)
+
         try:
-            async with aclosing(self._model.answer(job, self._interval)) as pieces:
-                async for piece in pieces:
-                    now = time.perf_counter()
-                    if isinstance(piece, Refused):
-                        outcome = "refused"
-                    elif first:
-                        self._metrics.first.observe(now - began)
-                    elif piece.count:
-                        self._metrics.between.observe((now - last) / piece.count)
-                    first, last = False, now
-                    if isinstance(piece, Piece) and piece.finish:
-                        outcome = piece.finish
-                    yield piece
+            with outbox.used():
+                refused: Refused | None = await self._model.answer(job, put, self._interval)
+        except asyncio.CancelledError:
+            if not outbox.lost:
+                raise
+            return Refused("the connection to the front was lost", LOST)
         except Exception:
-            outcome = "error"
+            watch.outcome = "error"
             raise
+        else:
+            if refused is not None:
+                watch.outcome = "refused"
+            return refused
         finally:
-            self._metrics.requests.labels(outcome).inc()
-            self._metrics.whole.observe(time.perf_counter() - began)
+            watch.end()
+
+    def _after_step(self, engine: Engine) -> None:
+        self._metrics.after_step(engine)
+        for outbox in self._outboxes:
+            outbox.flush()
+
+    async def _outbox(self, reply: Reply) -> Outbox:
+        """The connection to a front."""
+        async with self._connecting:
+            for outbox in self._outboxes:
+                if outbox.front == reply.front and not outbox.lost:
+                    return outbox
+            outbox = await Outbox.connect(reply.front)
+            self._outboxes = (*(one for one in self._outboxes if not one.lost), outbox)
+            return outbox
 
     def check_health(self) -> None:
         """Raises when the engine is not to be trusted any more; Serve then starts another replica."""
@@ -104,98 +124,28 @@ class ModelReplica:
             raise RuntimeError(f"decoding failed: {self._model.loop.failure}")
 
 
-class Models:
-    """The models as the front sees them: handles of deployments."""
-
-    def __init__(self, handles: dict[str, DeploymentHandle], retries: int) -> None:
-        self._handles, self._retries = handles, retries
-        self._facts: dict[str, tuple[float, Facts]] = {}
-
-    async def facts(self) -> dict[str, Facts]:
-        """See `api.Backend`."""
-        found = await asyncio.gather(*(self._facts_of(name) for name in self._handles))
-        return dict(zip(self._handles, found, strict=True))
-
-    async def answer(self, model: str, job: Job) -> AsyncGenerator[Piece | Refused]:
-        """See `api.Backend`."""
-        text, tokens = 0, 0  # what has gone out
-        for again in range(self._retries + 1):
-            skip = _Skip(text, tokens)
-            stream: Any = self._handles[model].options(stream=True).answer.remote(job)
-            try:
-                async for piece in stream:
-                    if isinstance(piece, Piece):
-                        piece = skip.of(piece)
-                        text, tokens = text + len(piece.text), tokens + piece.count
-                    yield piece
-                return
-            except BackPressureError as error:
-                raise ApiError(429, "the model's queue is full", code="overloaded", retry_after=1) from error
-            except DeploymentUnavailableError as error:
-                raise ApiError(503, f"model {model} is not up", retry_after=5) from error
-            except (RayActorError, ReplicaUnavailableError) as error:
-                if again == self._retries:
-                    raise ApiError(503, f"replicas of model {model} died {again + 1} times", retry_after=5) from error
-            finally:
-                stream.cancel()
-
-    async def metrics(self) -> str:
-        """See `api.Backend`."""
-        from ensemw2s.serving.metrics import merged
-
-        calls = [
-            handle.broadcast("metrics").results_async(timeout_s=UP_SECONDS, return_exceptions=True)
-            for handle in self._handles.values()
-        ]
-        pages = [page for found in await asyncio.gather(*calls) for page in found]
-        return merged([page for page in pages if not isinstance(page, BaseException)])
-
-    async def ready(self) -> bool:
-        """See `api.Backend`."""
-        self._facts = {}
-        try:
-            await self.facts()
-        except ApiError:
-            return False
-        return True
-
-    async def _facts_of(self, name: str) -> Facts:
-        known = self._facts.get(name)
-        if known is None or time.monotonic() - known[0] > FACTS_SECONDS:
-            try:
-                async with asyncio.timeout(UP_SECONDS):
-                    known = time.monotonic(), await self._handles[name].facts.remote()
-            except (TimeoutError, RayActorError, DeploymentUnavailableError, BackPressureError) as error:
-                if known is None:
-                    raise ApiError(503, f"model {name} is not up", retry_after=5) from error
-            self._facts[name] = known
-        return known[1]
-
-
-class _Skip:
-    """Leaves out what a replica that died had sent already."""
-
-    def __init__(self, text: int, tokens: int) -> None:
-        self.text, self.tokens = text, tokens
-
-    def of(self, piece: Piece) -> Piece:
-        text, count = min(self.text, len(piece.text)), min(self.tokens, piece.count)
-        self.text, self.tokens = self.text - text, self.tokens - count
-        return replace(piece, text=piece.text[text:], count=piece.count - count, tokens=piece.tokens[count:])
-
-
 class Front:
-    """Speaks HTTP."""
+    """Speaks HTTP: to Serve's proxy, or by itself where it is told to listen."""
 
-    def __init__(self, settings: dict[str, Any], *handles: DeploymentHandle) -> None:
-        self._settings = ServeSettings.model_validate(settings)
+    def __init__(self, settings: dict[str, Any], listen: tuple[str, int] | None, *handles: DeploymentHandle) -> None:
+        self._settings, self._listen = ServeSettings.model_validate(settings), listen
         self._handles = handles
+        self._gate = Gate()
 
     def __serve_build_asgi_app__(self) -> Any:
         """The app of this replica."""
         names = [model.name for model in self._settings.models]
-        models = Models(dict(zip(names, self._handles, strict=True)), self._settings.retries)
-        return make_api(models, self._settings.limits, api_keys(self._settings.api_keys_file))
+        inbox = Inbox(ray.util.get_node_ip_address())
+        models = Models(dict(zip(names, self._handles, strict=True)), self._settings.retries, inbox)
+        api = make_api(models, self._settings.limits, api_keys(self._settings.api_keys_file), self._gate)
+        if self._listen is not None:
+            api.router.lifespan_context = partial(listening, address=self._listen)
+        return api
+
+    async def drain(self) -> int:
+        """Lets in no more requests; how many answers are under way."""
+        self._gate.draining = True
+        return self._gate.open
 
 
 def api_keys(file: str | None) -> list[str]:
@@ -216,8 +166,27 @@ def api_keys(file: str | None) -> list[str]:
     return [key.strip() for key in keys if key.strip()]
 
 
-def build(settings: ServeSettings) -> Application:
-    """The application: what `serve deploy` builds from `args`, and `ensemw2s serve` runs."""
+def build(settings: ServeSettings | dict[str, Any]) -> Application:
+    """The application as `serve deploy` builds it from `args`: Serve takes builders of one parameter only.
+
+    Raises:
+        ValidationError: If the arguments are no settings.
+    """
+    return compose(settings)
+
+
+def compose(settings: ServeSettings | dict[str, Any], listen: tuple[str, int] | None = None) -> Application:
+    """The application, as `ensemw2s serve` runs it.
+
+    Args:
+        settings: What.
+        listen: Address on this node on which the front listens by itself, without Serve's proxy: each piece of a
+            stream has one process less to go through.
+
+    Raises:
+        ValidationError: If the arguments are no settings.
+    """
+    settings = ServeSettings.model_validate(settings)
     limits, patience = settings.limits, settings.limits.request_seconds + 10
     models = [
         _deployment(model, settings, patience).bind(
@@ -228,15 +197,16 @@ def build(settings: ServeSettings) -> Application:
         )
         for model in settings.models
     ]
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001} if listen is not None else {}
     front: Any = serve.deployment(
         serve.ingress()(Front),
-        name="front",
+        name=FRONT,
         max_ongoing_requests=limits.concurrent + 64,  # those over the limit are told so by the front itself
         graceful_shutdown_timeout_s=patience,
         graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": here, "runtime_env": ONE_LOOP},
     )
-    return front.bind(settings.model_dump(), *models)
+    return front.bind(settings.model_dump(), listen, *models)
 
 
 def _deployment(model: HostedSettings, settings: ServeSettings, patience: float) -> Any:
@@ -252,6 +222,8 @@ def _deployment(model: HostedSettings, settings: ServeSettings, patience: float)
             "min_replicas": model.min_replicas,
             "max_replicas": model.max_replicas,
             "target_ongoing_requests": model.slots,
+            "upscale_delay_s": model.scale_up_after,
+            "downscale_delay_s": model.scale_down_after,
         },
-        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
+        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus, "runtime_env": ONE_LOOP},
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from ensemw2s.config_messages import explain
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.errors import ArtifactError, ConfigError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.models.info import check_folder
-from ensemw2s.serving.settings import HostedSettings, ServeSettings
+from ensemw2s.serving.settings import FRONT, HostedSettings, ServeSettings
 
 APP = "ensemw2s"
 
@@ -89,31 +91,113 @@ def serve(
     """
     _check_port(host, port)
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     with cluster.connect(where, debug=debug) as resources:
         from ray import serve as ray_serve
-        from ray.serve.schema import LoggingConfig
 
-        from ensemw2s.serving.app import build
-
-        _check_room(settings, resources)
-        log = LoggingConfig(log_level="INFO" if debug else "WARNING", enable_access_log=debug)
-        ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=log)
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, whose own handler writes a trace
+            signal.signal(number, lambda *_: stopped.set())
         try:
-            try:
-                ray_serve.run(build(settings), name=APP, route_prefix="/", logging_config=log)
-            except RuntimeError as error:
-                raise ResourceError(f"the models did not come up: {error}") from error
-            say(f"serving {', '.join(model.name for model in settings.models)} on http://{host}:{port}")
-            say(f"page http://{host}:{port}/, API http://{host}:{port}/v1, its description http://{host}:{port}/docs")
+            _start(settings, resources, host, port, say, alone=True, debug=debug)
             say("Ctrl-C ends it")
             while not stopped.wait(watch):
                 settings = _update(settings, say)
             say("stopping: requests under way are answered to their end")
+            _drain(settings.limits.request_seconds)
         finally:
+            _let_go()
             ray_serve.delete(APP)
-            ray_serve.shutdown()
+            if cluster.address(where) is not None:  # the Ray that was started here takes Serve's controller along
+                ray_serve.shutdown()
+
+
+def deploy(
+    settings: ServeSettings,
+    where: ClusterConfig,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    *,
+    debug: bool = False,
+) -> None:
+    """Brings an endpoint up on a cluster, or updates the one that is there, and leaves it; see `serve`.
+
+    Raises:
+        ConfigError: If there is no cluster to leave it to.
+        ResourceError: If the models do not come up.
+    """
+    if cluster.address(where) is None:
+        raise ConfigError("--detach leaves the endpoint to a cluster: give --address, or set RAY_ADDRESS")
+    with cluster.connect(where, debug=debug) as resources:
+        _start(settings, resources, host, port, say, alone=False, debug=debug)
+        say("it stays up; `serve shutdown` ends it")
+
+
+def _start(
+    settings: ServeSettings,
+    resources: cluster.Resources,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    *,
+    alone: bool,
+    debug: bool,
+) -> None:
+    """Starts Serve, if it is not up, and the application.
+
+    Args:
+        settings: What.
+        resources: What there is.
+        host: Address to listen on.
+        port: Port to listen on.
+        say: Takes lines for the user.
+        alone: The front listens by itself; else Serve's proxy does, which keeps requests while a front is replaced.
+        debug: Show the logs of Ray.
+
+    Raises:
+        ResourceError: If there is no room, or the models do not come up.
+    """
+    from ray import serve as ray_serve
+    from ray.serve.schema import LoggingConfig
+
+    from ensemw2s.serving.app import compose
+
+    _check_room(settings, resources)
+    if not debug:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    log = LoggingConfig(log_level="INFO" if debug else "WARNING", enable_access_log=debug)
+    ray_serve.start(
+        proxy_location="Disabled" if alone else "HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config=log,
+    )
+    try:
+        ray_serve.run(
+            compose(settings, (host, port) if alone else None), name=APP, route_prefix="/", logging_config=log
+        )
+    except RuntimeError as error:
+        raise ResourceError(f"the models did not come up: {error}") from error
+    say(f"serving {', '.join(model.name for model in settings.models)} on http://{host}:{port}")
+    say(f"page http://{host}:{port}/, API http://{host}:{port}/v1, its description http://{host}:{port}/docs")
+
+
+def _drain(seconds: float) -> None:
+    """Lets the front take no more requests, and waits so long for those under way."""
+    from ray import serve as ray_serve
+
+    front = ray_serve.get_deployment_handle(FRONT, APP)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not any(front.broadcast("drain").results(timeout_s=seconds, return_exceptions=True)):
+            return
+        time.sleep(0.1)
+
+
+def _let_go() -> None:
+    """Ends the threads that speak to Serve from here: after the end of this Ray they would start one of their own."""
+    from ray.serve.context import _get_global_client
+
+    if (client := _get_global_client(raise_if_no_controller_running=False)) is not None:
+        client.shutdown_cached_handles()
 
 
 def _update(settings: ServeSettings, say: Callable[[str], None]) -> ServeSettings:

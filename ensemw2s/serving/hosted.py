@@ -7,10 +7,12 @@ the model is replaced, answers that are under way come from the old one to their
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import cached_file
 
 from ensemw2s.config import DataConfig, FilesSource
 from ensemw2s.data.tokens import tokenize_prompts
@@ -22,8 +24,9 @@ from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import settings_for
+from ensemw2s.models.hub import locate
 from ensemw2s.serving.jobs import Facts, Job, Likeliest, Message, Piece, Refused, Token
-from ensemw2s.serving.loop import EngineLoop
+from ensemw2s.serving.loop import EngineLoop, Progress
 from ensemw2s.serving.settings import HostedSettings, Limits
 from ensemw2s.serving.text import TextStream
 
@@ -69,35 +72,40 @@ class HostedModel:
         ]
         return Facts(self.settings.name, model.context, self.rendering.chat_template, model.rule, experts)
 
-    async def answer(self, job: Job, interval: float = 0.0) -> AsyncGenerator[Piece | Refused]:
-        """Answers a job.
+    async def answer(self, job: Job, put: Callable[[Piece], None], interval: float = 0.0) -> Refused | None:
+        """Answers a job, to its end or until this is cancelled.
 
-        Yields:
-            Pieces, or one refusal.
+        Args:
+            job: The job.
+            put: Takes the pieces, on the engine's thread.
+            interval: Seconds between two pieces; the first token and the end come at once.
+
+        Returns:
+            What is wrong with the job, if something is.
         """
         try:
             prompt = self.prompt(job)
             request = self._request(job, prompt)
-        except EnsemW2SError as error:
-            yield Refused(str(error))
-            return
-        chat = isinstance(job.prompt, list) and bool(job.prompt) and isinstance(job.prompt[0], dict)
-        prefix = self.rendering.answer_prefix if chat and not self.rendering.chat_template else ""
-        text = TextStream(self.loaded.tokenizer, job.stop, prefix)
-        details = job.tokens or bool(job.likeliest or job.votes)
-        try:
-            async for progress in self.loop.stream(request, details=details, interval=interval):
-                shown, added = text.push(progress.token_ids)
+            chat = isinstance(job.prompt, list) and bool(job.prompt) and isinstance(job.prompt[0], dict)
+            prefix = self.rendering.answer_prefix if chat and not self.rendering.chat_template else ""
+            text = TextStream(self.loaded.tokenizer, job.stop, prefix)
+            details = job.tokens or bool(job.likeliest or job.votes)
+
+            def deliver(progress: Progress) -> None:
+                shown, added = text.push(progress.token_ids, each=details)
                 tokens = self._tokens(job, progress.details, added) if progress.details else []
                 finish = None
                 if progress.generation is not None:
                     shown += text.finish(progress.generation.stop)
                     finish = progress.generation.finish_reason
-                yield Piece(shown, len(added), len(prompt), tokens, finish)
+                put(Piece(shown, len(progress.token_ids), len(prompt), tokens, finish))
+
+            await self.loop.run(request, deliver, details=details, interval=interval)
         except ResourceError as error:
-            yield Refused(str(error), 503)
+            return Refused(str(error), 503)
         except EnsemW2SError as error:
-            yield Refused(str(error))
+            return Refused(str(error))
+        return None
 
     def prompt(self, job: Job) -> list[int]:
         """Token ids of a job's prompt.
@@ -117,7 +125,7 @@ class HostedModel:
     def _render(self, prompt: str | list[int] | list[Message]) -> list[int]:
         tokenizer = self.loaded.tokenizer
         if isinstance(prompt, str):
-            return tokenize_prompts([prompt], tokenizer, self.rendering.model_copy(update=AS_IT_IS))[0]
+            return tokenize_prompts([prompt], tokenizer, self._as_it_is)[0]
         if not prompt or isinstance(prompt[0], int):
             return [token for token in prompt if isinstance(token, int)]
         messages: list[Message] = list(prompt)
@@ -153,10 +161,20 @@ class HostedModel:
         )
 
     @cached_property
+    def _as_it_is(self) -> DataConfig:
+        """How a text is rendered that is a prompt already."""
+        return self.rendering.model_copy(update={"prompt_template": "{prompt}", "chat_template": False})
+
+    @cached_property
     def _ends(self) -> tuple[int, ...]:
         """The tokenizer's end token, and those that the model's generation config names beside it."""
-        file = Path(self.settings.path) / "generation_config.json"
-        more = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        more = None
+        if not self.saved:
+            place = locate(self.settings.path)
+            file = cached_file(
+                place.path, "generation_config.json", _raise_exceptions_for_missing_entries=False, **place.options()
+            )
+            more = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id") if file else None
         ends = [more] if isinstance(more, int) else list(more or [])
         return tuple(dict.fromkeys([self.loaded.eos_id, *ends]))
 
@@ -188,9 +206,6 @@ class HostedModel:
     def _likeliest(self, ids: Any, logprobs: Any) -> Likeliest:
         texts = [str(self.loaded.tokenizer.decode([token])) for token in ids.tolist()]
         return list(zip(ids.tolist(), texts, logprobs.tolist(), strict=True))
-
-
-AS_IT_IS = {"prompt_template": "{prompt}", "chat_template": False}
 
 
 def is_ensemble(path: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, str]
 
@@ -43,8 +43,7 @@ Likeliest = list[tuple[int, str, float]]
 """Ids of tokens, their texts and log-probabilities, the likeliest first."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token of an answer.
 
     Attributes:
@@ -83,6 +82,10 @@ class Piece:
     prompt_tokens: int
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
+
+
+LOST = 502
+"""Status of an answer whose pieces cannot be brought to who asked; another try may."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """An engine for an event loop: requests come in as coroutines, their tokens go out as they are decoded.
 
-The engine steps on a thread of its own. Requests join and leave a running batch; one whose consumer goes away is
-cancelled and frees its slot. Knows no Ray and no HTTP.
+The engine steps on a thread of its own. Requests join and leave a running batch; one whose coroutine is cancelled frees
+its slot. What was decoded is handed over on the engine's thread, so that the two threads need not take turns for every
+token. Knows no Ray and no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ensemw2s.ensemble.engine import Engine
@@ -32,29 +34,23 @@ class Progress:
     generation: Generation | None = None
 
 
+Deliver = Callable[[Progress], None]
+
+
 @dataclass
 class _Ticket:
     """A request and who waits for it."""
 
     request: Request
+    deliver: Deliver
+    end: Callable[[BaseException | None], None]
     details: bool
-    loop: asyncio.AbstractEventLoop
+    interval: float
     key: int | None = None
+    tokens: list[int] = field(default_factory=list)
     seen: int = 0
+    due: float = 0.0
     left: bool = False
-    arrived: list[Progress] = field(default_factory=list)
-    error: BaseException | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def deliver(self, progress: Progress | None, error: BaseException | None) -> None:
-        """In the event loop: hands over what came."""
-        if progress is not None:
-            self.arrived.append(progress)
-        self.error = error
-        self.changed.set()
-        if error is not None or (progress is not None and progress.generation is not None):
-            self.ended.set()
 
 
 class EngineLoop:
@@ -87,41 +83,35 @@ class EngineLoop:
         """Requests that have not ended."""
         return len(self._tickets)
 
-    async def stream(
-        self, request: Request, *, details: bool = False, interval: float = 0.0
-    ) -> AsyncGenerator[Progress]:
-        """Decodes a request.
+    async def run(self, request: Request, deliver: Deliver, *, details: bool = False, interval: float = 0.0) -> None:
+        """Decodes a request, to its end or until this is cancelled.
 
         Args:
             request: The request.
+            deliver: Takes what came, on the engine's thread; what it raises ends the request. The first token and the
+                end come at once.
             details: Whether the new tokens come with what was recorded of them.
-            interval: Seconds between two items, which hold all that came meanwhile; the last comes at once.
-
-        Yields:
-            Progress; the last has the generation.
+            interval: Seconds between two deliveries, which hold all that came meanwhile. All requests of an interval
+                have theirs after the same step.
 
         Raises:
             EnsemW2SError: If the request cannot be decoded.
             RuntimeError: If a step failed.
         """
-        ticket = _Ticket(request, details, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def end(error: BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop of a process that ends
+                loop.call_soon_threadsafe(_settle, ended, error)
+
+        ticket = _Ticket(request, deliver, end, details, interval)
         self._do(lambda: self._submit(ticket))
         try:
-            while True:
-                await ticket.changed.wait()
-                ticket.changed.clear()
-                came, ticket.arrived = ticket.arrived, []
-                for progress in _joined(came):
-                    yield progress
-                    if progress.generation is not None:
-                        return
-                if ticket.error is not None:
-                    raise ticket.error
-                if interval and not ticket.ended.is_set():
-                    await _wait(ticket.ended, interval)
-        finally:
-            if not ticket.ended.is_set():
-                self._do(lambda: self._cancel(ticket))
+            await ended
+        except asyncio.CancelledError:
+            self._do(lambda: self._cancel(ticket))
+            raise
 
     def close(self) -> None:
         """Ends the thread once nothing is left to do."""
@@ -157,7 +147,7 @@ class EngineLoop:
         try:
             ticket.key = self.engine.submit(ticket.request)
         except EnsemW2SError as error:
-            ticket.loop.call_soon_threadsafe(ticket.deliver, None, error)
+            ticket.end(error)
             return
         self._tickets[ticket.key] = ticket
 
@@ -172,53 +162,47 @@ class EngineLoop:
         except BaseException as error:
             self._fail_all(error)
             return
-        came: dict[asyncio.AbstractEventLoop, list[tuple[_Ticket, Progress]]] = defaultdict(list)
+        now = time.monotonic()
         for update in updates:
             ticket = self._tickets[update.key]
-            details = None
-            if ticket.details:
-                whole = update.generation or self.engine.so_far(update.key, ticket.seen)
-                details = whole.after(ticket.seen) if update.generation else whole
-            ticket.seen += len(update.token_ids)
-            if update.generation is not None:
-                del self._tickets[update.key]
-            came[ticket.loop].append((ticket, Progress(update.token_ids, details, update.generation)))
-        for loop, items in came.items():
-            loop.call_soon_threadsafe(_deliver_all, items)
+            ticket.tokens += update.token_ids
+            if update.generation is not None or now >= ticket.due:
+                self._hand_over(ticket, update.generation, now)
         if self._after_step is not None:
             self._after_step(self.engine)
+
+    def _hand_over(self, ticket: _Ticket, generation: Generation | None, now: float) -> None:
+        assert ticket.key is not None
+        error: BaseException | None = None
+        try:
+            details = None
+            if ticket.details:
+                whole = generation or self.engine.so_far(ticket.key, ticket.seen)
+                details = whole.after(ticket.seen) if generation else whole
+            ticket.deliver(Progress(ticket.tokens, details, generation))
+        except Exception as raised:
+            error = raised
+            self.engine.cancel(ticket.key)
+        ticket.seen += len(ticket.tokens)
+        ticket.tokens = []
+        if ticket.interval:
+            ticket.due = (now // ticket.interval + 1) * ticket.interval
+        if error is not None or generation is not None:
+            del self._tickets[ticket.key]
+            ticket.end(error)
 
     def _fail_all(self, error: BaseException) -> None:
         self.failure = error
         for key, ticket in self._tickets.items():
             self.engine.cancel(key)
-            told = RuntimeError(f"decoding failed: {error}")
-            ticket.loop.call_soon_threadsafe(ticket.deliver, None, told)
+            ticket.end(RuntimeError(f"decoding failed: {error}"))
         self._tickets = {}
 
 
-def _deliver_all(items: list[tuple[_Ticket, Progress]]) -> None:
-    for ticket, progress in items:
-        ticket.deliver(progress, None)
-
-
-def _joined(came: list[Progress]) -> list[Progress]:
-    """Several of one request as one."""
-    if len(came) < 2:
-        return came
-    details = [one.details for one in came if one.details is not None]
-    return [
-        Progress(
-            [token for one in came for token in one.token_ids],
-            Generation.joined(details) if details else None,
-            came[-1].generation,
-        )
-    ]
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass
+def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():  # cancelled
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,45 @@ class ReplicaMetrics:
             metric.inc(max(0, new - old))
         self._seen = now
 
+    def watch(self) -> Watch:
+        """For one answer, from now on."""
+        return Watch(self)
+
     def text(self, engine: Engine) -> str:
         """In Prometheus' text format, with what the engine has to do now."""
         self.running.set(engine.running)
         self.waiting.set(engine.waiting)
         self.acceptance.set(engine.counters.acceptance or 0.0)
         return generate_latest(self.registry).decode()
+
+
+class Watch:
+    """Counts one answer.
+
+    Attributes:
+        outcome: How it ended.
+    """
+
+    def __init__(self, metrics: ReplicaMetrics) -> None:
+        self._metrics, self.outcome = metrics, "cancelled"
+        self._began = time.perf_counter()
+        self._last: float | None = None
+
+    def piece(self, count: int, finish: str | None) -> None:
+        """A piece of so many tokens has come."""
+        now = time.perf_counter()
+        if self._last is None:
+            self._metrics.first.observe(now - self._began)
+        elif count:
+            self._metrics.between.observe((now - self._last) / count)
+        self._last = now
+        if finish is not None:
+            self.outcome = finish
+
+    def end(self) -> None:
+        """It has ended."""
+        self._metrics.requests.labels(self.outcome).inc()
+        self._metrics.whole.observe(time.perf_counter() - self._began)
 
 
 def merged(pages: Iterable[tuple[dict[str, str], str]]) -> str:

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from ensemw2s.config_section import PositiveInt, Section, raise_all
 
+FRONT = "front"
+"""Name of the deployment that speaks HTTP."""
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -28,6 +31,8 @@ class HostedSettings(Section):
     chat_template: bool | None = Field(None, description="Use the tokenizer's; none: as in the model's run, or if any.")
     min_replicas: PositiveInt = Field(1, description="Replicas that are always up.")
     max_replicas: PositiveInt = Field(1, description="Replicas under load.")
+    scale_up_after: Seconds = Field(30.0, description="Of more requests than slots; then a replica is added.")
+    scale_down_after: Seconds = Field(600.0, description="Of fewer; then one is taken away.")
     cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs of a replica.")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of a replica.")
 
@@ -70,5 +75,6 @@ class ServeSettings(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> ServeSettings:
         names = [model.name for model in self.models]
-        raise_all([f"two models are called {name!r}" for name in sorted(set(names)) if names.count(name) > 1])
+        wrong = [f"two models are called {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
+        raise_all(wrong + [f"no model can be called {FRONT!r}: it is the name of what speaks HTTP"] * (FRONT in names))
         return self

@@ -24,13 +24,18 @@ class TextStream:
         self._context, self._read = 0, 0  # tokens that new ones are decoded along with, and those that are text
         self._held = ""
 
-    def push(self, ids: Sequence[int]) -> tuple[str, list[str]]:
+    def push(self, ids: Sequence[int], *, each: bool = True) -> tuple[str, list[str]]:
         """Takes tokens.
 
+        Args:
+            ids: The tokens.
+            each: Tell what each one added; else they are decoded together, which takes less time.
+
         Returns:
-            Text that can be shown, and what each token added to the text (nothing while a character is unfinished).
+            Text that can be shown, and what each token, or all of them, added to the text (nothing while a character
+            is unfinished).
         """
-        added = [self._add(token) for token in ids]
+        added = [self._add([token]) for token in ids] if each else [self._add(ids)]
         return self._release(final=False), added
 
     def finish(self, stop: str | None) -> str:
@@ -42,8 +47,8 @@ class TextStream:
             text = text[: text.index(stop)]
         return text
 
-    def _add(self, token: int) -> str:
-        self._ids.append(token)
+    def _add(self, ids: Sequence[int]) -> str:
+        self._ids.extend(ids)
         before, after = self._decode(self._context, self._read), self._decode(self._context, len(self._ids))
         if len(after) <= len(before) or after.endswith(BROKEN):
             return ""

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.errors import DataError
+from ensemw2s.store import read_table
 
 BUCKET = 50
 """Batches whose examples are sorted by length together: long enough to save padding, short enough to stay random."""
@@ -54,7 +55,7 @@ def read_training_set(paths: list[str], *, soft: bool) -> TrainingSet:
     Raises:
         DataError: If there are no examples.
     """
-    tables = [pq.read_table(path) for path in paths]
+    tables = [read_table(Path(path)) for path in paths]
     tokens = TokenData.from_table(pa.concat_tables([t.select(["id", "prompt_ids", "answer_ids"]) for t in tables]))
     if not tokens.ids:
         raise DataError(f"there is nothing to train on: {', '.join(paths)} hold no examples")

@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ensemw2s import store
-from ensemw2s.errors import ArtifactError
+from ensemw2s import remote, store
+from ensemw2s.errors import ArtifactError, ResourceError
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +96,15 @@ def save(
         _write_shards(working, tensors)
         files = {file.name: store.file_hash(file) for file in sorted(working.glob("*.safetensors"))}
         store.write_json(working / MANIFEST, {"description": description, "step": step, "facts": facts, "files": files})
+        remote.push(working, target, last=MANIFEST)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(working, target)
-    except BaseException:
+        for old in _all(folder)[:-KEPT]:
+            remote.remove(old)
+    except ResourceError as error:
+        raise OSError(str(error)) from error
+    finally:
         shutil.rmtree(working, ignore_errors=True)
-        raise
-    for old in _all(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -136,12 +138,12 @@ def newest(folder: Path, description: dict[str, Any]) -> Checkpoint | None:
     check(folder, description)
     for path in reversed(_all(folder)):
         try:
-            manifest = _manifest(path)
+            manifest = _manifest(remote.pull(path, last=MANIFEST))
             for name, checksum in manifest["files"].items():
                 if store.file_hash(path / name) != checksum:
                     raise ValueError(f"{name} is not what was written")
-        except (OSError, ValueError) as error:
-            log.warning("%s is damaged and not used: %s", path, error)
+        except (OSError, ValueError, ArtifactError) as error:
+            log.warning("%s is damaged and not used: %s", remote.shown(path), error)
         else:
             return Checkpoint(path, manifest["step"], manifest["facts"])
     return None
@@ -153,14 +155,14 @@ def check(folder: Path, description: dict[str, Any]) -> None:
         with suppress(OSError, ValueError):
             if (found := _manifest(path)["description"]) != description:
                 raise ArtifactError(
-                    f"{path} is of a training with another config: {store.difference(found, description)}. "
-                    "Use another name for this run, or --fresh to delete what no longer fits and redo it"
+                    f"{remote.shown(path)} is of a training with another config: {store.difference(found, description)}"
+                    ". Use another name for this run, or --fresh to delete what no longer fits and redo it"
                 )
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     """What is said of a checkpoint. Raises ValueError if it is not what `save` writes."""
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads(remote.pull(path / MANIFEST).read_text(encoding="utf-8"))
     if not isinstance(manifest, dict) or not manifest.keys() >= {"description", "step", "facts", "files"}:
         raise ValueError(f"{MANIFEST} lacks facts")
     return manifest
@@ -168,9 +170,9 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def discard(folder: Path) -> None:
     """Removes all checkpoints of a training."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remote.remove(folder)
 
 
 def _all(folder: Path) -> list[Path]:
     """Checkpoints, the oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder / name for name in remote.names(folder) if name.startswith("step-"))

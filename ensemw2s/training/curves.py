@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
+from ensemw2s import remote
 from ensemw2s.training.spec import Tracking
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,10 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         if not after:
-            shutil.rmtree(tracking.place, ignore_errors=True)
+            remote.remove(Path(tracking.place))
         # of what the file before says about later steps TensorBoard shows nothing
         purge = after + 1 if after else None
+        self._folder = Path(tracking.place)
         self._writer = SummaryWriter(tracking.place, purge_step=purge, filename_suffix=f".{after}")
 
     def add(self, number: int, values: Mapping[str, float]) -> None:
@@ -96,6 +98,7 @@ class _TensorBoard:
 
     def close(self, finished: bool) -> None:
         self._writer.close()
+        remote.push(self._folder)
 
 
 class _Mlflow:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import shutil
 import threading
 import time
 import uuid
@@ -25,7 +24,8 @@ import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from ensemw2s import errors, store
+from ensemw2s import errors, remote, store
+from ensemw2s.cluster import share_of
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import EnsemW2SError, TrainingError
 from ensemw2s.training.spec import TrainSpec
@@ -223,13 +223,14 @@ class Lanes:
         except ray.exceptions.RayActorError as error:  # what it had reserved may stay so; a new Ray has it all
             raise TrainingError("Ray Train's controller died: the same command goes on from here") from error
         finally:
-            shutil.rmtree(self._scratch / name, ignore_errors=True)
+            remote.remove(self._scratch / name)
 
     def _trainer(self, name: str, config: dict[str, Any]) -> TorchTrainer:
         training, workers = self._training, self._training.workers
         resources = {"CPU": training.cpus_per_worker}
         if training.gpus_per_worker:
             resources["GPU"] = training.gpus_per_worker
+        resources.update(share_of(training.node_resource))
         return TorchTrainer(
             lane_worker,
             train_loop_config=config,
@@ -241,7 +242,7 @@ class Lanes:
             ),
             run_config=RunConfig(  # type: ignore[arg-type]  # annotated with the classes of Train v1
                 name=name,
-                storage_path=str(self._scratch.resolve()),
+                storage_path=remote.for_ray(self._scratch),
                 failure_config=FailureConfig(max_failures=training.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),

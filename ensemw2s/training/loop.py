@@ -132,7 +132,9 @@ class _Run:
         group.join(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(spec.seed)
-        self.model, self.tokenizer, self.base = build(spec.start, device, seed=spec.seed)
+        # DeepSpeed would round whole float32 weights to the same, with twice the memory until then
+        dtype = torch.bfloat16 if use_bf16(spec.precision, device) else torch.float32
+        self.model, self.tokenizer, self.base = build(spec.start, device, seed=spec.seed, dtype=dtype)
         self.layout = Layout.of(
             batch_size=spec.recipe.batch_size,
             micro_batch_size=spec.recipe.micro_batch_size,
@@ -388,17 +390,24 @@ def training_set(spec: TrainSpec) -> TrainingSet:
 
 
 def build(
-    start: Start, device: torch.device, *, seed: int
+    start: Start, device: torch.device, *, seed: int, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, loading.BaseReference | None]:
-    """The model that training starts from, its tokenizer, and for adapters the base they belong to."""
+    """The model that training starts from, its tokenizer, and for adapters the base they belong to.
+
+    Args:
+        start: Where the weights are.
+        device: Where they go.
+        seed: Of new weights and adapters, which are float32.
+        dtype: Type of loaded weights in memory.
+    """
     tokenizer = loading.load_tokenizer(start.path, revision=start.revision)
     if start.tiny is not None:
         fresh = tiny.create_tiny(start.tiny, tokenizer, seed)
         fresh.to(device)  # type: ignore[arg-type]  # transformers wraps `to` in a way that loses its signature
         return fresh, tokenizer, None
     if (Path(start.path) / ADAPTER_CONFIG).exists():  # a warm start from the adapters of an earlier round
-        return loading.load_trained(start.path, device=device, trainable=True), tokenizer, None
-    model = loading.load_causal_lm(start.path, device=device, revision=start.revision)
+        return loading.load_trained(start.path, dtype=dtype, device=device, trainable=True), tokenizer, None
+    model = loading.load_causal_lm(start.path, dtype=dtype, device=device, revision=start.revision)
     if start.lora is None:
         return model, tokenizer, None
     base = loading.BaseReference(path=start.path, revision=start.revision)

@@ -293,3 +293,19 @@ def test_the_identity_of_a_local_data_set_changes_with_its_content(tmp_path, dat
     assert before["files"][0]["sha256"]
     datasets.Dataset.from_list(ROWS[:2]).save_to_disk(tmp_path / "one")
     assert hub(tmp_path / "one").identity() != before
+
+
+def test_files_in_object_storage_are_read_like_local_ones(bucket, tmp_path):
+    for name in ("a.jsonl", "b.csv", "c.parquet", "c/_hidden.jsonl"):
+        file = write(tmp_path / name)
+        bucket.client.upload_file(str(file), bucket.name, f"prompts/{name}")
+    reader = FilesReader(FilesSource(paths=[f"s3://{bucket.name}/prompts"]))
+    assert [row for _, row in reader.rows()] == ROWS * 3
+    before = reader.identity()
+    assert {file["path"] for file in before["files"]} == {
+        f"{bucket.name}/prompts/{n}" for n in ("a.jsonl", "b.csv", "c.parquet")
+    }
+    bucket.client.put_object(Bucket=bucket.name, Key="prompts/a.jsonl", Body=b'{"prompt": "1", "answer": "1"}\n')
+    assert reader.identity() != before
+    with pytest.raises(DataError, match=rf"s3://{bucket.name}/nothing does not exist"):
+        read(f"s3://{bucket.name}/nothing")

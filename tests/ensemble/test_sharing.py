@@ -1,7 +1,6 @@
 """Threads that share an engine: each gets what it would get alone, and nobody waits for ever."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -71,15 +70,25 @@ def test_slots_that_one_list_leaves_are_taken_by_the_next(shared):
     assert shared.engine.counters.steps < 0.75 * one.counters.steps
 
 
-def test_a_short_list_does_not_wait_for_a_long_one(shared):
-    ended: list[str] = []
+def test_a_short_list_does_not_wait_for_a_long_one(shared, monkeypatch):
+    """The long list is held in its tenth step until the short one, which came after its first, has ended."""
+    begun, short_ended, real = threading.Event(), threading.Event(), shared.engine.step
+    steps: list[bool] = []
 
-    def run(name: str, mine: list[Request]) -> None:
-        shared.run(mine)
-        ended.append(name)
+    def step():
+        begun.set()
+        steps.append(short_ended.wait(20) if len(steps) >= 10 else False)
+        return real()
 
-    together(lambda: run("long", [Request([5, 6], 62)]), lambda: (time.sleep(0.05), run("short", [Request([7, 8], 2)])))
-    assert ended == ["short", "long"]
+    def short() -> None:
+        assert begun.wait(20)
+        shared.run([Request([7, 8], 2)])
+        short_ended.set()
+
+    monkeypatch.setattr(shared.engine, "step", step)
+    together(lambda: shared.run([Request([5, 6], 62)]), short)
+    assert len(steps) > 20
+    assert all(steps[10:])
 
 
 def test_what_is_wrong_with_a_request_is_its_own(shared):

@@ -105,6 +105,27 @@ def test_tokens_with_their_votes_are_kept_for_the_first_examples(pair, models, t
 CHOICES = ["1 2 3", "3 2 1", "7"]
 
 
+def test_what_each_member_predicts_is_kept_where_it_is_asked_for(pair, models, tokenizer):
+    rows = evaluate(SUMS, pair, DATA, LABELING, decoded=False, shown=0, members=True)
+    assert "member_ids" not in evaluate(SUMS, pair, DATA, LABELING, decoded=False, shown=0)
+    for i, model in enumerate(models):
+        alone = evaluate(
+            SUMS,
+            Loaded(EnsembleForCausalLM([model], [1.0], names=["x"]), tokenizer),
+            DATA,
+            LABELING,
+            decoded=False,
+            shown=0,
+            members=True,
+        )
+        assert "member_ids" not in alone, "a model alone is no ensemble"
+        right = [
+            np.equal(said[i], answer).sum() for said, answer in zip(rows["member_ids"], rows["answer_ids"], strict=True)
+        ]
+        assert right == alone["token_correct"]
+    assert [len(answer) for answer in rows["answer_ids"]] == rows["n_tokens"]
+
+
 def test_the_option_is_the_one_with_the_highest_likelihood_of_the_whole(pair, models, tokenizer):
     table = examples(("3 1 2", "7", CHOICES), ("9 8", "8 9"), ("2 2", "2", ["9", "2"]))
     found = evaluate(table, pair, DATA, LABELING, decoded=False, shown=0)["option"]

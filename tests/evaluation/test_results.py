@@ -125,6 +125,15 @@ def test_token_figures_are_a_token_and_intervals_hold_the_mean():
     assert lo < hi
 
 
+def test_validation_figures_are_those_of_weak_systems_under_teacher_forcing():
+    scored = {name: {k: v for k, v in VOTERS[name].items() if k != "answer"} for name in ("bagging", "ensemw2s")}
+    tables = truths() | {"validation": truths()["id"]}
+    found = figures(validation=scored, tables=tables).validation()
+    assert {name: facts["exact_match"] for name, facts in found.items()} == {"bagging": 0.0, "ensemw2s": 3 / 4}
+    assert found["ensemw2s"]["token_accuracy"] == 4 / 8
+    assert figures().validation() == {}
+
+
 def test_splits_do_not_mix():
     worse = {name: rows("xxxx") for name in VOTERS}
     systems = figures(ood=worse).systems()

@@ -14,7 +14,7 @@ from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.labeler import Labeler, Maker, _row, most_frequent
-from ensemw2s.labeling.labels import LabelJob, _chunks, is_done
+from ensemw2s.labeling.labels import LabelJob, _chunks
 from ensemw2s.labeling.parts import LABEL_SCHEMA, REJECTED, SAMPLE_FIELDS, SOFT_FIELDS, part_name, parts, read_labels
 from ensemw2s.labeling.stream import chunks
 from ensemw2s.models import loading
@@ -195,7 +195,7 @@ def labeler(job: LabelJob, data) -> Labeler:
 
 
 def pending(job: LabelJob, size: int) -> list[dict]:
-    return [chunk for chunk in _chunks(job, size) if not is_done(chunk)]
+    return [chunk for chunk in _chunks(job, size) if not (job.output / part_name(chunk)).exists()]
 
 
 def test_a_worker_leaves_a_part_for_each_chunk_and_together_they_are_the_labels(job, data, loaded):

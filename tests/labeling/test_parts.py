@@ -3,6 +3,7 @@ import os
 import pyarrow as pa
 import pytest
 
+from ensemw2s import remote
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.parts import REJECTED, part_name, read_labels, remove_unfinished, write_part
 
@@ -39,3 +40,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         (folder / ".part-0000000010.parquet.0123abcd.tmp").write_bytes(b"half")
     remove_unfinished(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_parts_that_other_machines_wrote_to_object_storage_are_read(bucket, tmp_path, monkeypatch):
+    for machine, start in (("one", 0), ("two", 50)):
+        monkeypatch.setenv("ENSEMW2S_SCRATCH", str(tmp_path / machine))
+        folder = remote.local(f"s3://{bucket.name}/labels")
+        write_part(pa.table({"start": [start]}), folder / part_name({"start": start}))
+    assert read_labels(folder)["start"].to_pylist() == [0, 50]
+    assert set(bucket.objects()) == {f"labels/{part_name({'start': start})}" for start in (0, 50)}

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ensemw2s.cluster import DRIVER, NODE_SHARE
 from ensemw2s.config import ClusterConfig, LabelingConfig
 from ensemw2s.errors import DataError, ResourceError
 
@@ -69,6 +70,22 @@ def streamed(work: list[dict], worker: type, reuse: bool, **arguments) -> list[d
 def test_every_chunk_gives_its_result_once(work, worker, reuse) -> None:
     rows = sorted(streamed(work, worker, reuse, bad=None), key=lambda row: row["start"])
     assert rows == [{"start": start, "sum": sum(range(start, min(start + 8, 50)))} for start in range(0, 50, 8)]
+
+
+@REUSE
+@pytest.mark.usefixtures("_ray_here")
+def test_decoding_is_kept_on_its_kind_of_node(work, reuse) -> None:
+    from ensemw2s.labeling.stream import stream
+
+    class Held:
+        def __call__(self, chunk: dict) -> dict:
+            import ray
+
+            return {"held": ray.get_runtime_context().get_assigned_resources()}
+
+    pool = POOL.model_copy(update={"node_resource": DRIVER})
+    for row in stream(work, Held, {}, labeling=pool, actors=2, reuse=reuse):
+        assert row["held"][DRIVER] == NODE_SHARE
 
 
 @pytest.mark.usefixtures("_ray_here")

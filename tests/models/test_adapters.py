@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from ensemw2s import remote
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
 from ensemw2s.models import loading, tiny
@@ -174,3 +175,19 @@ def test_adapters_of_a_larger_base_do_not_fit(saved, tokenizer):
     assert isinstance(strong, LlamaForCausalLM)
     with pytest.raises(ModelError, match="does not fit its base LlamaForCausalLM"):
         loading.load_trained(saved, base=strong)
+
+
+def test_adapters_of_a_base_in_object_storage_find_it_from_another_machine(
+    bucket, trained, tokenizer, base, tmp_path, monkeypatch
+):
+    store = f"s3://{bucket.name}"
+    remote.push(base, remote.local(f"{store}/base"))
+    reference = {"path": str(remote.local(f"{store}/base")), "revision": None}
+    loading.save_trained(trained, tokenizer, tmp_path / "expert", base=reference)
+    assert json.loads((tmp_path / "expert" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        f"{store}/base"
+    )
+    remote.push(tmp_path / "expert", remote.local(f"{store}/expert"))
+    monkeypatch.setenv("ENSEMW2S_SCRATCH", str(tmp_path / "other machine"))
+    again = loading.load_trained(remote.local(f"{store}/expert"))
+    torch.testing.assert_close(again(IDS).logits, trained(IDS).logits)

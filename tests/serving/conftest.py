@@ -1,9 +1,10 @@
 """A small ensemble with a tokenizer, for tests of the endpoint."""
 
+import asyncio
 import socket
 import threading
 import time
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -76,10 +77,9 @@ class Local:
     async def facts(self):
         return {name: one.facts for name, one in self.held.items()}
 
-    async def answer(self, model, job):
-        async with aclosing(self.held[model].answer(job)) as pieces:
-            async for piece in pieces:
-                yield piece
+    async def answer(self, model, job, put):
+        loop = asyncio.get_running_loop()
+        return await self.held[model].answer(job, lambda piece: loop.call_soon_threadsafe(put, piece))
 
     async def metrics(self):
         return ""

@@ -7,7 +7,7 @@ import openai
 import pytest
 import requests
 
-from ensemw2s.serving.api import make_api
+from ensemw2s.serving.api import Gate, make_api
 
 PROMPT = "sort these 3 1 2"
 
@@ -137,6 +137,7 @@ WRONG = [
     ({"prompt": "\ud800"}, 400, "prompt"),
     ({"prompt": PROMPT, "stop": ["a"] * 5}, 400, "stop"),
     ({"prompt": PROMPT, "stop": ""}, 400, "stop"),
+    ({"prompt": PROMPT, "stop": "a" * 65}, 400, "1 to 64 characters"),
     ({"prompt": PROMPT, "logprobs": 21}, 400, "logprobs"),
     ({"prompt": PROMPT, "echo": True}, 400, "not supported"),
     ({"prompt": PROMPT, "logit_bias": {"5": 100}}, 400, "not supported"),
@@ -193,6 +194,17 @@ def test_a_request_that_takes_too_long_ends_with_an_error(backend, served, limit
     with served(make_api(backend, hurried)) as url:
         answer = requests.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 64}, timeout=20)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_an_endpoint_that_goes_down_lets_nobody_in(backend, served, limits):
+    gate = Gate()
+    with served(make_api(backend, limits, gate=gate)) as url:
+        assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
+        gate.draining = True
+        answer = requests.post(f"{url}/v1/completions", json={"prompt": PROMPT}, timeout=20)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert requests.get(f"{url}/readyz", timeout=20).status_code == 503
+        assert requests.get(f"{url}/healthz", timeout=20).status_code == 200
 
 
 def test_the_schema_knows_the_errors(url):

@@ -5,6 +5,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import checks
 
+from ensemw2s.serving.api import make_api
+from ensemw2s.serving.settings import Limits
+
 pytestmark = pytest.mark.slow
 
 
@@ -20,7 +23,7 @@ def expected():
     return [checks.CHECKS.get_one(name) for name in names]
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/v1/chat/completions", "/healthz", "/readyz"])
+@pytest.mark.parametrize("path", make_api(None, Limits()).openapi()["paths"])
 def test_no_request_is_answered_with_a_server_error(described, expected, path):
     (operation,) = described[path].values()
 

@@ -1,6 +1,7 @@
 """Coroutines that share an engine: each gets what it would get alone, those that leave free their slots."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ def alone(ensemble, request: Request):
 
 
 async def take(looped: EngineLoop, request: Request, **options):
-    return [progress async for progress in looped.stream(request, **options)]
+    came = []
+    await looped.run(request, came.append, **options)
+    return came
 
 
 async def idle(looped: EngineLoop) -> None:
@@ -64,17 +67,33 @@ def test_an_interval_gathers_tokens_and_the_end_comes_at_once(looped):
 
 def test_a_consumer_that_leaves_frees_its_slot(looped, ensemble):
     async def leave():
-        stream = looped.stream(Request(PROMPTS[0], 50))
-        await anext(stream)
-        await stream.aclose()
-        waiting = asyncio.create_task(take(looped, Request(PROMPTS[1], 50)))
+        first = threading.Event()
+        running = asyncio.create_task(looped.run(Request(PROMPTS[0], 2000), lambda _: first.set()))
+        assert await asyncio.to_thread(first.wait, 10)
+        waiting = asyncio.create_task(take(looped, Request(PROMPTS[1], 2000)))
         await asyncio.sleep(0)
-        waiting.cancel()
+        for task in (running, waiting):
+            task.cancel()
         await idle(looped)
         return await take(looped, Request(PROMPTS[2], 5))
 
     items = asyncio.run(leave())
     assert items[-1].generation.token_ids == alone(ensemble, Request(PROMPTS[2], 5)).token_ids
+
+
+def test_a_consumer_that_fails_ends_its_request_alone(looped):
+    def fail(_):
+        raise ZeroDivisionError("no room for a token")
+
+    async def both():
+        return await asyncio.gather(
+            looped.run(Request(PROMPTS[1], 30), fail), take(looped, Request(PROMPTS[0], 5)), return_exceptions=True
+        )
+
+    wrong, right = asyncio.run(both())
+    assert isinstance(wrong, ZeroDivisionError)
+    assert right[-1].generation is not None
+    assert (looped.open, looped.failure) == (0, None)
 
 
 def test_what_is_wrong_with_a_request_touches_no_other(looped):

@@ -19,16 +19,16 @@ def bytewise() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
-def pieces(tokenizer, text: str, stop=(), ended=None, prefix="", each=1) -> list[str]:
+def pieces(tokenizer, text: str, stop=(), ended=None, prefix="", size=1, each=True) -> list[str]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     stream = TextStream(tokenizer, stop, prefix)
-    shown = [stream.push(ids[i : i + each])[0] for i in range(0, len(ids), each)]
+    shown = [stream.push(ids[i : i + size], each=each)[0] for i in range(0, len(ids), size)]
     return [*shown, stream.finish(ended)]
 
 
-@given(text=st.text(st.characters(codec="utf-8"), max_size=20), each=st.integers(1, 4))
-def test_the_pieces_are_the_text_and_no_character_is_broken(bytewise, text, each):
-    found = pieces(bytewise, text, each=each)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=20), size=st.integers(1, 4), each=st.booleans())
+def test_the_pieces_are_the_text_and_no_character_is_broken(bytewise, text, size, each):
+    found = pieces(bytewise, text, size=size, each=each)
     assert "".join(found) == text
     if "\ufffd" not in text:
         assert all("\ufffd" not in one for one in found)
@@ -38,6 +38,7 @@ def test_what_each_token_added_is_told(bytewise):
     stream = TextStream(bytewise)
     ids = bytewise("aé", add_special_tokens=False)["input_ids"]
     assert stream.push(ids) == ("aé", ["a", "", "é"])
+    assert TextStream(bytewise).push(ids, each=False) == ("aé", ["aé"])
 
 
 def test_the_text_ends_before_the_stop_string_and_no_part_of_it_was_shown(bytewise):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ensemw2s import store
+from ensemw2s import remote, store
 from ensemw2s.config import Lora
 from ensemw2s.errors import ArtifactError
 from ensemw2s.training import checkpoints, loop
@@ -257,3 +257,36 @@ def test_a_machine_that_is_about_to_leave_is_answered_with_one_checkpoint(make, 
         on_checkpoint=lambda path, step: told.append(step),
     )
     assert told == [2]
+
+
+def test_in_object_storage_the_objects_are_the_checkpoints(bucket, tmp_path, monkeypatch):
+    folder = remote.local(f"s3://{bucket.name}/runs/small/.checkpoints-0")
+    for step in (3, 12, 200):
+        save(folder, step, a=torch.full((2, 3), float(step)))
+    assert remote.names(folder) == {"step-000000012", "step-000000200"}
+    bucket.client.delete_object(
+        Bucket=bucket.name, Key=f"runs/small/.checkpoints-0/step-000000200/{checkpoints.MANIFEST}"
+    )
+    assert checkpoints.newest(folder, DESCRIPTION).step == 12, "what is here alone counts, though others do not see it"
+    monkeypatch.setenv("ENSEMW2S_SCRATCH", str(tmp_path / "other machine"))
+    folder = remote.local(f"s3://{bucket.name}/runs/small/.checkpoints-0")
+    found = checkpoints.newest(folder, DESCRIPTION)
+    torch.testing.assert_close(found.tensor("a"), torch.full((2, 3), 12.0))
+    with pytest.raises(ArtifactError, match=rf"s3://{bucket.name}/\S+/step-000000012 is of a training with another"):
+        checkpoints.check(folder, {**DESCRIPTION, "stage": "b"})
+    checkpoints.discard(folder)
+    assert bucket.objects() == {}
+
+
+def test_a_checkpoint_that_cannot_be_uploaded_is_an_error_of_the_system_and_leaves_the_others(bucket, monkeypatch):
+    folder = remote.local(f"s3://{bucket.name}/runs/small/.checkpoints-0")
+    save(folder, 3, a=torch.zeros(2))
+
+    def refuse(*_):
+        raise OSError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_copy", refuse)
+        with pytest.raises(OSError, match="the network is gone"):
+            save(folder, 12, a=torch.ones(2))
+    assert checkpoints.newest(folder, DESCRIPTION).step == 3

@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+from ensemw2s.cluster import DRIVER, NODE_SHARE
 from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models import corpus, tiny
@@ -18,7 +20,7 @@ from ensemw2s.training.spec import Start, Tracking, TrainSpec
 
 pytestmark = pytest.mark.ray
 
-TRAINING = TrainingConfig(cpus_per_worker=0.5, lanes=2, max_failures=2)
+TRAINING = TrainingConfig(cpus_per_worker=0.5, lanes=2, max_failures=2, node_resource=DRIVER)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,8 @@ def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> No
         assert any(later[0] < earlier[1] for earlier, later in pairwise(spans)), spans
         assert {name for name, *_ in lanes.seen} == set(facts)
         assert all(0 < done <= total == 120 and note.startswith("loss ") for _, done, total, note in lanes.seen)
+        free = ray.available_resources()[DRIVER]
+        assert free == ray.cluster_resources()[DRIVER] - 2 * NODE_SHARE, "workers are not kept on their kind of node"
         began = time.monotonic()
         again = open_lanes.train([*specs, spec("one-more", epochs=1)])
         assert time.monotonic() - began < 20, "the lanes did not stay up"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from ensemw2s import store
+from ensemw2s import remote, store
 from ensemw2s.boosting.masks import RoundWeights, write_masks
 from ensemw2s.config import Lora
 from ensemw2s.data.tokens import TokenData
@@ -24,7 +24,7 @@ from ensemw2s.errors import ArtifactError, TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.training import loop
 from ensemw2s.training.batches import epoch_batches
-from ensemw2s.training.spec import Objective, Start, TrainSpec
+from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
 
 CPU = torch.device("cpu")
 CLIP = 4.0
@@ -90,11 +90,12 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     """Weights are equal up to rounding.
 
     Adam divides a gradient by its size, so where a gradient is next to nothing its rounding becomes a part of a step
-    (the steps are 3e-3): one weight in a thousand may differ by a tenth of one.
+    (the steps are 3e-3): one weight in a thousand may differ by a tenth of one, the others by a three-hundredth (up to
+    1.9e-6 was seen, depending on the machine).
     """
     assert a.keys() == b.keys()
     apart = torch.cat([(a[key] - b[key]).abs().flatten() for key in a])
-    assert apart.quantile(0.999) < 1e-6
+    assert apart.quantile(0.999) < 1e-5
     assert apart.max() < 3e-4
 
 
@@ -341,6 +342,17 @@ def test_bfloat16_is_trained_and_saved_where_asked_for(workshop):
     assert not loop.use_bf16("auto", CPU)
 
 
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_a_base_that_is_loaded_in_bfloat16_is_the_one_that_is_rounded_later(workshop, lora):
+    start = Start(path=str(workshop.base), lora=lora)
+    whole, rounded = (loop.build(start, CPU, seed=3, dtype=t)[0] for t in (torch.float32, torch.bfloat16))
+    pairs = dict(zip(whole.named_parameters(), rounded.named_parameters(), strict=True))
+    for (name, before), (same, after) in pairs.items():
+        assert name == same
+        assert torch.equal(before.to(torch.bfloat16), after.to(torch.bfloat16)), name
+    assert {p.dtype for p in rounded.parameters() if p.requires_grad == (lora is None)} == {torch.bfloat16}
+
+
 def test_adapters_alone_are_trained_and_saved(workshop, alone):
     facts, folder = alone["adapters"], alone.folder("adapters")
     adapters = saved(folder)
@@ -400,3 +412,33 @@ def test_weights_that_cannot_be_loaded_name_the_folder(workshop, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(Exception, match=str(tmp_path)):
         train(workshop.spec("nothing", start=Start(path=str(tmp_path))))
+
+
+def test_a_training_takes_its_inputs_from_object_storage_and_leaves_its_model_there(
+    workshop, bucket, tmp_path, monkeypatch
+):
+    def place(name: str) -> str:
+        return str(remote.local(f"s3://{bucket.name}/{name}"))
+
+    spec = workshop.spec("plain")
+    loop.train(spec, device=CPU)
+    [(mask, alpha)] = workshop.weights.masks
+    for name, source in (("base", workshop.base), ("tokens.parquet", workshop.table), ("errors.parquet", Path(mask))):
+        remote.push(source, Path(place(name)))
+    monkeypatch.setenv("ENSEMW2S_SCRATCH", str(tmp_path / "other machine"))
+    there = spec.model_copy(
+        update={
+            "output": place("expert"),
+            "start": Start(path=place("base")),
+            "tokens": [place("tokens.parquet")],
+            "weights": workshop.weights.model_copy(update={"masks": [(place("errors.parquet"), alpha)]}),
+            "checkpoint_seconds": 0.0,
+            "tracking": Tracking(place=place("tensorboard/expert"), every=1),
+        }
+    )
+    loop.train(there, device=CPU)
+    objects = bucket.objects()
+    weights = (Path(spec.output) / "model.safetensors").read_bytes()
+    assert objects["expert/model.safetensors"] == weights
+    assert any(key.startswith("tensorboard/expert/events.") for key in objects)
+    assert not any(".checkpoints-" in key for key in objects)

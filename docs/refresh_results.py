@@ -1,0 +1,61 @@
+"""Writes docs/results.md from the files of finished studies, so that no number there is typed.
+
+    python docs/refresh_results.py runs/tiny runs/ablation
+
+Each argument is the folder of a study with its study.json. The page has nothing of studies that are not named.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ensemw2s import store
+from ensemw2s.study import report, tables
+
+ROOT = Path(__file__).parent.parent
+
+INTRODUCTION = """\
+# Results
+
+<!-- Written by `python docs/refresh_results.py STUDY_FOLDER...` from study.json files; change nothing here by hand. -->
+
+What the studies in `configs/studies/` gave, good or bad. How they are made and what the words mean:
+[study.md](study.md), [method.md](method.md). Intervals are over seeds, each of which draws data, pre-training and all
+trainings anew. A claim *held* where the 95 % interval of its difference is above 0, and *did not hold* where 0 is
+in it.
+"""
+
+
+def page(summaries: list[dict[str, Any]]) -> str:
+    """The whole page from the contents of study.json files."""
+    return "\n".join([INTRODUCTION, *(line for summary in summaries for line in section(summary))])
+
+
+def section(summary: dict[str, Any]) -> Iterator[str]:
+    """One study: where its figures come from, what held, and its tables."""
+    yield f"## {summary['name']}\n"
+    yield ", ".join(f"{key} {value}" for key, value in report.facts(summary)) + ".\n"
+    for name, reason in summary["failed"].items():
+        yield f"Failed: {name}: {reason}\n"
+    for said, sentences in tables.verdicts(summary).items():
+        if sentences:
+            yield f"### {summary['name']}: {said[0].lower()}{said[1:]}\n"
+            yield "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
+    for sheet in tables.sheets(summary):
+        yield f"### {summary['name']}: {sheet.title[0].lower()}{sheet.title[1:]}\n"
+        yield report.markdown(sheet) + "\n"
+
+
+def main(folders: list[Path]) -> None:
+    """Reads the studies and writes the page."""
+    if not folders:
+        raise SystemExit(__doc__)
+    text = page([store.read_json(folder / "study.json") for folder in folders])
+    (ROOT / "docs" / "results.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main([Path(folder) for folder in sys.argv[1:]])

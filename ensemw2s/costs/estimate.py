@@ -1,0 +1,353 @@
+"""What a run takes of a cluster and what it costs: trainings, actors and hardware in, stages with hours and money out.
+
+Every stage gets its time and the share of nodes that it uses; every kind of node is billed for the phases in which it
+is up, whole, with its start and the idling at its end. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ensemw2s import cluster
+from ensemw2s.cluster import ResourcePlan, pieces
+from ensemw2s.config import Config
+from ensemw2s.costs import needs
+from ensemw2s.costs.hardware import Cluster, NodeType
+from ensemw2s.costs.lengths import Lengths
+from ensemw2s.costs.memory import Voter
+from ensemw2s.costs.needs import Job, Need, Shapes
+from ensemw2s.costs.throughput import Measured, Share, decoding_rate, reading_rate, share_of, training_rate
+from ensemw2s.errors import ConfigError
+from ensemw2s.planning import Plan
+from ensemw2s.stages import Graph
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage.
+
+    Attributes:
+        name: Its name.
+        what: Its work in words.
+        node: Where it runs; None: nothing is left to do.
+        parts: How much of such nodes it takes at a time, in nodes.
+        seconds: How long.
+        gpu_seconds: Of all GPUs together, while they work.
+        money: For the part of the nodes that it uses.
+    """
+
+    name: str
+    what: str
+    node: NodeType
+    parts: float
+    seconds: float
+    gpu_seconds: float
+    money: float
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that it is on."""
+        return math.ceil(self.parts - 1e-9)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Nodes of a kind over the whole run.
+
+    Attributes:
+        node: The kind.
+        nodes: The most at a time.
+        hours: Node-hours that are paid.
+        money: At the price that the cluster asks for.
+        on_demand: At the on-demand price.
+    """
+
+    node: NodeType
+    nodes: int
+    hours: float
+    money: float
+    on_demand: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs and costs.
+
+    Attributes:
+        seconds: From its start to its end.
+    """
+
+    cluster: Cluster
+    division: ResourcePlan
+    lengths: Lengths
+    measured: Measured | None
+    needs: tuple[Need, ...]
+    rows: tuple[Row, ...]
+    bills: tuple[Bill, ...]
+    seconds: float
+
+    @property
+    def money(self) -> float:
+        return sum(bill.money for bill in self.bills)
+
+    @property
+    def on_demand(self) -> float:
+        return sum(bill.on_demand for bill in self.bills)
+
+
+def estimate(
+    graph: Graph, plan: Plan, sizes: Shapes, found: Cluster, lengths: Lengths, measured: Measured | None = None
+) -> Estimate:
+    """Works everything out.
+
+    Args:
+        graph: The run's stages.
+        plan: What is left of them, and the steps of each training.
+        sizes: Sizes of the bases (`needs.shapes`).
+        found: The cluster.
+        lengths: Mean tokens of an example.
+        measured: Speeds of a run like this one; none: the table's model.
+
+    Raises:
+        ResourceError: If something can never be placed, or does not fit into memory.
+        ConfigError: If the table does not say how fast a kind of node is, and nothing was measured.
+    """
+    division = cluster.plan_resources(graph.config, found.resources())
+    todo = needs.jobs(graph, plan)
+    trainings = needs.place_trainings(graph, todo, sizes, found) if todo else []
+    actors = needs.place_actors(graph, sizes, found)
+    work = _Work(graph, plan, sizes, found, lengths, measured, division, actors[0].node)
+    if trainings:
+        work.trainer = trainings[0].node
+    phases = work.phases(todo)
+    rows = tuple(row for phase in phases for row in phase)
+    bills, seconds = work.bills(phases)
+    return Estimate(found, division, lengths, measured, (*trainings, *actors), rows, bills, seconds)
+
+
+class _Work:
+    """Times and nodes of the stages of one run."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        sizes: Shapes,
+        found: Cluster,
+        lengths: Lengths,
+        measured: Measured | None,
+        division: ResourcePlan,
+        actor: NodeType,
+    ) -> None:
+        self.graph, self.plan, self.sizes, self.found = graph, plan, sizes, found
+        self.lengths, self.measured, self.division = lengths, measured or Measured(), division
+        self.actor, self.trainer = actor, actor
+        self.config: Config = graph.config
+        self.waiting = set(plan.names("to do", "changed"))
+
+    def phases(self, todo: Sequence[Job]) -> list[list[Row]]:
+        """Stages that run at the same time, phase after phase."""
+        part = {
+            name: [job for job in todo if job.part == name] for name in ("models", "rounds", "baselines", "students")
+        }
+        lanes = self.lanes
+        beside = self.division.keep_lanes and lanes > self.config.boosting.width and bool(part["rounds"])
+        rounds = [row for row in (self._rounds(part["rounds"]), self._scoring(part["rounds"])) if row is not None]
+        baselines = self._trainings(
+            "baselines", part["baselines"], lanes - self.config.boosting.width if beside else lanes
+        )
+        together = [[*rounds, *baselines]] if beside else [rounds, baselines]
+        phases = [
+            self._trainings("models", part["models"], lanes),
+            *together,
+            self._labels(),
+            self._trainings("students", part["students"], lanes),
+            self._evaluation(),
+        ]
+        return [phase for phase in phases if phase]
+
+    @property
+    def lanes(self) -> int:
+        """Lanes at a time, on the kind of node that trains."""
+        return max(1, min(self.division.lanes, self.trainer.most * self._per_node(self.trainer) // self.workers))
+
+    @property
+    def workers(self) -> int:
+        return self.config.training.workers.min
+
+    @property
+    def actors(self) -> int:
+        """Actors at a time, on the kind of node that decodes."""
+        d = self.config.labeling
+        each = pieces((self.actor.cpus, self.actor.gpus), d.cpus_per_actor, d.gpus_per_actor)
+        return max(1, min(self.division.actors, self.actor.most * each))
+
+    def _per_node(self, node: NodeType) -> int:
+        t = self.config.training
+        return pieces((node.cpus, node.gpus), t.cpus_per_worker, t.gpus_per_worker)
+
+    def _share(self, node: NodeType, precision: str, cpus: float, gpus: float) -> Share:
+        processor = node.processor if gpus or not node.gpus else None  # the table says how fast its GPUs are
+        if processor is None:
+            raise ConfigError(
+                f"the table of prices does not say how fast {node.kind} is for what has no GPU: give it a processor, "
+                "or take the speeds of a finished run with --measured RUN"
+            )
+        parts = gpus if gpus else min(1.0, cpus / node.cpus)
+        return share_of(processor, width=needs.width(precision, node, gpus), parts=parts)
+
+    def _row(self, name: str, what: str, node: NodeType, at_a_time: int, seconds: float, busy: float) -> Row:
+        """A row of `busy` process-seconds on so many processes at a time."""
+        t, d = self.config.training, self.config.labeling
+        trains = node is self.trainer and name not in _DECODES
+        cpus, gpus = (t.cpus_per_worker, t.gpus_per_worker) if trains else (d.cpus_per_actor, d.gpus_per_actor)
+        each = pieces((node.cpus, node.gpus), cpus, gpus)
+        money = busy / each / HOUR * node.price(self.found.prices)
+        return Row(name, what, node, at_a_time / each, seconds, busy * gpus, money)
+
+    def _seconds(self, job: Job) -> float:
+        """Time of a training."""
+        tokens = job.steps * job.recipe.batch_size * self.lengths.whole
+        measured = self.measured.student if job.part == "students" else self.measured.expert
+        if measured is None:
+            t, shape = self.config.training, self.sizes[job.base.name]
+            share = self._share(self.trainer, t.precision, t.cpus_per_worker, min(1.0, t.gpus_per_worker))
+            adapters = shape.adapters(job.base.lora) if job.part != "models" else 0
+            measured = training_rate(
+                shape, adapters, share, self.found.prices.assumptions, checkpointing=t.gradient_checkpointing
+            )
+        return tokens / measured / self.workers
+
+    def _trainings(self, name: str, todo: Sequence[Job], lanes: int) -> list[Row]:
+        if not todo:
+            return []
+        times = [self._seconds(job) for job in todo]
+        seconds, used = makespan(times, lanes), min(lanes, len(times))
+        what = f"{len(times)} trainings, {used} at a time" if len(times) > 1 else "1 training"
+        return [self._row(name, what, self.trainer, used * self.workers, seconds, sum(times) * self.workers)]
+
+    def _rounds(self, todo: Sequence[Job]) -> Row | None:
+        """Experts of a round train side by side, rounds one after the other."""
+        if not todo:
+            return None
+        rounds: dict[str, list[float]] = {}
+        for job in todo:
+            rounds.setdefault(job.name.split("/")[1], []).append(self._seconds(job))
+        used = min(self.lanes, max(len(times) for times in rounds.values()))
+        seconds = sum(makespan(times, used) for times in rounds.values())
+        busy = sum(sum(times) for times in rounds.values()) * self.workers
+        what = f"{len(todo)} experts, one round after the other"
+        return self._row("rounds", what, self.trainer, used * self.workers, seconds, busy)
+
+    def _scoring(self, todo: Sequence[Job]) -> Row | None:
+        """Every expert reads the easy examples once, after its round."""
+        if not todo:
+            return None
+        examples = self.config.data.sizes.easy_train
+        once = [self._read(examples, [Voter(self.sizes[job.base.name], 1, False)]) for job in todo]
+        busy = sum(once) * (2 if self.config.boosting.prior == "pretrained" else 1)
+        return self._decoding("scoring", f"{len(todo)} × {examples} examples", busy, examples)
+
+    def _labels(self) -> list[Row]:
+        crowds = needs.label_crowds(self.graph, self.sizes)
+        waiting = [crowds[maker] for maker, stage in self.graph.labels.items() if stage.name in self.waiting]
+        prompts, samples = self.config.data.sizes.hard_unlabelled, self.config.labeling.samples
+        busy = sum(self._answer(prompts * samples, crowd.teams[0]) for crowd in waiting)
+        what = f"{len(waiting)} × {prompts * samples} answers"
+        row = self._decoding("labels", what, busy, prompts * len(waiting))
+        return [row] if waiting else []
+
+    def _evaluation(self) -> list[Row]:
+        if self.graph.evaluation.name not in self.waiting:
+            return []
+        s, boosted = self.config.data.sizes, [expert for r in self.graph.rounds for expert in r.experts]
+        tests, teams = (
+            s.id_test + s.ood_test,
+            [t for c in needs.evaluation_crowds(self.graph, self.sizes) for t in c.teams],
+        )
+        busy = sum(self._answer(tests, one) + self._read(tests, one) for one in teams)
+        for count in range(1, len(boosted) + 1):  # ensembles of the first rounds, which do not decode
+            busy += self._read(tests + s.easy_validation, needs.team(boosted[:count], self.sizes))
+        row = self._decoding("evaluation", f"{len(teams)} systems, {tests} examples each", busy, tests * len(teams))
+        return [row]
+
+    def _decoding(self, name: str, what: str, busy: float, prompts: int) -> Row:
+        used = max(1, min(self.actors, math.ceil(prompts / self.config.labeling.chunk_size)))
+        return self._row(name, f"{what}, {used} actors" if used > 1 else what, self.actor, used, busy / used, busy)
+
+    def _read(self, examples: int, team: Sequence[Voter]) -> float:
+        """Actor-seconds in which a team reads examples with their answers."""
+        return examples * self.lengths.whole / self._reading(team)
+
+    def _answer(self, prompts: int, team: Sequence[Voter]) -> float:
+        """Actor-seconds in which a team reads prompts and answers them."""
+        members = sum(voter.members for voter in team)
+        measured = self.measured.members if members > 1 else self.measured.alone
+        if measured is not None:  # of a run, which reads prompts in the same time
+            return prompts * self.lengths.answer * members / measured
+        d, assumed = self.config.labeling, self.found.prices.assumptions
+        share = self._share(self.actor, d.precision, d.cpus_per_actor, d.gpus_per_actor)
+        context = self.lengths.prompt + self.lengths.answer / 2
+        rate = decoding_rate(team, share, assumed, slots=d.batch_size, context=context)
+        return prompts * (self.lengths.prompt / self._reading(team) + self.lengths.answer / rate)
+
+    def _reading(self, team: Sequence[Voter]) -> float:
+        d = self.config.labeling
+        if not d.gpus_per_actor and self.measured.alone is not None:  # reading is no slower than decoding
+            return self.measured.alone / sum(voter.members for voter in team)
+        share = self._share(self.actor, d.precision, d.cpus_per_actor, d.gpus_per_actor)
+        return reading_rate(team, share, self.found.prices.assumptions)
+
+    def bills(self, phases: Sequence[Sequence[Row]]) -> tuple[tuple[Bill, ...], float]:
+        """Node-hours of each kind, the head's among them, and the seconds of the run.
+
+        Lanes that stay up hold their nodes until the last student is trained. A kind of node starts once and idles
+        once; its minutes are paid.
+        """
+        start = self.found.prices.assumptions.startup_minutes * 60
+        trains = [sum(row.parts for row in rows if row.name not in _DECODES) for rows in phases]
+        decodes = [max((row.parts for row in rows if row.name in _DECODES), default=0.0) for rows in phases]
+        if self.division.keep_lanes:
+            last = max((i for i, parts in enumerate(trains) if parts), default=-1)
+            trains = [max(trains) if i <= last else 0.0 for i in range(len(trains))]
+        times = [elapsed(rows) for rows in phases]
+        seconds = start + sum(times) if phases else 0.0
+        use: dict[str, list[float]] = {}
+        for node, parts in ((self.trainer, trains), (self.actor, decodes)):
+            use[node.name] = [a + b for a, b in zip(use.get(node.name, [0.0] * len(parts)), parts, strict=True)]
+        found = []
+        for node in {node.name: node for node in (self.trainer, self.actor)}.values():
+            counts = [min(node.most, math.ceil(parts - 1e-9)) for parts in use[node.name]]
+            most = max(counts, default=0)
+            held = sum(count * time for count, time in zip(counts, times, strict=True))
+            found.append(self._bill(node, most, (held + most * (start + self.found.idle_minutes * 60)) / HOUR))
+        heads = [node for node in self.found.nodes if node.is_head and node.name not in use]
+        found += [self._bill(node, 1, seconds / HOUR) for node in heads]
+        return tuple(bill for bill in found if bill.nodes and bill.hours), seconds
+
+    def _bill(self, node: NodeType, nodes: int, hours: float) -> Bill:
+        prices = self.found.prices
+        return Bill(node, nodes, hours, hours * node.price(prices), hours * node.price(prices, spot=False))
+
+
+_DECODES = ("scoring", "labels", "evaluation")
+
+
+def elapsed(rows: Iterable[Row]) -> float:
+    """Time of a phase: rounds and their scoring take turns, baselines run beside."""
+    rows = list(rows)
+    turns = sum(row.seconds for row in rows if row.name in ("rounds", "scoring"))
+    return max([turns, *(row.seconds for row in rows if row.name not in ("rounds", "scoring"))])
+
+
+def makespan(times: Sequence[float], lanes: int) -> float:
+    """When the last of some trainings ends, the longest begun first, so many at a time."""
+    ends = [0.0] * max(1, lanes)
+    for time in sorted(times, reverse=True):
+        first = ends.index(min(ends))
+        ends[first] += time
+    return max(ends)

@@ -1,0 +1,234 @@
+"""From a file of Ray's cluster launcher and a table of instance types to the nodes that a run can have.
+
+The cluster's file says which instance types there are and how many of each; the table, which the user edits, says what
+one of them holds and costs. Nothing is asked of a cloud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ensemw2s.cluster import Resources
+from ensemw2s.config_messages import explain, nearest
+from ensemw2s.config_section import Fraction, PositiveInt, Section
+from ensemw2s.config_tree import read_tree
+from ensemw2s.errors import ConfigError
+
+PRICES = "prices.yaml"
+"""Name of the table beside a cluster's file."""
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Processor(Section):
+    """What a GPU (or the CPUs of a node that has none) can do at its peak."""
+
+    memory_gib: Positive = Field(description="Memory of one GPU that programs can use; of a CPU the table's own.")
+    bf16_tflops: Positive | None = Field(None, description="Dense bfloat16; none: the processor has none.")
+    fp32_tflops: Positive = Field(description="float32, without TF32.")
+    gb_per_second: Positive = Field(description="Bandwidth of its memory.")
+
+
+class Instance(Section):
+    """An instance type of a cloud."""
+
+    gpu: str | None = Field(None, description="Name of its GPUs in the table; none: it has none.")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="How many.")
+    cpus: PositiveInt = Field(description="vCPUs.")
+    memory_gib: Positive = Field(description="Memory of the machine.")
+    processor: str | None = Field(None, description="Of one without GPUs: name of its CPUs in the table, if known.")
+    on_demand: Annotated[float, Field(ge=0)] = Field(description="Price an hour.")
+    spot: Annotated[float, Field(ge=0)] | None = Field(None, description="Spot price; none: spot_share of the other.")
+
+
+class Assumptions(Section):
+    """What the model of time and memory takes for granted, all of it for the user to measure and correct."""
+
+    training_mfu: Fraction = Field(description="Share of a processor's peak that training reaches, waiting included.")
+    reading_mfu: Fraction = Field(description="The same for reading prompts and for scoring.")
+    decoding_bandwidth: Fraction = Field(description="Share of the memory's speed that decoding reads weights with.")
+    seconds_a_layer: Annotated[float, Field(ge=0)] = Field(
+        description="Time of a decoding step for starting a layer's operations, whatever the batch."
+    )
+    overhead_gib: Annotated[float, Field(ge=0)] = Field(
+        description="Memory of a GPU that a process takes for CUDA, its libraries and fragmentation."
+    )
+    startup_minutes: Annotated[float, Field(ge=0)] = Field(description="From the wish for a node to its first work.")
+    spot_share: Fraction = Field(description="Spot price as a share of the on-demand price, where it is not given.")
+    characters_a_token: Positive = Field(description="Where no tokenizer is at hand.")
+
+
+class Prices(Section):
+    """The table: prices, instance types, processors and assumptions."""
+
+    as_of: str = Field(description="When and where the prices are from.")
+    currency: str = Field("USD", description="Of the prices.")
+    assumptions: Assumptions
+    processors: dict[str, Processor]
+    instances: dict[str, Instance]
+
+    @field_validator("as_of", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value)  # YAML makes a date of 2026-01-31
+
+    @model_validator(mode="after")
+    def _known(self) -> Prices:
+        for name, instance in self.instances.items():
+            for used in (instance.gpu, instance.processor):
+                if used is not None and used not in self.processors:
+                    raise ValueError(f"instances.{name}: {used} is no processor{nearest(used, self.processors)}")
+            if (instance.gpu is None) != (instance.gpus == 0):
+                raise ValueError(f"instances.{name}: gpu is {instance.gpu} and gpus is {instance.gpus}; give both")
+        return self
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A kind of node of a cluster, with what the table says of its instance type.
+
+    Attributes:
+        name: In the cluster's file.
+        kind: The instance type.
+        instance: What it holds and costs.
+        processor: What computes there: its GPUs, else its CPUs; None where the table does not know the CPUs.
+        cpus: CPUs that Ray counts on it.
+        gpus: GPUs that Ray counts on it.
+        most: How many there may be at a time.
+        spot: Billed at the spot price.
+        is_head: The head node's type.
+    """
+
+    name: str
+    kind: str
+    instance: Instance
+    processor: Processor | None
+    cpus: float
+    gpus: float
+    most: int
+    spot: bool
+    is_head: bool
+
+    def price(self, prices: Prices, *, spot: bool | None = None) -> float:
+        """Price of one an hour, as it is asked for or as said."""
+        if not (self.spot if spot is None else spot):
+            return self.instance.on_demand
+        own = self.instance.spot
+        return own if own is not None else self.instance.on_demand * prices.assumptions.spot_share
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster may grow to.
+
+    Attributes:
+        name: Its name.
+        nodes: Its kinds of node.
+        idle_minutes: A node without work goes after so long.
+        prices: The table.
+    """
+
+    name: str
+    nodes: tuple[NodeType, ...]
+    idle_minutes: float
+    prices: Prices
+
+    @property
+    def workers(self) -> tuple[NodeType, ...]:
+        """The kinds that experts and actors may run on."""
+        return tuple(node for node in self.nodes if node.most and (node.cpus or node.gpus))
+
+    def resources(self) -> Resources:
+        """All nodes that there can be, as `plan_resources` sees them."""
+        return Resources(tuple((node.cpus, node.gpus) for node in self.workers for _ in range(node.most)))
+
+
+def read_prices(path: Path) -> Prices:
+    """Reads a table of prices.
+
+    Raises:
+        ConfigError: If it cannot be read or is wrong; says every mistake.
+    """
+    try:
+        return Prices.model_validate(read_tree(path))
+    except ValidationError as error:
+        lines = dict.fromkeys(line for item in error.errors() for line in explain(item, Prices))
+        raise ConfigError("\n".join([f"{path} is no table of prices:", *(f"  {line}" for line in lines)])) from None
+
+
+def read_cluster(path: Path, prices: Path | None = None) -> Cluster:
+    """Reads a file of `ray up`, and what its instance types are.
+
+    Args:
+        path: The file.
+        prices: The table; none: `prices.yaml` beside the file.
+
+    Raises:
+        ConfigError: If one of them cannot be read, or an instance type is not in the table.
+    """
+    tree = read_tree(path)
+    types = tree.get("available_node_types")
+    if not isinstance(types, dict) or not types:
+        raise ConfigError(f"{path} is no file of Ray's cluster launcher: it has no available_node_types")
+    table = prices or path.parent / PRICES
+    if not table.exists():
+        raise ConfigError(f"there is no table of prices {table}: give one with --prices FILE (cluster/{PRICES} is one)")
+    known = read_prices(table)
+    head, limit = tree.get("head_node_type"), tree.get("max_workers")
+    nodes = [_node(path, name, facts or {}, known, table, head, limit) for name, facts in types.items()]
+    return Cluster(str(tree.get("cluster_name", path.stem)), tuple(nodes), _minutes(tree), known)
+
+
+def _minutes(tree: dict[str, Any]) -> float:
+    return float(tree.get("idle_timeout_minutes", 5))  # Ray's own default
+
+
+def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: Path, head: Any, limit: Any) -> NodeType:
+    settings = facts.get("node_config") or {}
+    kind = str(settings.get("InstanceType") or settings.get("machineType") or name).rsplit("/", 1)[-1]
+    if kind not in prices.instances:
+        raise ConfigError(
+            f"{path}: node type {name} is {kind}, which {table} does not know{nearest(kind, prices.instances)}. Add "
+            "what it holds and costs"
+        )
+    instance = prices.instances[kind]
+    counted = facts.get("resources") or {}
+    is_head = name == head
+    most = int(facts.get("max_workers", 0 if limit is None else limit))
+    return NodeType(
+        name=name,
+        kind=kind,
+        instance=instance,
+        processor=prices.processors.get(instance.gpu or instance.processor or ""),
+        cpus=float(counted.get("CPU", instance.cpus)),
+        gpus=float(counted.get("GPU", instance.gpus)),
+        most=(1 if is_head else 0) + most,
+        spot=_is_spot(settings),
+        is_head=is_head,
+    )
+
+
+def _is_spot(settings: dict[str, Any]) -> bool:
+    """Whether nodes are asked for as spot ones, in the words of AWS or of Google Cloud."""
+    market = settings.get("InstanceMarketOptions") or {}
+    scheduling = settings.get("scheduling") or {}
+    parts = scheduling if isinstance(scheduling, list) else [scheduling]
+    return market.get("MarketType") == "spot" or any(
+        part.get("preemptible") or part.get("provisioningModel") == "SPOT" for part in parts
+    )
+
+
+def for_work(nodes: Iterable[NodeType], word: str) -> tuple[NodeType, ...]:
+    """The kinds of node that are meant for some work, by their names; all of them where no name says so.
+
+    Args:
+        nodes: To choose from.
+        word: `training` or `decoding`.
+    """
+    every = tuple(nodes)
+    return tuple(node for node in every if word in node.name.lower()) or every

@@ -1,0 +1,103 @@
+"""Spot first, on-demand where there is none: what the providers of all clouds have in common.
+
+Ray's autoscaler does not do that. It asks for the node type that fits best, and when the cloud has no spot instance of
+it, it asks for the same type again: it only steps back from nodes that came and never joined. So the provider, which
+hears the refusal, asks for the same machine at full price. A cluster config is checked here too, before a launch.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.errors import ConfigError
+
+DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+
+logger = logging.getLogger(__name__)
+
+
+class SpotFirst:
+    """Stands before one of Ray's node providers in the order of base classes."""
+
+    @staticmethod
+    def on_demand(node_config: dict[str, Any]) -> dict[str, Any]:
+        """The same machine without spot; equal to what came in where it was none."""
+        raise NotImplementedError
+
+    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
+        """Starts nodes, one after the other: of several, some may be had as spot instances and some not.
+
+        Args:
+            node_config: What the cloud is asked for.
+            tags: Ray's marks of the node.
+            count: How many.
+
+        Returns:
+            What the cloud said, by its id of the node.
+
+        Raises:
+            Exception: What the cloud said when it had no on-demand instance either.
+        """
+        made: dict[str, Any] = {}
+        for _ in range(count):
+            made.update(self._create_one(node_config, tags))
+        return made
+
+    def _create_one(self, node_config: dict[str, Any], tags: dict[str, str]) -> dict[str, Any]:
+        def ask(what: dict[str, Any]) -> dict[str, Any]:
+            made: dict[str, Any] = super(SpotFirst, self).create_node(copy.deepcopy(what), dict(tags), 1)  # type: ignore[misc]
+            return made
+
+        try:
+            return ask(node_config)
+        except Exception as error:
+            dearer = self.on_demand(node_config)
+            if dearer == node_config:
+                raise
+            logger.warning("no spot instance (%s): an on-demand one in its place", error)
+            return ask(dearer)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Checks a cluster config, beyond what Ray's schema says.
+
+    Args:
+        config: What the file of the cluster holds, with Ray's defaults.
+
+    Raises:
+        ConfigError: If a value or a file that only the user has is missing, or the image can change under its name.
+    """
+    kinds = config["available_node_types"]
+    places = {
+        "provider": config["provider"],
+        **{f"{name}.node_config": kind["node_config"] for name, kind in kinds.items()},
+    }
+    missing = [path for name, value in places.items() for path in _empty(value, name)]
+    if missing:
+        raise ConfigError(f"these values of the cluster config are empty, and only you know them: {', '.join(missing)}")
+    absent = [path for path in config["file_mounts"].values() if not Path(path).expanduser().exists()]
+    if absent:
+        raise ConfigError(
+            f"file_mounts names {', '.join(absent)}, which is not there; `ray get-auth-token --generate` makes a token"
+        )
+    image = config["docker"].get("image")
+    if not DIGEST.fullmatch(str(image)):
+        raise ConfigError(
+            f"docker.image is {image}: name it by its digest (REPOSITORY@sha256:…), so that every node has the same; "
+            "`docker inspect --format '{{index .RepoDigests 0}}' REPOSITORY:TAG` prints that after a push"
+        )
+
+
+def _empty(value: Any, path: str) -> Iterator[str]:
+    """Dotted paths of what is null in a tree."""
+    if value is None:
+        yield path
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, below in items:
+            yield from _empty(below, f"{path}.{key}")

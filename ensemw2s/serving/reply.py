@@ -1,0 +1,189 @@
+"""From jobs to the body of a response: pieces of a request's answers come in as they are made, JSON or events go out.
+
+Apart from the routes because it is what happens for every token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from ensemw2s.serving import protocol
+from ensemw2s.serving.jobs import Facts, Job, Piece, Refused, Token
+from ensemw2s.serving.protocol import ApiError, Common
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+Item = tuple[int, Piece]
+"""Number of the answer, and a piece of it."""
+
+
+class Backend(Protocol):
+    """Whoever holds the models."""
+
+    async def facts(self) -> dict[str, Facts]:
+        """What each model is, by name; the first is the default."""
+
+    async def answer(self, model: str, job: Job, put: Callable[[Piece], None]) -> Refused | None:
+        """Lets `put` have the pieces of an answer, in the event loop; returns after the last, or what is wrong.
+
+        Raises:
+            ApiError: If it cannot go on.
+        """
+
+    async def metrics(self) -> str:
+        """Figures in Prometheus' text format."""
+
+    async def ready(self) -> bool:
+        """Whether every model can answer."""
+
+
+class Counted(Protocol):
+    """Where answers under way are counted."""
+
+    open: int
+
+
+class Answers:
+    """The answers to one request, while they are made."""
+
+    def __init__(self, backend: Backend, counted: Counted, model: str, jobs: Sequence[Job], seconds: float) -> None:
+        """Args: who answers; where it is counted; the model and a job for each answer; the time that there is."""
+        self._backend, self._counted, self._model, self._seconds = backend, counted, model, seconds
+        self.jobs = jobs
+        self._queue: asyncio.Queue[Item | ApiError] = asyncio.Queue()
+
+    async def pieces(self) -> AsyncGenerator[Item]:
+        """Pieces of all answers as they come; those that are left are cancelled when this is closed.
+
+        Raises:
+            ApiError: If an answer cannot be had, or the time is over.
+        """
+        left = len(self.jobs)
+        self._counted.open += left
+        late = ApiError(504, f"the request took more than {self._seconds:g} seconds", code="timeout")
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._queue.put_nowait, late)
+        tasks = [asyncio.create_task(self._answer(i)) for i in range(left)]
+        try:
+            while left:
+                item = await self._queue.get()
+                if isinstance(item, ApiError):
+                    raise item
+                yield item
+                left -= item[1].finish is not None
+        finally:
+            timer.cancel()
+            self._counted.open -= len(self.jobs)
+            if left:
+                for task in tasks:
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _answer(self, i: int) -> None:
+        try:
+            refused = await self._backend.answer(
+                self._model, self.jobs[i], lambda piece: self._queue.put_nowait((i, piece))
+            )
+        except ApiError as error:
+            self._queue.put_nowait(error)
+        except Exception as error:
+            self._queue.put_nowait(ApiError(500, f"decoding failed: {error}"))
+        else:
+            if refused is not None:
+                retry_after = 1 if refused.status == 503 else None
+                self._queue.put_nowait(ApiError(refused.status, refused.message, retry_after=retry_after))
+
+
+class Reply:
+    """One request's answers as the API has them."""
+
+    def __init__(self, answers: Answers, body: Common, kind: str, facts: Facts, logprobs: int | None) -> None:
+        """Args: the answers; the request; `cmpl` or `chatcmpl`; the model; how many likeliest tokens to show."""
+        self.body, self.facts, self.logprobs = body, facts, logprobs
+        self.chat = kind == "chatcmpl"
+        self.count = len(answers.jobs)
+        self.id, self.created = protocol.new_id(kind), protocol.created()
+        self.offsets = [0] * self.count
+        self.prompt_tokens, self.completion_tokens = [0] * self.count, 0
+        self.items = answers.pieces()
+
+    async def whole(self) -> dict[str, Any]:
+        """The body of an answer that is no stream."""
+        text, finish = [""] * self.count, [""] * self.count
+        tokens: list[list[Token]] = [[] for _ in range(self.count)]
+        async with aclosing(self.items) as items:
+            async for i, piece in items:
+                self._count(i, piece)
+                text[i] += piece.text
+                tokens[i] += piece.tokens
+                finish[i] = piece.finish or ""
+        choices = []
+        for i in range(self.count):
+            choice = self._choice(i, tokens[i], finish[i])
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": text[i], "refusal": None}
+            else:
+                choice["text"] = text[i]
+            choices.append(choice)
+        return {**self._head(chunk=False), "choices": choices, "usage": self._usage()}
+
+    async def start(self) -> Item:
+        """The first piece. Raises ApiError if there is none."""
+        try:
+            return await anext(self.items)
+        except BaseException:
+            await self.items.aclose()
+            raise
+
+    async def stream(self, first: Item) -> AsyncGenerator[str]:
+        """Server-sent events."""
+        head = "data: " + _encode(self._head(chunk=True))[:-1] + ',"choices":['
+        async with aclosing(self.items) as items:
+            try:
+                if self.chat:
+                    for i in range(self.count):
+                        opening = {"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                        yield f"{head}{_encode(opening)}]}}\n\n"
+                yield f"{head}{_encode(self._delta(*first))}]}}\n\n"
+                async for i, piece in items:
+                    yield f"{head}{_encode(self._delta(i, piece))}]}}\n\n"
+                if self.body.stream_options and self.body.stream_options.include_usage:
+                    yield f'{head}],"usage":{_encode(self._usage())}}}\n\n'
+            except ApiError as error:
+                yield f"data: {_encode(error.body())}\n\n"
+            yield "data: [DONE]\n\n"
+
+    def _delta(self, i: int, piece: Piece) -> dict[str, Any]:
+        self._count(i, piece)
+        choice = self._choice(i, piece.tokens, piece.finish)
+        if self.chat:
+            choice["delta"] = {"content": piece.text} if piece.text or not piece.finish else {}
+        else:
+            choice["text"] = piece.text
+        return choice
+
+    def _count(self, i: int, piece: Piece) -> None:
+        self.prompt_tokens[i] = piece.prompt_tokens
+        self.completion_tokens += piece.count
+
+    def _choice(self, i: int, tokens: list[Token], finish: str | None) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": i, "finish_reason": finish, "logprobs": None}
+        if self.logprobs is not None:
+            if self.chat:
+                choice["logprobs"] = protocol.chat_logprobs(tokens, self.logprobs)
+            else:
+                choice["logprobs"] = protocol.text_logprobs(tokens, self.logprobs, self.offsets[i])
+                self.offsets[i] += sum(len(token.text) for token in tokens)
+        if self.body.ensemble is not None and self.body.ensemble.votes:
+            choice["ensemble"] = protocol.votes(tokens, self.facts)
+        return choice
+
+    def _head(self, *, chunk: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.facts.name}
+
+    def _usage(self) -> dict[str, int]:
+        each = self.body.n or 1  # a prompt counts once, however many answers it has
+        return protocol.usage(sum(self.prompt_tokens[::each]), self.completion_tokens)

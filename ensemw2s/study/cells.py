@@ -1,0 +1,127 @@
+"""From a study to its cells: every task × variant × seed as a whole config of a run, checked before anything starts.
+
+Pure, so that a plan can list the cells and a test can count them without running any.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ensemw2s import remote
+from ensemw2s.config import SYSTEMS, Config, parse_config
+from ensemw2s.config_messages import nearest
+from ensemw2s.config_study import DEFAULT, Changes, StudyConfig
+from ensemw2s.config_tree import set_value
+from ensemw2s.errors import ConfigError
+from ensemw2s.stages import Graph, build_graph
+
+ALWAYS = ("expert_single", "expert_compute_matched", "bagging", "ensemw2s")
+"""Systems of every cell, whatever its config says: a gain counts against these only."""
+
+STUDENTS = ("student_single", "student_bagging")
+"""Systems of every cell that has a student of the ensemble, for the same reason."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        config: Its whole config.
+        folder: The study's folder.
+    """
+
+    task: str
+    variant: str
+    seed: int
+    config: Config
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return f"{self.task}, {self.variant}, seed {self.seed}"
+
+    @property
+    def slug(self) -> str:
+        """Name of its file."""
+        return re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{self.task}.{self.variant}.{self.seed}")
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Its stages, in folders that the study's cells share."""
+        return build_graph(self.config, self.folder / "stages")
+
+
+def study_directory(study: StudyConfig) -> Path:
+    """Folder of a study."""
+    return remote.local(study.storage) / study.name
+
+
+def variants(study: StudyConfig) -> dict[str, Changes]:
+    """All variants by name: the default, named ones, one factor at a time, then the grid.
+
+    Raises:
+        ConfigError: If two have one name.
+    """
+    found: list[tuple[str, Changes]] = [(DEFAULT, {}), *study.variants.items()]
+    found += [(f"{key}={_short(value)}", {key: value}) for key, values in study.factors.items() for value in values]
+    if study.grid:
+        for values in itertools.product(*study.grid.values()):
+            changes = dict(zip(study.grid, values, strict=True))
+            found.append((",".join(f"{key}={_short(value)}" for key, value in changes.items()), changes))
+    names = [name for name, _ in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"study {study.name} has variants of one name: {', '.join(twice)}; give them others")
+    if unknown := [name for name in study.only if name not in names]:
+        raise ConfigError(f"study {study.name}: only.{unknown[0]} is no variant{nearest(unknown[0], names)}")
+    return dict(found)
+
+
+def expand(study: StudyConfig) -> list[Cell]:
+    """All cells, seeds outermost: a study that was stopped has whole replications.
+
+    Raises:
+        ConfigError: If the config of a cell is wrong; names the cell.
+    """
+    cells = [
+        _cell(study, task, changes, name, variant, seed)
+        for seed in study.seeds
+        for task, changes in study.tasks.items()
+        for name, variant in variants(study).items()
+        if task in study.only.get(name, study.tasks)
+    ]
+    slugs = [cell.slug for cell in cells]
+    if twice := next((cell for cell in cells if slugs.count(cell.slug) > 1), None):
+        raise ConfigError(f"study {study.name}: two cells would be called {twice.slug}; rename a task or a variant")
+    return cells
+
+
+def _cell(study: StudyConfig, task: str, changes: Changes, name: str, variant: Changes, seed: int) -> Cell:
+    tree: dict[str, Any] = copy.deepcopy(study.base)
+    for origin, values in (("set", study.set), (f"task {task}", changes), (f"variant {name}", variant)):
+        for key, value in values.items():
+            set_value(tree, key, copy.deepcopy(value), origin=f"study {study.name}, {origin}: {key}")
+    tree.pop("search", None)
+    tree |= {"name": study.name, "storage": study.storage, "seed": seed, "tracking": "none"}
+    config = parse_config(tree, origin=f"study {study.name}, cell {task}, {name}, seed {seed}:")
+    evaluation = config.evaluation.model_copy(update={"systems": systems(config.evaluation.systems)})
+    config = config.model_copy(update={"evaluation": evaluation})
+    return Cell(task, name, seed, config, study_directory(study))
+
+
+def systems(asked: list[str]) -> list[str]:
+    """What a config asks for, and what a study never leaves out."""
+    needed = {*asked, *ALWAYS, *(STUDENTS if "student_ensemw2s" in asked else ())}
+    return [name for name in SYSTEMS if name in needed]
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,150 @@
+"""A study's rows in, what people see of it out: study.json, study.html with its plots, and tables on the terminal."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ensemw2s import pipeline, store
+from ensemw2s.config_study import StudyConfig
+from ensemw2s.evaluation.plots import DARK, LIGHT, render
+from ensemw2s.study import plots, tables
+from ensemw2s.study.summary import summarise
+
+Facts = dict[str, Any]
+
+SHOWN = {"comparisons": (0, 1, 2, 3, 4), "systems": (0, 1, 2, 3), "variants": (0, 1, 2, 5, 6)}
+"""Sheets that the terminal shows, of all tasks together, and their columns; the page has all."""
+
+
+def write(study: StudyConfig, table: pa.Table, failed: dict[str, str], cells: int, folder: Path) -> Facts:
+    """Writes study.json, study.html and plots/.
+
+    Args:
+        study: The study.
+        table: Its rows.
+        failed: Name of each failed cell → reason.
+        cells: How many cells it has.
+        folder: Its folder.
+
+    Returns:
+        The content of study.json.
+    """
+    frame = table.to_pandas()
+    summary = {
+        "name": study.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": pipeline.versions(),
+        "git_commit": pipeline.git_commit(),
+        "cells": cells,
+        "finished": int(frame[["task", "variant", "seed"]].drop_duplicates().shape[0]),
+        "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
+        "failed": failed,
+        **summarise(frame, resamples=study.resamples),
+    }
+    store.put_json(folder / "study.json", summary)
+    light, dark = (render(summary, theme, plots.PLOTS) for theme in (LIGHT, DARK))
+    (folder / "plots").mkdir(exist_ok=True)
+    for name, png in light.items():
+        store.put_bytes(folder / "plots" / f"{name}.png", png)
+    store.put_bytes(folder / "study.html", page(summary, light, dark).encode("utf-8"))
+    return summary
+
+
+def page(summary: Facts, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
+    """The whole page: HTML, every value escaped, which loads nothing."""
+    shown = {
+        name: {"light": _data_uri(light[name]), "dark": _data_uri(dark[name]), "caption": plots.CAPTIONS[name]}
+        for name in light
+    }
+    return _template().render(
+        summary=summary,
+        sheets=list(tables.sheets(summary)),
+        plots=shown,
+        light=LIGHT,
+        dark=DARK,
+        known=facts(summary),
+        verdicts=tables.verdicts(summary),
+    )
+
+
+def facts(summary: Facts) -> list[tuple[str, str]]:
+    """Where the figures come from."""
+    sizes = summary["parameters"]
+    return [
+        *((f"parameters of {name}", ", ".join(map(str, found))) for name, found in sizes.items() if found),
+        ("cells", f"{summary['finished']} of {summary['cells']}"),
+        ("seeds", ", ".join(map(str, summary["seeds"]))),
+        ("created", summary["created"]),
+        ("commit", str(summary["git_commit"])),
+        *((name, summary["versions"][name]) for name in ("ensemw2s", "torch", "ray", "deepspeed", "transformers")),
+    ]
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("ensemw2s.study"), PackageLoader("ensemw2s.evaluation")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("study.html.j2")
+
+
+def print_summary(summary: Facts, console: Console) -> None:
+    """Prints what holds over all tasks, and which cells failed.
+
+    Args:
+        summary: Contents of study.json.
+        console: Where to print.
+    """
+    first: dict[str, tables.Sheet] = {}
+    for sheet in tables.sheets(summary):
+        first.setdefault(sheet.key, sheet)
+    for said, sentences in tables.verdicts(summary).items():
+        if sentences:
+            console.print(Text(f"\n{said}", "bold"))
+            for sentence in sentences:
+                console.print(Text(f"  {sentence}"))
+    for key, columns in SHOWN.items():
+        if key in first:
+            console.print()
+            print_sheet(first[key], columns, console)
+    for name, reason in summary["failed"].items():
+        console.print(Text(f"\n{name} failed: {reason}"))
+
+
+def print_sheet(sheet: tables.Sheet, columns: tuple[int, ...], console: Console) -> None:
+    """Prints some columns of a table, and its note."""
+    table = Table(title=Text(sheet.title), title_justify="left", box=None, pad_edge=False)
+    for i in columns:
+        table.add_column(sheet.headings[i], justify="left" if i == 0 else "right", overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*(Text(row[i]) for i in columns))
+    console.print(table)
+    console.print(Text(sheet.note, "dim"))
+
+
+def markdown(sheet: tables.Sheet) -> str:
+    """A table with its note as Markdown."""
+
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|---|" + "---:|" * (len(sheet.headings) - 1)
+    return "\n".join([line(sheet.headings), rule, *map(line, sheet.rows), "", sheet.note])
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -1,0 +1,267 @@
+"""The rows of a study in, what they say together out: the content of study.json, from which every report is made.
+
+Pure. Means are over seeds; where several tasks count as one ("all"), a seed's value is its mean over tasks, so that an
+interval still speaks of seeds. Systems are compared in pairs of the same task and seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from ensemw2s.config_study import DEFAULT
+from ensemw2s.data.examples import derive_seed
+from ensemw2s.evaluation.metrics import verdict
+from ensemw2s.study import statistics
+from ensemw2s.study.rows import CHOSEN, DIAGNOSIS, DIFFERENCES, VALIDATION
+
+Facts = dict[str, Any]
+
+ALL = "all"
+"""The tasks together."""
+
+SPLITS = ("id", "ood")
+
+RIVALS = ("bagging", "expert_compute_matched", "expert_single", "sequence_vote", "base_zero_shot")
+STUDENT_RIVALS = ("student_bagging", "student_single", "student_easy_only")
+
+FEWEST = 3
+"""Seeds below which nothing is said to hold: two that agree by chance have a narrow interval, too."""
+
+MILLION = 1_000_000
+
+
+def summarise(rows: pd.DataFrame, *, resamples: int) -> Facts:
+    """All statistics of a study.
+
+    Args:
+        rows: study.parquet.
+        resamples: Of the permutation tests.
+
+    Returns:
+        `parameters`, `systems`, `comparisons`, `variants`, `curves`, `chosen`, `pgr`, `costs`, `diagnosis`
+        (docs/study.md).
+    """
+    made = Summary(rows, resamples)
+    return {
+        "parameters": made.parameters(),
+        "systems": list(made.systems()),
+        "comparisons": list(made.comparisons()),
+        "variants": list(made.variants()),
+        "curves": list(made.curves()),
+        "chosen": list(made.chosen()),
+        "pgr": list(made.pgr()),
+        "costs": list(made.costs()),
+        "diagnosis": made.diagnosis(),
+    }
+
+
+class Summary:
+    """The parts of `summarise`, each from the same rows."""
+
+    def __init__(self, rows: pd.DataFrame, resamples: int) -> None:
+        self.rows, self.resamples = rows, resamples
+        self.tasks = list(dict.fromkeys(rows["task"]))
+        self.names = list(dict.fromkeys(rows["variant"]))
+        self.order = list(dict.fromkeys(rows["system"]))
+        by_run = rows.set_index(["task", "seed"])
+        self._nothing = by_run.iloc[:0]
+        self._groups = dict(list(by_run.groupby(["variant", "system", "split"], sort=False)))
+
+    def _places(self) -> Iterator[tuple[str, str]]:
+        """Where statistics are made: the default variant for all tasks and each, others for all tasks together."""
+        scopes = [*([ALL] if len(self.tasks) > 1 else []), *self.tasks]
+        for variant in self.names:
+            yield from ((scope, variant) for scope in (scopes if variant == DEFAULT else scopes[:1]))
+
+    def _values(self, variant: str, system: str, split: str, column: str = "exact_match") -> pd.Series:
+        """A figure of one system, by task and seed; what is null is left out."""
+        own = self._groups.get((variant, system, split), self._nothing)
+        return own[column].dropna()
+
+    def _of(self, values: pd.Series, scope: str) -> pd.Series:
+        return values if scope == ALL else values[values.index.get_level_values("task") == scope]
+
+    def _by_seed(self, values: pd.Series) -> pd.Series:
+        """A value a seed: the mean over tasks, of the seeds that have all tasks which any has."""
+        table = values.unstack("task")
+        return table.dropna().mean(axis=1)
+
+    def _mean(self, values: pd.Series) -> Facts | None:
+        seeds = self._by_seed(values) if len(values) else values
+        return statistics.mean_interval(seeds.tolist()) if len(seeds) else None
+
+    def parameters(self) -> dict[str, list[int]]:
+        """Sizes that a weak expert and a student have in the default variant."""
+        own = self.rows[self.rows["variant"] == DEFAULT].dropna(subset=["parameters"])
+        student = own["system"].str.startswith("student_")
+        return {
+            name: sorted({int(n) for n in own[chosen]["parameters"]})
+            for name, chosen in (("expert", ~student), ("student", student))
+        }
+
+    def systems(self) -> Iterator[Facts]:
+        """Mean exact match, token accuracy and NLL of every system, with the interval of the first."""
+        for scope, variant in self._places():
+            for system, split in itertools.product(self.order, (*SPLITS, VALIDATION)):
+                found = self._mean(self._of(self._values(variant, system, split), scope))
+                if found is None:
+                    continue
+                others = {}
+                for key in ("token_accuracy", "nll", "option_accuracy"):
+                    mean = self._mean(self._of(self._values(variant, system, split, key), scope))
+                    others[key] = None if mean is None else mean["mean"]
+                where = {"task": scope, "variant": variant, "system": system, "split": split}
+                yield {**where, **found, **others}
+
+    def comparisons(self) -> Iterator[Facts]:
+        """The ensemble against its rivals, with all rounds and with those that validation chose; students likewise."""
+        pairs = [(a, b) for a in ("ensemw2s", CHOSEN) for b in RIVALS]
+        pairs += [("student_ensemw2s", b) for b in STUDENT_RIVALS]
+        for scope, variant in self._places():
+            for (a, b), split in itertools.product(pairs, SPLITS):
+                values = self._values(variant, a, split) - self._values(variant, b, split)
+                found = self._difference(self._of(values.dropna(), scope), f"{a}/{b}/{split}")
+                if found is not None:
+                    where = {"task": scope, "variant": variant, "a": a, "b": b, "split": split}
+                    yield {**where, **found}
+
+    def _difference(self, values: pd.Series, name: str) -> Facts | None:
+        """Mean difference over seeds, its interval, the test over all pairs, and what can be said."""
+        found = self._mean(values)
+        if found is None:
+            return None
+        test = statistics.sign_flip_test(values.tolist(), resamples=self.resamples, seed=derive_seed(0, name))
+        said = verdict(*found["ci95"]) if found["n"] >= FEWEST else "unknown"
+        return {**found, "pairs": len(values), **test, "verdict": said}
+
+    def variants(self) -> Iterator[Facts]:
+        """Every variant minus the default, paired by task and seed, best on validation first."""
+        found = []
+        for variant in self.names:
+            if variant == DEFAULT:
+                continue
+            entry: Facts = {"variant": variant}
+            for system in ("ensemw2s", "student_ensemw2s"):
+                for split in (VALIDATION, *SPLITS):
+                    values = self._values(variant, system, split) - self._values(DEFAULT, system, split)
+                    entry[f"{system}/{split}"] = self._difference(values.dropna(), f"{variant}/{system}/{split}")
+            found.append(entry)
+        key = f"ensemw2s/{VALIDATION}"
+        yield from sorted(found, key=lambda e: -(e[key]["mean"] if e[key] else float("-inf")))
+
+    def curves(self) -> Iterator[Facts]:
+        """Exact match by number of rounds, averaged over seeds (those whose boosting came as far)."""
+        rows = self.rows[(self.rows["system"] == "ensemw2s") & self.rows["curve"].notna()]
+        for (task, variant), own in rows.groupby(["task", "variant"], sort=False):
+            points = own.explode(["curve_rounds", "curve"]).astype({"curve_rounds": int, "curve": float})
+            table = points.pivot_table(index="curve_rounds", columns="split", values="curve", aggfunc="mean")
+            seeds = points[points["split"] == "id"].groupby("curve_rounds")["seed"].nunique()
+            yield {
+                "task": task,
+                "variant": variant,
+                "rounds": [int(r) for r in table.index],
+                "seeds": [int(n) for n in seeds],
+                **{split: [float(v) for v in table[split]] for split in (VALIDATION, *SPLITS)},
+            }
+
+    def chosen(self) -> Iterator[Facts]:
+        """How many rounds validation chose, by seed."""
+        for task in self.tasks:
+            for variant in self.names:
+                values = self._of(self._values(variant, CHOSEN, VALIDATION, "rounds"), task)
+                if len(values):
+                    yield {"task": task, "variant": variant, "rounds": [int(v) for v in values]}
+
+    def pgr(self) -> Iterator[Facts]:
+        """PGR over the runs in which it is defined, and the plain differences over all of them."""
+        for scope, variant in self._places():
+            for system, split in itertools.product(self.order, SPLITS):
+
+                def values(key: str, where: tuple[str, str, str, str] = (scope, variant, system, split)) -> pd.Series:
+                    return self._of(self._values(*where[1:], key), where[0])
+
+                plain = {key: self._mean(values(key)) for key in DIFFERENCES}
+                if plain[DIFFERENCES[0]] is None:
+                    continue
+                defined, runs = values("pgr"), len(values(DIFFERENCES[0]))
+                yield {
+                    "task": scope,
+                    "variant": variant,
+                    "system": system,
+                    "split": split,
+                    "pgr": statistics.mean_interval(defined.tolist()) if len(defined) else None,
+                    "median": float(defined.median()) if len(defined) else None,
+                    "runs": runs,
+                    "undefined": runs - len(defined),
+                    **plain,
+                }
+
+    def costs(self) -> Iterator[Facts]:
+        """What each system cost, a run, and what its tokens bought: points over the weak bases as they are."""
+        for scope, variant in self._places():
+            for system in self.order:
+                yield from self._cost(scope, variant, system)
+
+    def _cost(self, scope: str, variant: str, system: str) -> Iterator[Facts]:
+        def mean(column: str) -> float | None:
+            values = self._of(self._values(variant, system, "id", column), scope)
+            return float(values.mean()) if len(values) else None
+
+        spent = {
+            key: mean(key)
+            for key in (
+                "tokens_trained",
+                "supervision_trained",
+                "tokens_labelled",
+                "tokens_decoded",
+                "train_seconds",
+                "decode_seconds",
+            )
+        }
+        if spent["tokens_trained"] is None or system == CHOSEN:
+            return
+        gains: Facts = {}
+        for split in SPLITS:
+            own, base = (self._values(variant, name, split) for name in (system, "base_zero_shot"))
+            gain = self._of((own - base).dropna(), scope)
+            gains[split] = float(gain.mean()) if len(gain) else None
+        trained = spent["tokens_trained"] + (spent["supervision_trained"] or 0.0)
+        yield {
+            "task": scope,
+            "variant": variant,
+            "system": system,
+            **spent,
+            **{f"gain_{split}": gain for split, gain in gains.items()},
+            **{
+                f"{split}_per_million_{kind}": gain / tokens * MILLION if gain is not None and tokens else None
+                for split, gain in gains.items()
+                for kind, tokens in (("trained", trained), ("decoded", spent["tokens_decoded"]))
+            },
+        }
+
+    def diagnosis(self) -> Facts:
+        """How members' errors go together in each cell, and whether that goes with what their vote gains."""
+        rows = self.rows[self.rows["error_correlation"].notna() & self.rows["split"].isin([*SPLITS, VALIDATION])]
+        points = [
+            {
+                **{key: row[key] for key in ("task", "variant", "system", "split")},
+                "seed": int(row["seed"]),
+                **{key: None if pd.isna(row[key]) else float(row[key]) for key in DIAGNOSIS},
+                "gain": round(float(row["exact_match"] - row["member_exact_match"]), 12),  # else equal ones differ
+            }
+            for row in rows.to_dict("records")
+        ]
+        associations = []
+        for split in (*SPLITS, VALIDATION):
+            for key in ("error_correlation", "same_wrong", "all_same_wrong", "all_same_wrong_answer"):
+                known = [p for p in points if p["split"] == split and p[key] is not None]
+                found = statistics.association(
+                    [p[key] for p in known], [p["gain"] for p in known], resamples=self.resamples, seed=0
+                )
+                if found is not None:
+                    associations.append({"split": split, "figure": key, **found})
+        return {"points": points, "associations": associations}

@@ -1,0 +1,95 @@
+"""`ensemw2s plan --cluster` from the command line, and the page whose figures it prints."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ensemw2s.cli import app
+from ensemw2s.config import dump_config
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def call(*arguments):
+    environment = {"COLUMNS": "200", "NO_COLOR": "1", "RAY_ADDRESS": None, "TERM": "dumb"}
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)], env=environment)
+
+
+@pytest.fixture
+def study(make_config, make_cluster, tmp_path):
+    def write(**changes):
+        make_cluster(big=("x.big", 1))
+        (tmp_path / "study.yaml").write_text(dump_config(make_config(**changes)))
+        return tmp_path / "study.yaml", "--cluster", tmp_path / "cluster.yaml"
+
+    return write
+
+
+def page_tool():
+    spec = importlib.util.spec_from_file_location("refresh_costs", ROOT / "docs" / "refresh_costs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_what_its_commands_print():
+    tool = page_tool()
+    section = tool.SECTION.search(tool.PAGE.read_text(encoding="utf-8"))[1]
+    found = tool.outputs(section)
+    assert len(found) == 2
+    for command, (shown, now) in found.items():
+        assert shown == now, f"`python docs/refresh_costs.py` writes what {command} prints"
+    typed = section.replace(" \\\n       ", "")
+    assert all(f"    {command}" in typed for command in list(found)[:1]), "the command above the figures is theirs"
+
+
+def test_memory_stages_and_money_are_printed_and_nothing_is_changed(study, tmp_path):
+    arguments = study()
+    before = sorted(tmp_path.rglob("*"))
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert "rounds/2 to do" in text
+    assert "cluster.yaml, at its largest: 1 node, 64 CPUs, 8 GPUs" in text
+    for words in ("ZeRO 0 ZeRO 1", "experts", "students", "actors (labelling)", "GPU-hours USD", "Prices: a test"):
+        assert words in text
+    assert "In all about" in text
+    hint = "cluster.autoscales_to: [{cpus: 64, gpus: 8, nodes: 1}]"
+    assert hint in text
+    same = call(*study(cluster={"autoscales_to": [{"cpus": 64, "gpus": 8, "nodes": 1}]}))
+    assert "In all" in same.stdout
+    assert hint not in same.stdout
+    assert "10 + 21 tokens in the mean, of the first 4 rows, at 4 characters a token" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_does_not_fit_ends_with_exit_code_2(study):
+    result = call(*study(labeling__batch_size=4096))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: actors (")
+    assert "the nearest that fits: --set 'labeling.batch_size=" in result.stderr
+
+
+def test_a_table_of_ones_own_is_taken(study, tmp_path):
+    arguments = study()
+    table = yaml.safe_load((tmp_path / "prices.yaml").read_text())
+    table["instances"]["x.big"]["on_demand"], table["currency"] = 2000, "EUR"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(table))
+    dear = call(*arguments, "--prices", tmp_path / "own.yaml")
+    assert "EUR" in dear.stdout
+    assert dear.stdout != call(*arguments).stdout
+
+
+def test_options_of_costs_need_a_cluster(study):
+    result = call(study()[0], "--prompt-tokens", 3)
+    assert result.exit_code == 2
+    assert "--prompt-tokens: only with --cluster FILE" in result.stderr
+
+
+def test_a_base_that_is_not_here_is_named(study):
+    result = call(*study(models__strong__base="/nowhere/model"))
+    assert result.exit_code == 2
+    assert "/nowhere/model" in result.stderr

@@ -1,0 +1,94 @@
+"""What `ensemw2s serve` refuses before anything starts, and `ensemw2s ask` on an endpoint."""
+
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from typer.testing import CliRunner
+
+from ensemw2s.cli import app
+from ensemw2s.serving.app import FRONT, api_keys, build
+
+PROMPT = "sort these 3 1 2"
+
+
+def refusal(*arguments) -> str:
+    environment = {"COLUMNS": "200", "NO_COLOR": "1", "RAY_ADDRESS": None, "TERM": "dumb"}
+    result = CliRunner().invoke(app, ["serve", *map(str, arguments)], env=environment)
+    assert result.exit_code == 2, result.output
+    return " ".join(result.stderr.split())
+
+
+def test_serve_deploy_can_build_the_application_of_the_file_that_lies_here():
+    tree = yaml.safe_load((Path(__file__).parents[2] / "cluster/serve.yaml").read_text())
+    made = call_user_app_builder_with_args_if_necessary(build, tree["applications"][0]["args"])
+    assert made._bound_deployment.name == FRONT
+
+
+def test_nothing_to_host(tmp_path):
+    assert "nothing to host: give --ensemble DIR" in refusal()
+    assert f"model ensemble: there is no folder {tmp_path / 'none'}" in refusal("--ensemble", tmp_path / "none")
+    assert "model ensemble: " in refusal("--ensemble", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["student", "=dir", "student="])
+def test_a_model_without_a_name_or_a_folder(name):
+    assert f"--model {name}: expected NAME=DIR" in refusal("--model", name)
+
+
+def test_options_of_models_that_are_not_named_here(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("models: [{name: a, path: b}]")
+    assert "--slots and --max-replicas are about --ensemble and --model" in refusal("--settings", file, "--slots", 4)
+
+
+def test_all_mistakes_of_a_settings_file_at_once(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("models: [{name: a, path: b, slot: 3}]\nlimits: {n: 0}")
+    told = refusal("--settings", file)
+    assert "slots" in told
+    assert "limits.n" in told
+
+
+def test_nowhere_to_leave_an_endpoint(folders):
+    assert "--detach leaves the endpoint to a cluster" in refusal("--ensemble", folders / "ensemble", "--detach")
+
+
+def test_a_file_of_keys_without_keys(folders, tmp_path):
+    keys = tmp_path / "keys"
+    assert "cannot be read" in refusal("--ensemble", folders / "ensemble", "--api-keys", keys)
+    keys.write_text("\n")
+    assert "is empty" in refusal("--ensemble", folders / "ensemble", "--api-keys", keys)
+
+
+def test_keys_come_from_the_file_and_from_the_environment(tmp_path, monkeypatch):
+    keys = tmp_path / "keys"
+    keys.write_text("# of the team\nfirst\n\n second \n")
+    monkeypatch.setenv("ENSEMW2S_API_KEYS", "third, fourth")
+    assert sorted(api_keys(str(keys))) == ["first", "fourth", "second", "third"]
+    monkeypatch.delenv("ENSEMW2S_API_KEYS")
+    assert api_keys(None) == []
+
+
+def asked(*arguments):
+    return CliRunner().invoke(app, ["ask", *arguments], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+def test_ask_prints_the_answer(url):
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 12, "temperature": 0}
+    whole = requests.post(f"{url}/v1/chat/completions", json=body, timeout=20).json()["choices"][0]["message"][
+        "content"
+    ]
+    result = asked(PROMPT, "--url", url, "--max-tokens", "12")
+    assert (result.exit_code, result.stdout.rstrip("\n")) == (0, whole.rstrip("\n"))
+
+
+def test_ask_says_what_the_endpoint_says(url, free_port):
+    refused = asked(PROMPT, "--url", url, "--model", "gpt")
+    assert refused.exit_code == 1
+    assert "available: ensemble, student" in " ".join(refused.stderr.split())
+    nobody = asked(PROMPT, "--url", f"http://127.0.0.1:{free_port()}")
+    assert nobody.exit_code == 1
+    assert "is `ensemw2s serve` running?" in " ".join(nobody.stderr.split())

@@ -1,0 +1,119 @@
+"""What a replica holds: models of every kind that can be named, and drafts that change no answer."""
+
+import asyncio
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ensemw2s.models.loading import save_trained
+from ensemw2s.serving.hosted import HostedModel
+from ensemw2s.serving.jobs import Job, Refused
+from ensemw2s.serving.settings import HostedSettings, Limits
+
+JOB = Job("sort these 3 1 2", max_tokens=40)
+
+
+def answer(held: HostedModel, job: Job = JOB) -> str:
+    pieces = []
+    assert asyncio.run(held.answer(job, pieces.append)) is None
+    return "".join(piece.text for piece in pieces)
+
+
+@pytest.fixture
+def hold():
+    held = []
+
+    def make(path, **options) -> HostedModel:
+        held.append(HostedModel(HostedSettings(name="one", path=str(path), slots=2, **options), Limits()))
+        return held[-1]
+
+    yield make
+    for one in held:
+        one.close()
+        assert one.loop.join(10)
+
+
+@pytest.mark.parametrize("draft", ["ngram", "member"])
+def test_drafts_change_no_answer(hold, folders, draft):
+    plain, quick = hold(folders / "ensemble"), hold(folders / "ensemble", speculation=draft)
+    long = Job("1 2 3 1 2 3 1 2 3", max_tokens=300)
+    assert answer(quick, long) == answer(plain, long)
+    assert quick.loop.engine.counters.proposed > 0
+    assert plain.loop.engine.counters.proposed == 0
+
+
+def test_the_end_tokens_of_the_generation_config_end_an_answer(hold, folders, tmp_path):
+    shutil.copytree(folders / "student", tmp_path / "student")
+    file = tmp_path / "student" / "generation_config.json"
+    pieces = []
+    held = hold(tmp_path / "student")
+    asyncio.run(held.answer(Job("sort these 3 1 2", max_tokens=3, tokens=True), pieces.append))
+    second = [token.id for piece in pieces for token in piece.tokens][1]
+    file.write_text(json.dumps({"eos_token_id": [second]}))
+    pieces.clear()
+    asyncio.run(hold(tmp_path / "student").answer(JOB, pieces.append))
+    assert (sum(piece.count for piece in pieces), pieces[-1].finish) == (2, "stop")
+
+
+TEMPLATE = (
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}"
+    "{% for one in messages %}{{ one.role[0] }} {{ one.content }} {% endfor %}"
+)
+
+
+def test_a_chat_is_rendered_by_the_template_of_the_tokenizer(hold, folders, make_model, tokenizer, tmp_path):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = TEMPLATE
+    save_trained(make_model(7), own, tmp_path / "chat")
+    held = hold(tmp_path / "chat")
+    talk = [
+        {"role": "user", "content": "3 1 2"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "9"},
+    ]
+    assert held.facts.chat
+    assert tokenizer.decode(held.prompt(Job(talk))) == tokenizer.decode(
+        tokenizer("u 3 1 2 a 1 u 9 ", add_special_tokens=False)["input_ids"]
+    )
+    refused = asyncio.run(held.answer(Job(talk[1:]), print))
+    assert "the user begins" in refused.message
+    assert not hold(tmp_path / "chat", chat_template=False).facts.chat
+
+
+def test_a_job_that_cannot_be_answered_is_refused_with_the_reason(hold, folders):
+    refused = asyncio.run(hold(folders / "student").answer(Job([1, 10**6]), print))
+    assert isinstance(refused, Refused)
+    assert "outside the vocabulary" in refused.message
+
+
+HUB = """
+import asyncio, sys
+from ensemw2s.serving.hosted import HostedModel
+from ensemw2s.serving.jobs import Job
+from ensemw2s.serving.settings import HostedSettings, Limits
+held = HostedModel(HostedSettings(name="one", path=sys.argv[1]), Limits())
+pieces = []
+asyncio.run(held.answer(Job(sys.argv[2], max_tokens=40), pieces.append))
+print("".join(piece.text for piece in pieces), end="")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["acme/student", "acme/student@main"])
+def test_a_hub_id_is_answered_from_the_local_cache_of_the_hub(hold, folders, tmp_path, name):
+    repository, commit = tmp_path / "hub" / "models--acme--student", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folders / "student", repository / "snapshots" / commit)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, name, JOB.prompt], capture_output=True, text=True, env=environment, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == answer(hold(folders / "student"))

@@ -1,0 +1,92 @@
+import io
+import json
+import re
+
+import pyarrow as pa
+import pytest
+from markupsafe import escape
+from rich.console import Console
+
+from ensemw2s.config_study import StudyConfig
+from ensemw2s.evaluation.plots import LIGHT, render
+from ensemw2s.study import plots, report, tables
+from ensemw2s.study.rows import SCHEMA
+from ensemw2s.study.summary import summarise
+
+from .conftest import frame_of, rows_of
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    rows = [r for task in ("a", "<b>") for seed in (0, 1, 2) for r in rows_of(task, seed)]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    study = StudyConfig(name="s", base={}, resamples=1000)
+    return folder, report.write(study, table, {"a, default, seed 3": "no <room>"}, 8, folder)
+
+
+def test_the_page_has_every_table_and_plot_and_loads_nothing(written) -> None:
+    folder, summary = written
+    page = (folder / "study.html").read_text(encoding="utf-8")
+    for sheet in tables.sheets(summary):
+        assert f"<h2>{escape(sheet.title)}</h2>" in page
+    assert page.count("<figure>") == len(plots.PLOTS) == len(list((folder / "plots").glob("*.png")))
+    assert not re.findall(r"""(?:src|srcset|href)=["'](?!data:)""", page)
+    assert "no &lt;room&gt;" in page
+    assert "<b>" not in page
+    assert json.loads((folder / "study.json").read_text()) == summary
+
+
+def test_the_terminal_says_what_held_and_what_failed_within_80_columns(written) -> None:
+    _, summary = written
+    console = Console(file=io.StringIO(), width=80)
+    report.print_summary(summary, console)
+    shown = console.file.getvalue()
+    assert "What held" in shown
+    assert "…" not in shown, "nothing is cut off"
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "a, default, seed 3 failed: no <room>" in shown
+
+
+def test_what_did_not_hold_is_said_as_loudly(frame) -> None:
+    swapped = frame.replace({"system": {"ensemw2s": "bagging", "bagging": "ensemw2s"}})
+    said = tables.verdicts(summarise(swapped, resamples=1000))
+    assert any("EnsemW2S ensemble minus bagging on ID: −3.0" in text for text in said["What turned out the other way"])
+    single = tables.verdicts(summarise(frame_of(rows_of("a", 0)), resamples=1000))
+    assert len(single["What cannot be told"]) == 2 * len(tables.CLAIMS)
+    assert "one seed" in single["What cannot be told"][0]
+
+
+def test_a_study_of_one_seed_has_a_report_too(tmp_path) -> None:
+    table = pa.Table.from_pylist(rows_of("a", 0), schema=SCHEMA)
+    summary = report.write(StudyConfig(name="s", base={}), table, {}, 5, tmp_path)
+    assert summary["finished"] == 1
+    assert (tmp_path / "study.html").exists()
+
+
+def test_a_study_of_weak_systems_alone_has_a_report_too(tmp_path) -> None:
+    kept = [r for r in rows_of("a", 0) if not r["system"].startswith(("student_", "base_", "sequence_"))]
+    kept = [{k: v for k, v in r.items() if k not in ("error_correlation", "member_exact_match")} for r in kept]
+    table = pa.Table.from_pylist(kept, schema=SCHEMA)
+    summary = report.write(StudyConfig(name="s", base={}), table, {}, 1, tmp_path)
+    assert (summary["pgr"], summary["diagnosis"]["points"]) == ([], [])
+    assert "Student" not in (tmp_path / "study.html").read_text(encoding="utf-8").split("<main>")[1].split("Beside")[0]
+
+
+def test_a_tables_figures_are_those_of_the_statistics(summary) -> None:
+    sheet = tables.comparisons(summary, "all")
+    row = next(row for row in sheet.rows if row[0] == "EnsemW2S ensemble − Bagging")
+    assert row == ("EnsemW2S ensemble − Bagging", "+3.0 (+0.5 to +5.5)", "0.031", "+3.0 (+0.5 to +5.5)", "0.031")
+    assert "6 pairs" in sheet.note
+    assert "cannot be less than 0.031" in sheet.note
+
+
+def test_a_table_becomes_markdown_with_its_cells_escaped() -> None:
+    sheet = tables.Sheet("k", "T", ("", "x"), (("a|b", "1"),), "Note.")
+    assert report.markdown(sheet).splitlines() == ["|  | x |", "|---|---:|", "| a\\|b | 1 |", "", "Note."]
+
+
+def test_plots_are_left_out_where_there_is_nothing_to_draw(summary) -> None:
+    assert set(render(summary, LIGHT, plots.PLOTS)) == set(plots.PLOTS)
+    nothing = {**summary, "diagnosis": {"points": [], "associations": []}, "curves": [], "comparisons": []}
+    assert set(render(nothing, LIGHT, plots.PLOTS)) == {"costs"}

@@ -1,0 +1,45 @@
+"""docs/results.md: written by docs/refresh_results.py from study.json alone, with all that the reports say."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ensemw2s.config_study import StudyConfig
+from ensemw2s.study import report, tables
+from ensemw2s.study.rows import SCHEMA
+
+from .conftest import rows_of
+
+ROOT = Path(__file__).parents[2]
+refresh = runpy.run_path(str(ROOT / "docs" / "refresh_results.py"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    table = pa.Table.from_pylist([r for seed in (0, 1, 2) for r in rows_of("a", seed)], schema=SCHEMA)
+    report.write(StudyConfig(name="small", base={}), table, {"b, default, seed 0": "no room"}, 4, folder)
+    return folder
+
+
+def test_the_page_has_every_table_verdict_and_failure(folder) -> None:
+    from ensemw2s import store
+
+    summary = store.read_json(folder / "study.json")
+    page = refresh["page"]([summary, {**summary, "name": "second"}])
+    assert page.startswith("# Results\n\n<!-- Written by")
+    for sheet in tables.sheets(summary):
+        assert report.markdown(sheet) in page
+    assert "- EnsemW2S ensemble minus bagging on ID: +3.0" in page
+    assert "Failed: b, default, seed 0: no room" in page
+    assert "commit" in page
+    headings = re.findall(r"^#+ (.*)$", page, flags=re.MULTILINE)
+    assert len(headings) == len(set(headings)), "two headings with one name share an anchor"
+
+
+def test_the_committed_page_is_of_no_study_that_is_not_named(folder) -> None:
+    with pytest.raises(SystemExit, match="Each argument is the folder of a study"):
+        refresh["main"]([])
