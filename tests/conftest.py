@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,9 +194,23 @@ class Running:
         assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
         return finished
 
-    def kill(self) -> None:
-        """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself."""
+    def hold(self, name: str) -> list[psutil.Process]:
+        """Stops its processes with this in their title where they are, until they are killed or resumed."""
+        held = self.descendants(name)
+        for process in held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        return held
+
+    def kill(self, held: Iterable[psutil.Process] = ()) -> None:
+        """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself.
+
+        Only those that are held cannot, and are killed too.
+        """
         self.process.kill()
+        for process in held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
         assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
 

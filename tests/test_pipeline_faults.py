@@ -80,10 +80,8 @@ def kill_when(place, study, moment: str, *, later: float = 0.0) -> None:
     running = place.start("run", study)
     running.wait_for(moment, lambda: MOMENTS[moment](place, running))
     time.sleep(later)
-    if moment in FROZEN:
-        for worker in running.descendants("RayTrainWorker"):
-            worker.suspend()  # else it may be done before Ray sees that its driver is gone
-    running.kill()
+    # held, or else it may be done before Ray sees that its driver is gone
+    running.kill(running.hold("RayTrainWorker") if moment in FROZEN else ())
     if not later and moment in UNFINISHED:
         assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
 
@@ -104,9 +102,8 @@ def test_a_run_stopped_and_killed_between_and_inside_rounds_ends_as_if_nothing_h
 ) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
     stop_when(workplace, study, "the expert of round 1 is trained, not scored")
-    kill_when(workplace, study, "round 1 is over")
-    first = workplace.json("rounds/1/round.json")
     kill_when(workplace, study, "the expert of round 2 is half trained")
+    first = workplace.json("rounds/1/round.json")
     workplace.done("run", study)
     assert outcome(workplace) == outcome(undisturbed)
     assert workplace.json("rounds/1/round.json") == first, "a finished round was done again"

@@ -73,9 +73,7 @@ def test_a_run_that_died_inside_a_round_is_gone_on_with_on_another_machine(
     running = module_workplace.start("run", study)
     begun = remote.local(f"s3://{bucket.name}/runs/small/rounds/2/experts/.checkpoints-0")
     running.wait_for("a whole checkpoint of round 2", lambda: whole(begun))
-    for worker in running.descendants("RayTrainWorker"):
-        worker.suspend()  # else it may be done before Ray sees that its driver is gone
-    running.kill()
+    running.kill(running.hold("RayTrainWorker"))  # else it may be done before Ray sees that its driver is gone
     before = run_objects(bucket)
     assert "rounds/1/.complete.json" in before
     assert "rounds/2/experts/0/.complete.json" not in before, "killed too late to be in the middle"

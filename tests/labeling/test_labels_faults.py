@@ -1,5 +1,6 @@
 """Real kills while labels are made: every prompt ends with one label, and the answers of an undisturbed run."""
 
+import contextlib
 import json
 import os
 import random
@@ -132,6 +133,10 @@ def disturb(seed: int, nodes, ensemble: Path, prompts: Path, tmp_path: Path) -> 
     first.more_parts(chance.randint(1, 6))
     first.process.kill()
     first.process.wait()
+    first_is_gone = time.monotonic() + LIMIT
+    while actors(psutil.Process()):  # one that still goes would be taken for one of the second
+        assert time.monotonic() < first_is_gone, "actors outlived their driver"
+        time.sleep(0.05)
     kept = {part: part.stat().st_mtime_ns for part in parts(output)}
     assert 2 <= len(kept) < PROMPTS // CHUNK, "killed too late to be in the middle"
     second = Run(ensemble, prompts, output, tmp_path / f"second-{seed}.log")
@@ -141,7 +146,8 @@ def disturb(seed: int, nodes, ensemble: Path, prompts: Path, tmp_path: Path) -> 
         actor.suspend()  # else it may have done everything before the node's actor is up
     second.wait_for(lambda: actors(psutil.Process(node.pid)))
     for actor in held:
-        actor.resume()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            actor.resume()
     second.more_parts(chance.randint(1, 6))
     assert len(parts(output)) < PROMPTS // CHUNK, "killed too late to be in the middle"
     nodes.kill(node)
