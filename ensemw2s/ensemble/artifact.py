@@ -50,9 +50,10 @@ class MemberSource:
         name: Unique in the ensemble; letters, digits, `_`, `.` and `-`.
         directory: Folder written by `models.loading.save_trained`.
         alpha: Its alpha; a member whose alpha is not positive never votes.
-        weight: Its vote, not normalised (method.md: alpha of the round, shared among the round's experts).
+        weight: Its vote, not normalised (method.md: as `ensemble.weights` has it).
         round: The boosting round, from 1.
         weighted_error: Its weighted error, if it has one.
+        temperature: What its logits are divided by.
     """
 
     name: str
@@ -61,6 +62,7 @@ class MemberSource:
     weight: float
     round: int
     weighted_error: float | None = None
+    temperature: float = 1.0
 
 
 def save_ensemble(
@@ -157,7 +159,8 @@ class Ensemble:
         try:
             models = load_members([folder / str(member.path) for member in members], dtype=dtype, device=device)
             weights, names = [member.weight for member in members], [member.name for member in members]
-            model = EnsembleForCausalLM(models, weights, manifest.combine, names)
+            temperatures = [member.temperature for member in members]
+            model = EnsembleForCausalLM(models, weights, manifest.combine, names, temperatures)
         except ModelError as error:
             raise ArtifactError(f"ensemble {folder} is damaged: {error}") from error
         if logits_vocabulary(model) < len(tokenizer):
@@ -223,6 +226,7 @@ def _save_member(target: Path, member: MemberSource, bases: dict[tuple[str, str 
         "alpha": member.alpha,
         "round": member.round,
         "weighted_error": member.weighted_error,
+        "temperature": member.temperature,
     }
     if not _votes(member):
         return MemberEntry(path=None, weight=0.0, **facts)

@@ -329,7 +329,10 @@ class Engine:
         logits = parts[0] if len(parts) == 1 else torch.cat([part.to(device).float() for part in parts])
         if len(parts) > 1:
             logits = logits[self._order.to(device)]
-        return torch.log_softmax(logits.float(), dim=-1)
+        logits = logits.float()
+        if self.model.temperatures:
+            logits = logits / torch.tensor(self.model.temperatures, device=device).view(-1, 1, 1, 1)
+        return torch.log_softmax(logits, dim=-1)
 
     def _choose(
         self, rows: list[Running], members: torch.Tensor, counts: list[int]

@@ -14,7 +14,14 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from ensemw2s import remote, store
 from ensemw2s.ensemble.combine import Rule
@@ -55,6 +62,8 @@ class MemberEntry(Entry):
         weight: Its vote before normalisation, 0 where alpha is not positive.
         round: The boosting round, from 1.
         weighted_error: Its weighted error in that round, if there is one.
+        temperature: What its logits are divided by. Not written where it is 1, so that whoever knows no temperatures
+            reads the file, and an artifact is described by the same words as before there were any.
         base: Path of the `BaseEntry` that it is adapters for; None for a full model.
         files: SHA-256 of each file of the folder.
     """
@@ -65,8 +74,16 @@ class MemberEntry(Entry):
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     round: Annotated[int, Field(ge=1)]
     weighted_error: float | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     base: str | None = None
     files: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = written(self)
+        if self.temperature == 1:
+            del tree["temperature"]
+        return tree
 
 
 class Manifest(Entry):

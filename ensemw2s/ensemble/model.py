@@ -7,6 +7,7 @@ model, and the engine, which is faster, is held to it by tests.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     Attributes:
         weights: The members' weights, divided by their sum.
         rule: Combination rule.
+        temperatures: What each member's logits are divided by; empty where no member has another than 1.
         names: Names of the members.
         vocabulary: Size of the distributions.
         context: Longest sequence that every member takes, in tokens; None without a limit.
@@ -66,6 +68,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         weights: Sequence[float],
         rule: Rule = "probability",
         names: Sequence[str] | None = None,
+        temperatures: Sequence[float] = (),
     ) -> None:
         """Makes one model of several; no weight is copied, the members are put into evaluation mode.
 
@@ -74,19 +77,24 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             weights: A number of at least 0 for each; a member of weight 0 runs but does not vote.
             rule: `probability`, `log_probability` or `vote`.
             names: Names for messages and reports; none: member-0, member-1, ….
+            temperatures: A positive number for each member, by which its logits are divided; empty: 1.
 
         Raises:
-            ModelError: If there is no member, weights do not fit, vocabularies differ, or a model cannot be a member.
+            ModelError: If there is no member, weights or temperatures do not fit, vocabularies differ, or a model
+                cannot be a member.
         """
         names = list(names) if names is not None else [f"member-{i}" for i in range(len(models))]
         if not models:
             raise ModelError("an ensemble needs at least one member")
         if not len(models) == len(weights) == len(names):
             raise ModelError(f"{len(models)} models, {len(weights)} weights and {len(names)} names do not match")
+        if len(temperatures) not in (0, len(models)) or not all(0 < t < math.inf for t in temperatures):
+            raise ModelError(f"temperatures are {list(temperatures)}; expected {len(models)} positive numbers, or none")
         shares = normalised_weights(weights)
         networks = [_network(name, model) for name, model in zip(names, models, strict=True)]
         super().__init__(_shared_config(names, networks, rule))
         self.names, self.weights, self.rule = names, shares, rule
+        self.temperatures = [float(t) for t in temperatures] if any(t != 1 for t in temperatures) else []
         self.vocabulary: int = self.config.vocab_size
         self.context: int | None = self.config.max_position_embeddings
         unique = list({id(network): network for network in networks}.values())
@@ -226,7 +234,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         logits = _bare(network)(**accepted, return_dict=True).logits.to(self.device)
         if inputs["logits_to_keep"] and "logits_to_keep" not in accepted:
             logits = logits[:, -inputs["logits_to_keep"] :]
-        return torch.log_softmax(logits.float(), dim=-1)
+        logits = logits.float()
+        if self.temperatures and self.temperatures[index] != 1:
+            logits = logits / self.temperatures[index]
+        return torch.log_softmax(logits, dim=-1)
 
     def _prepare_cache_for_generation(
         self,

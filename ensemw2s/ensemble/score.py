@@ -32,6 +32,8 @@ class Score:
         member_logprobs: `[members, n]`, float32: the same of each member.
         member_tokens: `[members, n]`, int64: each member's argmax (ties: lowest id).
         member_correct: `[members, n]`, bool: whether that is the answer's token.
+        scaled_nll: `[temperatures, members]`, float64: each member's negative log-likelihood of the whole answer, in
+            nats, with its logits divided by each of the temperatures that `score` was given.
     """
 
     logprobs: np.ndarray
@@ -39,6 +41,7 @@ class Score:
     member_logprobs: np.ndarray
     member_tokens: np.ndarray
     member_correct: np.ndarray
+    scaled_nll: np.ndarray
 
 
 def score(
@@ -48,6 +51,7 @@ def score(
     *,
     pad_id: int,
     batch_size: int,
+    temperatures: Sequence[float] = (),
 ) -> list[Score]:
     """Scores answers under teacher forcing: each token given the prompt and the true tokens before it.
 
@@ -57,6 +61,7 @@ def score(
         answers: Token ids of each answer, the end token included; an empty one gets an empty score.
         pad_id: Any token; it fills the batch and is masked.
         batch_size: Most sequences in a forward pass (fewer where the vocabulary is large and answers are long).
+        temperatures: For `Score.scaled_nll`; they come on top of the ensemble's own.
 
     Returns:
         A score for each pair, in their order.
@@ -84,15 +89,17 @@ def score(
         np.zeros(many, np.float32),
         np.zeros(many, np.int64),
         np.zeros(many, bool),
+        np.zeros((len(temperatures), ensemble.num_members)),
     )
     results = [empty] * len(rows)
     filled = [i for i, answer in enumerate(targets) if len(answer)]
     lengths = [len(rows[i]) + len(targets[i]) for i in filled]
     longest = max((len(targets[i]) for i in filled), default=1)
-    fitting = max(1, MAX_SCORED_LOGITS // (longest * ensemble.vocabulary * (ensemble.num_members + 1)))
+    copies = ensemble.num_members * (2 if temperatures else 1) + 1
+    fitting = max(1, MAX_SCORED_LOGITS // (longest * ensemble.vocabulary * copies))
     for batch in batches(lengths, min(batch_size, fitting)):
         indices = [filled[i] for i in batch]
-        scores = _score_batch(ensemble, [rows[i] for i in indices], [targets[i] for i in indices], pad_id)
+        scores = _score_batch(ensemble, [rows[i] for i in indices], [targets[i] for i in indices], pad_id, temperatures)
         for i, value in zip(indices, scores, strict=True):
             results[i] = value
     return results
@@ -100,7 +107,11 @@ def score(
 
 @torch.inference_mode()
 def _score_batch(
-    model: EnsembleForCausalLM, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], pad_id: int
+    model: EnsembleForCausalLM,
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    pad_id: int,
+    temperatures: Sequence[float],
 ) -> Iterator[Score]:
     """Scores a batch; every answer has at least one token."""
     # The last token predicts nothing. With padding on the left all answers end in the same column, so the model can
@@ -116,8 +127,14 @@ def _score_batch(
     parts = [
         part.cpu().numpy() for part in (logprobs, correct, member_logprobs, member_tokens, member_tokens == targets)
     ]
+    scaled = [(member_logprobs / t - (members / t).logsumexp(dim=-1)).cpu().numpy() for t in temperatures]
     for row, answer in enumerate(answers):
-        yield Score(*(part[..., row, -len(answer) :].copy() for part in parts))
+        own = slice(-len(answer), None)
+        nll = [-part[:, row, own].sum(axis=-1, dtype=np.float64) for part in scaled]
+        yield Score(
+            *(part[..., row, own].copy() for part in parts),
+            scaled_nll=np.array(nll).reshape(len(temperatures), model.num_members),
+        )
 
 
 def _taken(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

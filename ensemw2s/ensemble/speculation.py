@@ -107,9 +107,13 @@ class NgramDraft:
 class ModelDraft:
     """A model that goes ahead: a member, whose part of the ensemble's cache it writes on, or one of its own."""
 
-    def __init__(self, group: RowGroup, tokens: int, slots: int, member: slice | None) -> None:
-        """Args: where it runs; tokens in a draft; most prompts at a time; its place if the group is the ensemble's."""
-        self.group, self.tokens, self.member = group, tokens, member
+    def __init__(
+        self, group: RowGroup, tokens: int, slots: int, member: slice | None, temperature: float = 1.0
+    ) -> None:
+        """Args: where it runs; tokens in a draft; most prompts at a time; its place if the group is the ensemble's, and
+        its temperature there.
+        """
+        self.group, self.tokens, self.member, self.temperature = group, tokens, member, temperature
         self.read: list[list[int]] = [[] for _ in range(slots)]  # a draft of its own has to catch up by itself
 
     def propose(self, rows: Sequence[Running]) -> list[list[int]]:
@@ -128,9 +132,11 @@ class ModelDraft:
         sampling = [row.request.sampling for row in rows]
         numbers = np.stack([row.numbers(count) for row in rows], axis=1)
         for step in range(count):
-            logits = self._logits(fed, starts)
+            logits = self._logits(fed, starts).float()
+            if self.temperature != 1:
+                logits = logits / self.temperature
             uniform = torch.from_numpy(numbers[step]).to(logits.device)
-            chosen = choose(torch.log_softmax(logits.float(), dim=-1), sampling, uniform).tolist()
+            chosen = choose(torch.log_softmax(logits, dim=-1), sampling, uniform).tolist()
             starts = [start + len(tokens) for start, tokens in zip(starts, fed, strict=True)]
             fed = [[token] for token in chosen]
             for draft, token in zip(drafts, chosen, strict=True):
@@ -187,7 +193,8 @@ def make_draft(
         group = next(group for group in groups if best in group.members)
         assert isinstance(group, RowGroup)
         place = group.members.index(best)
-        return ModelDraft(group, speculation.tokens, slots, slice(place, place + 1))
+        temperature = model.temperatures[best] if model.temperatures else 1.0
+        return ModelDraft(group, speculation.tokens, slots, slice(place, place + 1), temperature)
     if not Path(speculation.draft).is_dir():
         raise ConfigError(
             f"speculation: draft is {speculation.draft!r}; expected {NGRAM}, {MEMBER} or a model's folder"

@@ -30,7 +30,8 @@ class Voter(BaseModel):
         models: Folders of the members (a hub id stands for a full model).
         weights: Their weights.
         rule: Combination rule.
-        ensemble: Folder of a saved ensemble, in place of the other three.
+        temperatures: What their logits are divided by; empty: 1.
+        ensemble: Folder of a saved ensemble, in place of all of these.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class Voter(BaseModel):
     models: list[str] = []
     weights: list[float] = []
     rule: Rule = "probability"
+    temperatures: list[float] = []
     ensemble: str | None = None
 
 
@@ -108,6 +110,11 @@ def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[L
     models = dict(zip(paths, load_members(paths, device=device, dtype=dtype), strict=True))
     tokenizer = load_tokenizer(paths[0])
     return [
-        Loaded(EnsembleForCausalLM([models[p] for p in voter.models], voter.weights, voter.rule), tokenizer)
+        Loaded(
+            EnsembleForCausalLM(
+                [models[p] for p in voter.models], voter.weights, voter.rule, temperatures=voter.temperatures
+            ),
+            tokenizer,
+        )
         for voter in voters
     ]

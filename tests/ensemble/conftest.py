@@ -166,11 +166,13 @@ def naive_greedy() -> Callable[..., list[int]]:
         steps: int,
         eos: Sequence[int],
         rule: str = "probability",
+        temperatures: Sequence[float] | None = None,
     ) -> list[int]:
         shares = np.asarray(weights, float) / np.sum(weights)
         tokens = list(prompt)
         for _ in range(steps):
             logits = [model(torch.tensor([tokens]), use_cache=False).logits[0, -1].double() for model in models]
+            logits = [one / t for one, t in zip(logits, temperatures or [1.0] * len(logits), strict=True)]
             probs = np.stack([torch.softmax(one, -1).numpy() for one in logits])
             if rule == "probability":
                 combined = shares @ probs

@@ -73,6 +73,24 @@ def test_a_member_without_a_vote_is_recorded_but_not_kept(full):
     assert sorted(p.name for p in (full / "members").iterdir()) == ["expert-0", "expert-2"]
 
 
+def test_temperatures_go_along_and_are_written_only_where_there_are_any(
+    full, full_folders, experts, tokenizer, prompts, tmp_path
+):
+    members = sources(full_folders, [1.0, 2.0, 1.5])
+    members[1] = replace(members[1], temperature=2.5)
+    save_ensemble(tmp_path / "e", members=members, rule="probability", tokenizer=tokenizer)
+    written = json.loads((tmp_path / "e" / "ensemble.json").read_text())["members"]
+    assert [m.get("temperature") for m in written] == [None, 2.5, None]
+    loaded = Ensemble.from_pretrained(tmp_path / "e")
+    assert loaded.model.temperatures == [1.0, 2.5, 1.0]
+    expected = EnsembleForCausalLM(experts, [1.0, 2.0, 1.5], temperatures=[1.0, 2.5, 1.0])
+    assert decoded(loaded.model, prompts) == decoded(expected, prompts)
+    old = Ensemble.from_pretrained(full)
+    assert [m.temperature for m in old.manifest.members] == [1.0, 1.0, 1.0]
+    assert old.model.temperatures == []
+    assert old.manifest.model_dump(mode="json") == json.loads((full / "ensemble.json").read_text())
+
+
 def test_an_alpha_that_is_not_positive_takes_the_vote_whatever_the_weight(tmp_path, full_folders, tokenizer):
     members = sources(full_folders, [1.0, 1.0, 1.0])
     members[0] = replace(members[0], alpha=0.0)
@@ -156,6 +174,7 @@ def flip_a_byte(file: Path) -> None:
         (lambda p: edit(p, lambda t: t["members"][0].update(path=None)), "member expert-0 votes, but has no path"),
         (lambda p: edit(p, lambda t: t["members"][0].update(path="../full")), "outside the artifact"),
         (lambda p: edit(p, lambda t: t["members"][0].update(base="base/0")), "member expert-0 has no base entry"),
+        (lambda p: edit(p, lambda t: t["members"][0].update(temperature=0)), "damaged: members.0.temperature"),
         (lambda p: edit(p, lambda t: t.update(members=[])), "no member with a positive weight"),
         (lambda p: edit(p, lambda t: t.update(tokenizer_hash="0" * 64)), "its tokenizer has hash"),
         (lambda p: shutil.rmtree(p / "tokenizer"), "tokenizer/ is missing"),

@@ -36,6 +36,17 @@ def test_greedy_output_of_full_members_is_that_of_the_naive_reference(experts, m
     assert len({len(answer) for answer in expected}) > 4  # the test means something: rows do leave at many steps
 
 
+@pytest.mark.parametrize("rule", RULES[:2])
+def test_greedy_output_of_members_with_temperatures_is_that_of_the_naive_reference(
+    experts, make_other, many, naive_greedy, rule
+):
+    models, weights, heat = [*experts, make_other("no positions", 0)], [*WEIGHTS, 1.0], [0.5, 3.0, 1.0, 1.7]
+    model = EnsembleForCausalLM(models, weights, rule, temperatures=heat)
+    expected = [naive_greedy(models, weights, prompt, 8, ENDS, rule, heat) for prompt in many]
+    assert tokens(decode(model, many, **GREEDY)) == expected
+    assert expected != [naive_greedy(models, weights, prompt, 8, ENDS, rule) for prompt in many]
+
+
 def test_greedy_output_of_adapters_is_that_of_the_naive_reference(adapter_folders, many, naive_greedy):
     model = EnsembleForCausalLM(load_members(adapter_folders), WEIGHTS)
     merged = [loading.load_trained(folder).merge_and_unload() for folder in adapter_folders]

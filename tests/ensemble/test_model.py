@@ -47,6 +47,26 @@ def test_logits_are_the_combination_of_the_members_log_probabilities(experts, pr
     torch.testing.assert_close(logits, combine(members, WEIGHTS, rule))
 
 
+def test_temperatures_divide_the_members_logits(experts, prompts):
+    ids, heat = torch.tensor([prompts[2]]), [0.5, 1.0, 3.0]
+    model = EnsembleForCausalLM(experts, WEIGHTS, temperatures=heat)
+    members = torch.stack([torch.log_softmax(m(ids).logits / t, -1) for m, t in zip(experts, heat, strict=True)])
+    torch.testing.assert_close(model(ids).logits, combine(members, WEIGHTS))
+
+
+def test_temperatures_of_1_are_none_at_all(experts, ensemble, prompts):
+    ids = torch.tensor([prompts[2]])
+    model = EnsembleForCausalLM(experts, WEIGHTS, temperatures=[1.0, 1.0, 1.0])
+    assert model.temperatures == ensemble.temperatures == []
+    assert torch.equal(model(ids).logits, ensemble(ids).logits)
+
+
+@pytest.mark.parametrize("heat", [[1.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0]])
+def test_temperatures_that_do_not_fit_are_refused(experts, heat):
+    with pytest.raises(ModelError, match="expected 3 positive numbers, or none"):
+        EnsembleForCausalLM(experts, WEIGHTS, temperatures=heat)
+
+
 def test_left_padding_changes_nothing(ensemble, prompts, batch):
     padded = ensemble(**batch).logits
     for row, prompt in enumerate(prompts):

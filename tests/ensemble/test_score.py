@@ -48,6 +48,18 @@ def test_greedy_answers_score_as_all_correct_with_the_same_log_probabilities(ens
         np.testing.assert_array_equal(result.member_correct, chosen == generation.votes.T)
 
 
+def test_a_members_loss_at_a_temperature_is_that_of_a_member_that_has_it(experts, prompts):
+    model = EnsembleForCausalLM(experts, WEIGHTS)
+    answers, size = [prompt[::-1] for prompt in prompts], {"pad_id": 0, "batch_size": 4}
+    scaled = score(model, prompts, answers, **size, temperatures=[0.5, 1.0, 3.0])
+    for place, t in enumerate((0.5, 1.0, 3.0)):
+        warm = EnsembleForCausalLM(experts, WEIGHTS, temperatures=[t, t, t])
+        for one, other in zip(scaled, score(warm, prompts, answers, **size), strict=True):
+            expected = -other.member_logprobs.sum(axis=1, dtype="float64")
+            np.testing.assert_allclose(one.scaled_nll[place], expected, rtol=1e-4)
+            assert other.scaled_nll.shape == (0, 3)
+
+
 def test_scoring_splits_batches_that_would_not_fit(ensemble, many, monkeypatch):
     answers = [prompt[::-1] for prompt in many]
     expected = score(ensemble, many, answers, pad_id=0, batch_size=20)

@@ -86,6 +86,21 @@ def test_a_draft_that_is_the_ensemble_itself_is_always_right(experts, prompts):
     assert engine.counters.tokens == 8 * 12
 
 
+@pytest.mark.parametrize("draft", ["member", "ngram"])
+def test_answers_of_members_with_temperatures_are_those_without_speculation(experts, mixed_requests, draft):
+    model = EnsembleForCausalLM(experts, WEIGHTS, temperatures=[1.0, 2.5, 0.4])
+    expected = dict(Engine(model, slots=5).run(mixed_requests))
+    got = dict(Engine(model, slots=5, speculation=Speculation(draft, tokens=3, always=True)).run(mixed_requests))
+    assert {key: g.token_ids for key, g in got.items()} == {key: g.token_ids for key, g in expected.items()}
+
+
+def test_a_sampled_draft_of_the_ensemble_itself_has_its_temperature_too(experts, prompts):
+    model = EnsembleForCausalLM(experts[:1], [1.0], temperatures=[2.0])
+    engine = Engine(model, slots=4, speculation=Speculation("member", tokens=3, always=True))
+    dict(engine.run([Request(prompt, 9, sampling=Sampling(1.0), seed=i) for i, prompt in enumerate(prompts)]))
+    assert engine.counters.acceptance == 1.0
+
+
 def test_the_member_with_the_largest_weight_drafts(experts, full_folders, prompts):
     requests = [Request(prompt, 8) for prompt in prompts]
     rates = []

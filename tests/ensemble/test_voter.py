@@ -26,6 +26,13 @@ def test_models_answer_together_by_weight_and_rule(full_folders, experts, prompt
     assert answers(loaded, prompts[:4]) == expected
 
 
+def test_a_voters_temperatures_are_those_of_its_members(full_folders, experts, prompts, naive_greedy):
+    weights, heat = [0.5, 0.2, 0.3], [0.4, 2.5, 1.0]
+    [loaded] = load_voters([voter("all", full_folders, weights, temperatures=heat)], device="cpu")
+    expected = [naive_greedy(experts, weights, p, 6, [loaded.eos_id], "probability", heat) for p in prompts[:4]]
+    assert answers(loaded, prompts[:4]) == expected
+
+
 def test_a_model_alone_answers_as_itself(full_folders, experts, prompts, naive_greedy):
     [loaded] = load_voters([voter("one", full_folders[1:2], [1.0])], device="cpu")
     assert answers(loaded, prompts[:3]) == [naive_greedy([experts[1]], [1.0], p, 6, [2]) for p in prompts[:3]]
