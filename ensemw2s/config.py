@@ -377,6 +377,38 @@ class EnsembleConfig(Section):
     combine: Literal["probability", "log_probability", "vote"] = Field(
         "probability", description="Average of probabilities, of log-probabilities, or of hard votes."
     )
+    weights: Literal["alpha", "uniform", "stacked"] = Field(
+        "alpha",
+        description="Votes by alpha, equal ones, or those under which easy validation is likeliest (with combine "
+        "probability).",
+    )
+    calibration: Literal["none", "temperature"] = Field(
+        "none", description="Whether each expert's logits are divided by a temperature fitted on easy validation."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> EnsembleConfig:
+        wrong = []
+        if self.weights == "stacked" and self.combine != "probability":
+            wrong.append(f"weights stacked are fitted for combine probability, not for {self.combine}")
+        if self.calibration == "temperature" and self.combine == "vote":
+            wrong.append(
+                "calibration temperature changes no expert's likeliest token, so not combine vote; set it to none"
+            )
+        raise_all(wrong)
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """Whether anything about the vote is fitted on easy validation."""
+        return self.weights == "stacked" or self.calibration != "none"
+
+    def deciding(self) -> dict[str, Any]:
+        """The values that the artifact depends on; of those that runs of before did not have, only other ones."""
+        usual = {
+            key for key in ("weights", "calibration") if getattr(self, key) == type(self).model_fields[key].default
+        }
+        return self.model_dump(exclude=usual)
 
 
 class LabelingConfig(Section):
@@ -584,6 +616,11 @@ class Config(Section):
                 )
         if self.student.objective == "soft" and self.labeling.soft_top_k == 0:
             wrong.append("student.objective soft needs labeling.soft_top_k of at least 1")
+        if self.ensemble.fitted and self.data.sizes.easy_validation < 2:
+            wrong.append(
+                "ensemble.weights stacked and ensemble.calibration temperature are fitted on half of easy validation: "
+                "data.sizes.easy_validation must be at least 2"
+            )
         if self.student.min_consistency and self.labeling.samples == 1:
             wrong.append("student.min_consistency needs labeling.samples of at least 2")
         raise_all(wrong)

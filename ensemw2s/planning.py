@@ -192,7 +192,9 @@ def _items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
         words = "; ".join(dict.fromkeys(_recipe(expert, config) for expert in graph.bagging))
         words = f"{len(graph.bagging)} experts, {words}{' each' if len(graph.bagging) > 1 else ''}"
         yield _training_item("baselines/bagging", words, graph.bagging, config)
-    yield Item("ensemble", f"at most {members} members, {config.ensemble.combine}", (graph.ensemble,))
+    yield Item(
+        "ensemble", f"at most {members} members, {', '.join(config.ensemble.deciding().values())}", (graph.ensemble,)
+    )
     for maker, stage in graph.labels.items():
         by = {"ensemw2s": "the ensemble", "bagging": "bagging", "expert_single": "one expert"}[maker]
         yield Item(stage.name, f"{s.hard_unlabelled} hard prompts, by {by}", (stage,))

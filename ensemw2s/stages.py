@@ -188,11 +188,7 @@ class _Builder:
         single = self._single(weak, tokens) if systems & {"expert_single", "student_single"} else None
         matched = self._matched(weak, tokens) if "expert_compute_matched" in systems else None
         bagging = self._bagging(weak, tokens) if systems & {"bagging", "student_bagging"} else ()
-        ensemble = self._stage(
-            "ensemble",
-            {**settings_of(config.ensemble, "ensemble"), "boosting.rounds": config.boosting.rounds},
-            (rounds[-1].stage,),
-        )
+        ensemble = self._ensemble(rounds)
         labels = self._labels(data, ensemble, single, bagging, systems)
         students = self._students(systems, data, strong, labels)
         evaluation = self._stage(
@@ -315,7 +311,7 @@ class _Builder:
         boosting: BoostingConfig = self.config.boosting
         settings = settings_of(boosting, "boosting", without=("rounds", "members", "width"))
         if boosting.error_from == "ensemble":
-            settings.update(settings_of(self.config.ensemble, "ensemble"))
+            settings["ensemble.combine"] = self.config.ensemble.combine
         rounds: list[Round] = []
         for t in range(1, boosting.rounds + 1):
             before = rounds[-1] if rounds else None
@@ -373,6 +369,15 @@ class _Builder:
             experts.append(self._expert(name, base, recipe, seed, {"bootstrap": "examples"}, (tokens, base.stage)))
         return tuple(experts)
 
+    def _ensemble(self, rounds: tuple[Round, ...]) -> Stage:
+        """The rounds lead to the tokens of easy validation, on which votes may be fitted."""
+        ensemble = self.config.ensemble
+        settings = {f"ensemble.{key}": value for key, value in ensemble.deciding().items()}
+        settings["boosting.rounds"] = self.config.boosting.rounds
+        if ensemble.fitted:
+            settings["labeling.precision"] = self.config.labeling.precision
+        return self._stage("ensemble", settings, (rounds[-1].stage,))
+
     def _labels(
         self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
     ) -> dict[str, Stage]:
@@ -385,7 +390,7 @@ class _Builder:
             others["bagging"] = tuple(expert.stage for expert in bagging)
         for maker, inputs in others.items():
             name = f"baselines/labels/{maker}"
-            combine = settings_of(self.config.ensemble, "ensemble") if maker == "bagging" else {}
+            combine = {"ensemble.combine": self.config.ensemble.combine} if maker == "bagging" else {}
             labels[maker] = self._stage(name, {**settings, **combine}, (data, *inputs))
         return labels
 

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 
 from ensemw2s import remote, store
 from ensemw2s.boosting.rounds import accepted_members
+from ensemw2s.boosting.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
 from ensemw2s.context import Context
 from ensemw2s.data.reference import reference_losses
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
+from ensemw2s.ensemble.manifest import read_manifest
 from ensemw2s.errors import DataError
-from ensemw2s.evaluation.evaluate import evaluate_all
+from ensemw2s.evaluation.evaluate import Rows, evaluate_all
 from ensemw2s.evaluation.results import Figures, label_facts
 from ensemw2s.evaluation.systems import Group, groups, label_maker, prefix_voters
 from ensemw2s.labeling.filters import passing
@@ -29,6 +31,9 @@ from ensemw2s.store import Stage, read_table
 from ensemw2s.training.specs import base_spec, expert_spec, student_spec
 
 Facts = dict[str, Any]
+
+FIT = "fit.json"
+"""Beside ensemble.json: how the votes were fitted, if they were."""
 
 FORCED_SCHEMA = pa.schema(
     [
@@ -102,11 +107,15 @@ def make_tokens(context: Context) -> None:
 
 
 def make_ensemble(context: Context, history: list[Facts]) -> None:
-    """Gathers the boosted experts into one artifact."""
+    """Gathers the boosted experts into one artifact, with votes by alpha, equal ones, or fitted ones."""
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
-    stage, base = context.graph.ensemble, context.graph.weak[0]
-    members = [
+    stage, base, config = context.graph.ensemble, context.graph.weak[0], context.config.ensemble
+    members, fit = weighed_members(history, config.weights), None
+    if config.fitted:
+        members, fit = fit_votes(context, members)
+        context.progress.say(said_of_votes(members, fit))
+    sources = [
         MemberSource(
             name=f"round-{m['round']}-expert-{m['name'].rsplit('/', 1)[-1]}",
             directory=remote.pull(context.graph.expert_folder(m["name"])),
@@ -114,12 +123,15 @@ def make_ensemble(context: Context, history: list[Facts]) -> None:
             weight=m["weight"],
             round=m["round"],
             weighted_error=m["weighted_error"],
+            temperature=m.get("temperature", 1.0),
         )
-        for m in accepted_members(history)
+        for m in members
     ]
     tokenizer = load_tokenizer(base.path, base.revision)
     with store.publish(stage.path, stage.description) as folder:
-        save_ensemble(folder, members=members, rule=context.config.ensemble.combine, tokenizer=tokenizer)
+        save_ensemble(folder, members=sources, rule=config.combine, tokenizer=tokenizer)
+        if fit is not None:
+            store.write_json(folder / FIT, fit)
 
 
 def make_labels(context: Context) -> None:
@@ -214,6 +226,7 @@ def train_students(context: Context) -> None:
 def evaluate(context: Context, history: list[Facts]) -> None:
     """Decodes and scores every system on the test splits, and works out the figures."""
     graph, config, stage = context.graph, context.config, context.graph.evaluation
+    history = with_votes(history, read_manifest(graph.ensemble.path).members)
     members = accepted_members(history)
     prefixes = Group("rounds", tuple(prefix_voters(graph, members)))
     tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
@@ -231,6 +244,8 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         on_progress=lambda n, total, note: context.progress.update("evaluation", n, total, note),
     )
     truths = {split: read_table(path) for split, path in paths.items()}
+    if config.ensemble.fitted:
+        truths["validation"], columns["validation"] = _held_out(truths["validation"], columns["validation"])
     figures = Figures(config, truths, columns, members, _training_costs(context, members))
     hard_labels = read_table(graph.data.path / "hard_labels.parquet")
     results = {
@@ -243,6 +258,7 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         "pgr": figures.pgr(),
         "comparisons": figures.comparisons(),
         "rounds": history,
+        **({"fit": store.read_json(graph.ensemble.path / FIT)} if config.ensemble.fitted else {}),
         "curves": figures.curves(),
         "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.labels.items()},
         "examples": figures.examples(truths["ood"]),
@@ -251,6 +267,13 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         store.write_json(folder / "results.json", results)
         _write_answers(folder / "answers.parquet", truths, columns)
         _write_forced(folder / "forced.parquet", truths, columns)
+
+
+def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict[str, Rows]]:
+    """Validation examples, and the columns of all voters, without those that the votes were fitted on."""
+    kept = list(range(len(table)))[HELD_OUT]
+    found = {voter: {key: values[HELD_OUT] for key, values in rows.items()} for voter, rows in columns.items()}
+    return table.take(kept), found
 
 
 def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:

@@ -209,7 +209,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_and_the_valid_ones(
 
 def test_valid_keys_are_those_of_the_section_and_no_others() -> None:
     (line,) = mistakes(ensemble__zzz=1)
-    assert line == "ensemble.zzz: unknown key. Valid keys: combine"
+    assert line == "ensemble.zzz: unknown key. Valid keys: calibration, combine, weights"
 
 
 def test_valid_keys_of_a_source_are_those_of_its_kind() -> None:
@@ -518,3 +518,28 @@ def test_a_set_with_an_empty_part_is_refused(write: Write, override: str) -> Non
 def test_an_index_in_another_script_is_no_index(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"models\.weak\.² does not exist"):
         load_config(write(tree()), ["models.weak.².base=x"])
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "said"),
+    [
+        (
+            {"weights": "stacked", "combine": "log_probability"},
+            "ensemble.weights stacked are fitted for combine probability, not for log_probability",
+        ),
+        ({"weights": "stacked", "combine": "vote"}, "ensemble.weights stacked are fitted for combine probability, not"),
+        (
+            {"calibration": "temperature", "combine": "vote"},
+            "ensemble.calibration temperature changes no expert's likeliest token",
+        ),
+    ],
+)
+def test_votes_that_cannot_be_fitted_to_a_rule_are_a_mistake(ensemble: dict[str, Any], said: str) -> None:
+    (line,) = mistakes(ensemble=ensemble)
+    assert line.startswith(said)
+
+
+def test_votes_are_fitted_on_half_of_at_least_two_examples() -> None:
+    (line,) = mistakes(ensemble__weights="stacked", data__sizes={"easy_validation": 1})
+    assert line.endswith("data.sizes.easy_validation must be at least 2")
+    assert parse_config(tree(ensemble__weights="uniform", data__sizes={"easy_validation": 1})).ensemble.fitted is False

@@ -87,7 +87,7 @@ def test_committees_of_experts_on_windows_with_a_round_that_fails_and_is_tried_a
 
 
 def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, workplace, own_jsonl) -> None:
-    """LoRA, two workers with ZeRO 2, prior pretrained, warm start, a skipped round, soft labels, difficulty by loss."""
+    """LoRA, two workers with ZeRO 2, prior pretrained, warm start, a skipped round, fitted votes, soft labels."""
     pretrained = undisturbed.json("manifest.json")["fingerprints"]["models/weak-0"][:16]
     base = undisturbed.storage / "cache" / f"models-{pretrained}"
     study = workplace.study(
@@ -109,13 +109,13 @@ def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, 
                 "on_failure": "skip",
                 "members": [{"learning_rate": IDLE, "epochs": 1}, {}, {}],
             },
-            "ensemble.combine": "log_probability",
+            "ensemble": {"weights": "stacked", "calibration": "temperature"},
             "labeling.soft_top_k": 4,
             "student.objective": "soft",
             "evaluation.systems": SYSTEMS,
         },
     )
-    workplace.done("run", study)
+    finished = workplace.done("run", study)
     rounds = workplace.json("results.json")["rounds"]
     assert [r["accepted"] for r in rounds] == [False, True, True]
     assert rounds[0]["alpha"] == 0, "what learned nothing must be exactly as good as its base"
@@ -134,9 +134,21 @@ def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, 
         assert facts["trained_parameters"] < facts["parameters"] / 2
 
     ensemble = Ensemble.from_pretrained(workplace.run_folder / "ensemble")
-    assert [(m.name, m.weight > 0) for m in ensemble.manifest.members] == [
-        ("round-1-expert-0", False), ("round-2-expert-0", True), ("round-3-expert-0", True),
-    ]  # fmt: skip
+    members, results = ensemble.manifest.members, workplace.json("results.json")
+    assert [m.name for m in members] == ["round-1-expert-0", "round-2-expert-0", "round-3-expert-0"]
+    assert members[0].weight == 0
+    assert sum(m.weight for m in members) == pytest.approx(1)
+    assert all(0.25 <= m.temperature <= 4 and m.temperature != 1 for m in members[1:])
+    experts = [expert for entry in results["rounds"] for expert in entry["experts"]]
+    assert [(e["weight"], e["temperature"]) for e in experts] == [(m.weight, m.temperature) for m in members]
+    assert results["fit"] == workplace.json("ensemble/fit.json")
+    assert results["fit"]["nll"]["after"]["fitted"] < results["fit"]["nll"]["before"]["fitted"]
+    assert results["fit"]["examples"] == {"fitted": 20, "held_out": 20}
+    assert results["validation"]["ensemw2s"]["n"] == 20, "the half that votes were fitted on judges nobody"
+    assert results["validation"]["ensemw2s"]["nll"] == pytest.approx(
+        results["fit"]["nll"]["after"]["held_out"], rel=1e-3
+    )
+    assert "  votes: " in finished.output
 
     labels = pq.read_table(sorted((workplace.run_folder / "labels").glob("part-*.parquet"))).to_pylist()
     for row in labels:

@@ -112,6 +112,9 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("labeling.chunk_size", 9, LABELS | OWN_LABELS | EVALUATION),
     # the ensemble
     ("ensemble.combine", "vote", AFTER_ROUNDS | (AFTER_BAGGING - BAGGING)),
+    ("ensemble.weights", "uniform", AFTER_ROUNDS),
+    ("ensemble.weights", "stacked", AFTER_ROUNDS),
+    ("ensemble.calibration", "temperature", AFTER_ROUNDS),
     # boosting
     ("boosting.shrinkage", 0.9, LATER | AFTER_ROUNDS),
     ("boosting.prior", "samme", LATER | AFTER_ROUNDS),
@@ -162,6 +165,13 @@ def test_a_setting_changes_the_stages_that_depend_on_it_and_no_others(key, value
     found = changed(**{key: value})
     assert sorted(found - expected) == [], "these would be done again for nothing"
     assert sorted(expected - found) == [], "these would be kept although they are others"
+
+
+def test_votes_as_they_always_were_leave_the_fingerprint_as_it_was():
+    made = graph()
+    assert made.ensemble.settings == {"ensemble.combine": "probability", "boosting.rounds": 2}
+    fitted = graph(**{"ensemble.weights": "stacked"}).ensemble.settings
+    assert fitted == made.ensemble.settings | {"ensemble.weights": "stacked", "labeling.precision": "auto"}
 
 
 def test_every_setting_of_a_recipe_changes_what_is_trained_by_it():

@@ -210,3 +210,10 @@ def test_the_ceiling_has_the_true_answers_to_the_very_prompts(context):
     expected = [f"{2 * int(p['prompt'].split()[0])}" for p in prompts(run)]
     assert [answer.split()[-1] for answer in answers(run, path)] == expected
     assert TokenData.read(path).ids == [p["id"] for p in prompts(run)]
+
+
+def test_what_votes_were_fitted_on_judges_nobody():
+    table = pa.table({"id": list("abcde"), "answer": list("12345")})
+    kept, columns = steps._held_out(table, {"bagging": {"forced": [1, 2, 3, 4, 5], "nll": [0.1, 0.2, 0.3, 0.4, 0.5]}})
+    assert kept["id"].to_pylist() == ["b", "d"]
+    assert columns == {"bagging": {"forced": [2, 4], "nll": [0.2, 0.4]}}

@@ -1,12 +1,13 @@
 """Teacher-forced scoring of experts, streamed over Ray Data actors: which answer tokens does each expert get right?
 
-A token table and model folders go in; each model's most likely token at every answer position comes out. What that
-means for alphas and weights is decided in `rounds`.
+A token table and model folders go in; each model's most likely token at every answer position comes out, or how likely
+it finds the true one. What that means for alphas and weights is decided in `rounds` and `votes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import TokenData
+from ensemw2s.ensemble.combine import Rule
 
 
 class Scorer:
@@ -69,18 +71,127 @@ def predictions(
     Returns:
         [models, N], N answer tokens in the table's order; ties go to the lowest id.
     """
+    rows = _streamed(table, Scorer, models, {}, labeling=labeling, actors=actors, on_progress=on_progress)
+    return np.concatenate([np.frombuffer(row["tokens"], np.int32).reshape(len(models), -1) for row in rows], axis=1)
+
+
+class LikelihoodScorer:
+    """Scores chunks of a token table with members of an ensemble (a worker for `labeling.stream`)."""
+
+    def __init__(
+        self,
+        models: list[str],
+        batch_size: int,
+        precision: str,
+        weights: list[float],
+        temperatures: list[float],
+        rule: Rule,
+        grid: list[float],
+    ) -> None:
+        from ensemw2s.ensemble.members import load_members
+        from ensemw2s.ensemble.model import EnsembleForCausalLM
+        from ensemw2s.ensemble.voter import best_device, weights_type
+
+        self._batch_size, self._grid = batch_size, grid
+        device = best_device()
+        members = load_members(models, device=device, dtype=weights_type(precision, device))
+        self._model = EnsembleForCausalLM(members, weights, rule, temperatures=temperatures)
+
+    def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """Returns the first row's number, and bytes of float32 [tokens], [members, tokens] and of float64
+        [temperatures, members, rows].
+        """
+        from ensemw2s.ensemble.score import score
+        from ensemw2s.labeling.stream import read_chunk
+
+        data = TokenData.from_table(read_chunk(chunk))
+        size = {"pad_id": 0, "batch_size": self._batch_size}
+        scores = score(self._model, data.prompt_ids, data.answer_ids, **size, temperatures=self._grid)
+        return {
+            "start": chunk["start"],
+            "rows": len(data),
+            "together": np.concatenate([s.logprobs for s in scores]).tobytes(),
+            "each": np.concatenate([s.member_logprobs for s in scores], axis=1).tobytes(),
+            "scaled": np.stack([s.scaled_nll for s in scores], axis=-1).tobytes(),
+        }
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """How likely the true answers are; N answer tokens of n examples in the table's order.
+
+    Attributes:
+        nll: `[N]`, float32: loss of each token under the ensemble, in nats.
+        member_logprobs: `[members, N]`, float32: log-probability of each token under each member.
+        scaled_nll: `[temperatures, members, n]`, float64: each member's loss of each answer at other temperatures.
+    """
+
+    nll: NDArray[np.float32]
+    member_logprobs: NDArray[np.float32]
+    scaled_nll: NDArray[np.float64]
+
+
+def likelihoods(
+    table: Path,
+    models: list[str],
+    *,
+    weights: Sequence[float],
+    temperatures: Sequence[float],
+    rule: Rule,
+    grid: Sequence[float],
+    labeling: LabelingConfig,
+    actors: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Likelihoods:
+    """How likely an ensemble and each of its members find every answer token, given the true ones before.
+
+    Args:
+        table: Token table (parquet).
+        models: Folders of the members.
+        weights: Their weights.
+        temperatures: What their logits are divided by.
+        rule: How they are combined.
+        grid: Temperatures for `scaled_nll`, on top of the members' own.
+        labeling: Actors and batch size.
+        actors: Largest size of the pool.
+        on_progress: Called with rows done and rows in all.
+    """
+    options = {"weights": [*weights], "temperatures": [*temperatures], "rule": rule, "grid": [*grid]}
+    rows = _streamed(
+        table, LikelihoodScorer, models, options, labeling=labeling, actors=actors, on_progress=on_progress
+    )
+    each = [np.frombuffer(row["each"], np.float32).reshape(len(models), -1) for row in rows]
+    scaled = [np.frombuffer(row["scaled"]).reshape(len(grid), len(models), row["rows"]) for row in rows]
+    return Likelihoods(
+        nll=-np.concatenate([np.frombuffer(row["together"], np.float32) for row in rows]),
+        member_logprobs=np.concatenate(each, axis=1),
+        scaled_nll=np.concatenate(scaled, axis=-1),
+    )
+
+
+def _streamed(
+    table: Path,
+    worker: type,
+    models: list[str],
+    options: dict[str, Any],
+    *,
+    labeling: LabelingConfig,
+    actors: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """What a worker returns for each chunk of a table, in the table's order."""
     from ensemw2s.labeling.stream import chunks, stream
 
     work = chunks(table.resolve(), labeling.chunk_size)
     total = work[-1]["stop"] if work else 0
-    parts: dict[int, NDArray[np.int32]] = {}
+    parts: dict[int, dict[str, Any]] = {}
     done = 0
     # workers do not share this process's working folder; a hub id stays as it is
     places = [str(Path(model).resolve()) if Path(model).exists() else model for model in models]
-    arguments = {"models": places, "batch_size": labeling.batch_size, "precision": labeling.precision}
-    for row in stream(work, Scorer, arguments, labeling=labeling, actors=actors, reuse=True):
-        parts[row["start"]] = np.frombuffer(row["tokens"], np.int32).reshape(len(models), -1)
+    arguments = {"models": places, "batch_size": labeling.batch_size, "precision": labeling.precision, **options}
+    for row in stream(work, worker, arguments, labeling=labeling, actors=actors, reuse=True):
+        parts[row["start"]] = row
         done += row["rows"]
         if on_progress is not None:
             on_progress(done, total)
-    return np.concatenate([parts[start] for start in sorted(parts)], axis=1)
+    return [parts[start] for start in sorted(parts)]

@@ -81,6 +81,7 @@ def page(results: dict[str, Any], light: dict[str, bytes], dark: dict[str, bytes
         pgr=_pgr_rows(results),
         paper=_paper_rows(results),
         rounds=_round_rows(results),
+        fit=_fit_rows(results),
         labels=_label_rows(results),
         bases=[_accuracy_row(name, found) for name, found in (results.get("bases") or {}).items()],
         examples=[_example(e) for e in results.get("examples") or []],
@@ -245,6 +246,7 @@ def _round_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "base": expert.get("base") or NOTHING,
                 "alpha": plain(expert.get("alpha"), 3),
                 "weight": plain(expert.get("weight"), 3),
+                "temperature": plain(expert.get("temperature"), 3),
                 "weighted_error": plain(expert.get("weighted_error"), 4),
                 "error": plain(expert.get("error"), 4),
                 "loss": plain(expert.get("train_loss"), 3),
@@ -264,6 +266,21 @@ def _round_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _fit_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+    """Loss of the ensemble on each half of validation, before and after its votes were fitted on one of them."""
+    fit = results.get("fit") or {}
+    halves = {"fitted": "fitted on", "held_out": "held out"}
+    return [
+        {
+            "half": title,
+            "examples": count((fit.get("examples") or {}).get(half)),
+            **{when: plain(((fit.get("nll") or {}).get(when) or {}).get(half), 4) for when in ("before", "after")},
+        }
+        for half, title in halves.items()
+        if fit
+    ]
 
 
 def _label_rows(results: dict[str, Any]) -> list[dict[str, str]]:

@@ -32,10 +32,15 @@ def member_paths(graph: Graph, members: list[Facts]) -> list[str]:
 
 
 def ensemble_voter(graph: Graph, members: list[Facts], name: str = "ensemw2s") -> Voter:
-    """The boosted experts with a vote, weighted by their alphas."""
+    """The boosted experts with a vote, by their weights; with their temperatures, if they have any."""
     voting = [m for m in members if m["weight"] > 0]
-    weights = vote_weights([m["weight"] for m in voting])
-    return Voter(name=name, models=member_paths(graph, voting), weights=weights, rule=graph.config.ensemble.combine)
+    return Voter(
+        name=name,
+        models=member_paths(graph, voting),
+        weights=vote_weights([m["weight"] for m in voting]),
+        rule=graph.config.ensemble.combine,
+        temperatures=[m["temperature"] for m in voting if "temperature" in m],
+    )
 
 
 def prefix_voters(graph: Graph, members: list[Facts]) -> list[Voter]:

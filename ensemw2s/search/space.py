@@ -26,6 +26,11 @@ Point = dict[str, Any]
 
 ROUNDS = "boosting.rounds"
 
+FITTED_VOTES = (
+    "ensemble.weights stacked and ensemble.calibration temperature are fitted on examples that a search judges by: "
+    "search without them, and set them when best.yaml is run"
+)
+
 TUNABLE = (
     *(f"expert.{key}" for key in Recipe.model_fields),
     *(f"boosting.{key}" for key in BoostingConfig.model_fields if key != "members"),
@@ -53,6 +58,8 @@ def check(config: Config) -> SearchConfig:
         for key, parameter in config.search.space.items()
         for line in _wrong(config, key, parameter)
     ]
+    if config.ensemble.fitted:
+        wrong.append(FITTED_VOTES)
     if config.search.validation == "hard" and not config.data.sizes.hard_validation:
         wrong.append("search.validation hard needs data.sizes.hard_validation of at least 1")
     if wrong:
@@ -79,9 +86,12 @@ def _wrong(config: Config, key: str, parameter: Parameter) -> Iterator[str]:
     conditions = {other: values[0] for other, values in parameter.conditions.items()}
     for value in parameter.extremes:
         try:
-            apply(config, {**conditions, key: value})
+            applied = apply(config, {**conditions, key: value})
         except ConfigError as error:
             yield from (line.strip() for line in str(error).splitlines()[1:])
+        else:
+            if applied.ensemble.fitted and not config.ensemble.fitted:
+                yield f"{key}: {value} cannot be tuned; {FITTED_VOTES}"
 
 
 def apply(config: Config, point: Point) -> Config:

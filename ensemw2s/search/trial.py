@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ensemw2s import cluster, remote, steps, store
 from ensemw2s.boosting.rounds import accepted_members, each_round, is_last
+from ensemw2s.boosting.votes import weighed_members
 from ensemw2s.config import Config
 from ensemw2s.config_search import SearchConfig
 from ensemw2s.context import Context
@@ -144,7 +145,7 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
     try:
         for history in each_round(context):
             if history[-1]["accepted"]:
-                voter = ensemble_voter(context.graph, accepted_members(history))
+                voter = ensemble_voter(context.graph, weighed_members(history, context.config.ensemble.weights))
                 metrics = measure(context, search, Group("trial", (voter,)))
             if not metrics:
                 continue  # no expert has a vote so far

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ensemw2s.boosting.scoring import Scorer
+from ensemw2s.boosting.scoring import LikelihoodScorer, Scorer
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.labeling.stream import chunks
 from ensemw2s.models import loading, tiny
@@ -51,3 +51,36 @@ def test_each_models_choice_at_every_answer_token_in_the_tables_order(place):
         parts[found["start"]] = np.frombuffer(found["tokens"], np.int32).reshape(2, -1)
     tokens = np.concatenate([parts[0], parts[3]], axis=1)
     assert tokens.tolist() == [naive(place / "0", rows), naive(place / "1", rows)]
+
+
+def test_likelihoods_of_an_ensemble_and_its_members_at_temperatures(place):
+    models = [str(place / "0"), str(place / "1")]
+    scorer = LikelihoodScorer(
+        models, 2, "fp32", weights=[1.0, 3.0], temperatures=[2.0, 1.0], rule="probability", grid=[0.5, 1.0]
+    )
+    rows = pq.read_table(place / "tokens.parquet").to_pylist()
+    [chunk] = chunks(place / "tokens.parquet", 9)
+    found = scorer(chunk)
+    each = np.frombuffer(found["each"], np.float32).reshape(2, -1)
+    alone = np.stack([log_probs(models[0], rows, 2.0), log_probs(models[1], rows, 1.0)])
+    np.testing.assert_allclose(each, alone, atol=1e-4)
+    together = np.log(0.25 * np.exp(alone[0]) + 0.75 * np.exp(alone[1]))
+    np.testing.assert_allclose(np.frombuffer(found["together"], np.float32), together, atol=1e-4)
+    scaled = np.frombuffer(found["scaled"]).reshape(2, 2, len(rows))
+    ends = np.cumsum([answer for _, answer in SIZES])
+    for place_, t in enumerate((0.5, 1.0)):  # on top of its own
+        expected = -np.add.reduceat(log_probs(models[0], rows, 2.0 * t), [0, *ends[:-1]])
+        np.testing.assert_allclose(scaled[place_, 0], expected, rtol=1e-4)
+
+
+@torch.no_grad()
+def log_probs(folder, rows, temperature) -> np.ndarray:
+    """Of the true token at every answer position, each prefix read anew and alone."""
+    model, found = loading.load_causal_lm(folder), []
+    for row in rows:
+        tokens = list(row["prompt_ids"])
+        for token in row["answer_ids"]:
+            logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1] / temperature
+            found.append(float(logits.log_softmax(-1)[token]))
+            tokens.append(token)
+    return np.array(found)

@@ -220,6 +220,18 @@ class TestHostileAndAwkwardData:
         assert "Options right" in text
         assert "61.3" in text
 
+    def test_fitted_votes_have_their_temperatures_and_losses_only_where_there_are_any(self, full):
+        assert "temperature" not in text_of(page(full, {}, {}))
+        full["rounds"][0]["experts"][0]["temperature"] = 1.234
+        full["fit"] = {
+            "examples": {"fitted": 151, "held_out": 150},
+            "nll": {"before": {"fitted": 0.5, "held_out": 0.6}, "after": {"fitted": 0.4, "held_out": 0.55}},
+        }
+        text = text_of(page(full, {}, {}))
+        assert "1.234" in text
+        assert "Votes fitted on validation" in text
+        assert "0.5500" in text
+
 
 class TestMissingParts:
     def test_a_minimal_run_has_a_page_a_plot_and_a_table(self, minimal, tmp_path):

@@ -46,6 +46,13 @@ def test_members_vote_by_their_share_and_those_without_a_vote_are_left_out(graph
     assert (voter.name, voter.rule) == ("ensemw2s", "vote")
 
 
+def test_members_have_their_temperatures_in_every_prefix(graph):
+    members = [{**m, "temperature": t} for m, t in zip(MEMBERS, (1.5, 1.0, 0.5), strict=True)]
+    assert ensemble_voter(graph(), members).temperatures == [1.5, 0.5]
+    assert [v.temperatures for v in prefix_voters(graph(), members)] == [[1.5], [1.5, 0.5]]
+    assert ensemble_voter(graph(), MEMBERS).temperatures == []
+
+
 def test_prefixes_are_the_ensembles_of_the_first_rounds_that_changed_something(graph):
     made = graph(boosting={"rounds": 3, "width": 2})
     wide = [member(1, 2.0), member(1, 1.0, 1), member(2, 0.0), member(3, 1.0), member(3, 0.0, 1)]

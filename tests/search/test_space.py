@@ -52,6 +52,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_all_valid_ones() -> None
         ("boosting.prior", {"choice": ["none", "flat"]}, "boosting.prior: input should be 'none', 'samme' or"),
         ("boosting.rounds", {"choice": [1, 2]}, "boosting.rounds: needs integer: [LEAST, MOST]"),
         ("boosting.rounds", {"integer": [0, 2]}, "boosting.rounds: input should be greater than or equal to 1"),
+        ("ensemble.weights", {"choice": ["alpha", "stacked"]}, "ensemble.weights: stacked cannot be tuned; ensemble."),
+        (
+            "ensemble.calibration",
+            {"choice": ["none", "temperature"]},
+            "ensemble.calibration: temperature cannot be tuned; ensemble.",
+        ),
         ("student.epochs", {"integer": [1, 2]}, "student.epochs: changes the student alone"),
         ("models.strong.lora.rank", {"integer": [1, 2]}, "models.strong.lora.rank: the strong base has no lora"),
     ],
@@ -65,6 +71,14 @@ def test_all_mistakes_are_said_at_once() -> None:
     assert "expert.epochs" in said
     assert "nothing: cannot be tuned" in said
     assert "search.validation hard needs data.sizes.hard_validation" in said
+
+
+def test_a_config_whose_votes_are_fitted_on_what_a_search_judges_by_is_refused_and_equal_votes_are_not() -> None:
+    epochs = {"expert.epochs": {"integer": [1, 2]}}
+    tree = config(epochs).model_dump(mode="json")
+    with pytest.raises(ConfigError, match=r"mistakes:\n  ensemble.weights stacked and .* when best.yaml is run$"):
+        space.check(parse_config({**tree, "ensemble": {"weights": "stacked"}}))
+    space.check(config({**epochs, "ensemble.weights": {"choice": ["alpha", "uniform"]}}))
 
 
 def test_a_rank_goes_to_every_weak_base_that_has_adapters() -> None:
