@@ -89,16 +89,12 @@ def fit_votes(context: Context, members: list[Facts]) -> tuple[list[Facts], Fact
     if config.calibration == "temperature":
         temperatures = [best_temperature(nll) for nll in before.scaled_nll[:, :, FITTED].sum(axis=-1).T]
         found = scored(grid=False)
-    after = found.nll
+    after: NDArray[np.floating] = found.nll
     if config.weights == "stacked":
         shares = mixture_weights(found.member_logprobs[:, _tokens_of(FITTED, lengths)])
         weights, after = shares.tolist(), mixture_nll(found.member_logprobs, shares)
-    votes = iter(zip(weights, temperatures, strict=True))
-    refitted = [
-        {**m, **dict(zip(("weight", "temperature"), next(votes), strict=True))} if m["weight"] > 0 else m
-        for m in members
-    ]
-    return refitted, {
+    votes = {m["name"]: {"weight": w, "temperature": t} for m, w, t in zip(voting, weights, temperatures, strict=True)}
+    return [{**m, **votes.get(m["name"], {})} for m in members], {
         "examples": {"fitted": len(lengths[FITTED]), "held_out": len(lengths[HELD_OUT])},
         "nll": {"before": _by_half(before.nll, lengths), "after": _by_half(after, lengths)},
     }

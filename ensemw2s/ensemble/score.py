@@ -133,7 +133,7 @@ def _score_batch(
         nll = [-part[:, row, own].sum(axis=-1, dtype=np.float64) for part in scaled]
         yield Score(
             *(part[..., row, own].copy() for part in parts),
-            scaled_nll=np.array(nll).reshape(len(temperatures), model.num_members),
+            np.array(nll).reshape(len(temperatures), model.num_members),
         )
 
 

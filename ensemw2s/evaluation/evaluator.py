@@ -97,7 +97,7 @@ def evaluate(
         With `members`, of an ensemble, `answer_ids` and `member_ids`: the tokens that each member finds likeliest.
     """
     tokens = TokenData.from_table(tokenize_examples(examples, loaded.tokenizer, data))
-    size = {"pad_id": loaded.pad_id, "batch_size": labeling.batch_size}
+    size: dict[str, Any] = {"pad_id": loaded.pad_id, "batch_size": labeling.batch_size}
     scores = score(loaded.model, tokens.prompt_ids, tokens.answer_ids, **size)
     columns: Rows = {
         "n_tokens": [len(s.correct) for s in scores],
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def _options(
-    examples: pa.Table, tokens: TokenData, loaded: Loaded, data: DataConfig, size: dict[str, int]
+    examples: pa.Table, tokens: TokenData, loaded: Loaded, data: DataConfig, size: dict[str, Any]
 ) -> list[str | None]:
     """Of each multiple-choice question the option with the highest log-probability, the first of equals."""
     rows = [(i, choice) for i, options in enumerate(examples["choices"].to_pylist()) for choice in options or []]
