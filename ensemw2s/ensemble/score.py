@@ -131,10 +131,8 @@ def _score_batch(
     for row, answer in enumerate(answers):
         own = slice(-len(answer), None)
         nll = [-part[:, row, own].sum(axis=-1, dtype=np.float64) for part in scaled]
-        yield Score(
-            *(part[..., row, own].copy() for part in parts),
-            np.array(nll).reshape(len(temperatures), model.num_members),
-        )
+        rows = [part[..., row, own].copy() for part in parts]
+        yield Score(*[*rows, np.array(nll).reshape(len(temperatures), model.num_members)])
 
 
 def _taken(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
