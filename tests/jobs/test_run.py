@@ -92,6 +92,7 @@ def test_a_job_s_lines_are_objects_where_they_are_asked_for(run, head):
     assert "rounds/1" not in begun
 
 
+@pytest.mark.long
 def test_a_job_refuses_to_write_where_it_will_be_deleted(head, study):
     relative = study.parent / "relative.yaml"
     relative.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), "storage": "runs"}))
