@@ -176,6 +176,7 @@ def test_option_accuracy_is_of_the_examples_that_have_options() -> None:
 
     rows = {
         "answer": ["a ", "b"],
+        "forced": [True, False],
         "token_correct": [2, 1],
         "n_tokens": [2, 2],
         "nll": [0.1, 0.7],

@@ -149,6 +149,7 @@ def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed
     chosen = zip(rows["option"], truths, choices, strict=True)
     return metrics.metrics(
         metrics.exact_match(rows["answer"], truths),
+        forced=rows["forced"],
         token_correct=rows["token_correct"],
         n_tokens=rows["n_tokens"],
         nll_sum=rows["nll"],
