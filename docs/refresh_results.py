@@ -1,8 +1,9 @@
 """Writes docs/results.md from the files of finished studies, so that no number there is typed.
 
-    python docs/refresh_results.py runs/tiny runs/ablation
+    python docs/refresh_results.py docs/studies/*.json
 
-Each argument is the folder of a study with its study.json. The page has nothing of studies that are not named.
+Each argument is the study.json of a study, or the folder that has it. The page has nothing of studies that are not
+named.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 INTRODUCTION = """\
 # Results
 
-<!-- Written by `python docs/refresh_results.py STUDY_FOLDER...` from study.json files; change nothing here by hand. -->
+<!-- Written by `python docs/refresh_results.py docs/studies/*.json`; change nothing here by hand. -->
 
 What the studies in `configs/studies/` gave, good or bad. How they are made and what the words mean:
 [study.md](study.md), [method.md](method.md). Intervals are over seeds, each of which draws data, pre-training and all
@@ -49,13 +50,17 @@ def section(summary: dict[str, Any]) -> Iterator[str]:
         yield report.markdown(sheet) + "\n"
 
 
-def main(folders: list[Path]) -> None:
+def read(studies: list[Path]) -> str:
+    """The whole page of these studies: their study.json files, or folders."""
+    return page([store.read_json(path / "study.json" if path.is_dir() else path) for path in studies])
+
+
+def main(studies: list[Path]) -> None:
     """Reads the studies and writes the page."""
-    if not folders:
+    if not studies:
         raise SystemExit(__doc__)
-    text = page([store.read_json(folder / "study.json") for folder in folders])
-    (ROOT / "docs" / "results.md").write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "results.md").write_text(read(studies), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main([Path(folder) for folder in sys.argv[1:]])
+    main([Path(study) for study in sys.argv[1:]])

@@ -384,7 +384,8 @@ def evaluate(
 
     Reads rows with a prompt and its true answer. Prints the exact match of greedy answers with its 95 % bootstrap
     interval, and under teacher forcing the token accuracy, the negative log-likelihood a token and, with
-    --choices-column, how often the true option is the likeliest. Leaves nothing but the file of --json.
+    --choices-column, how often the true option is the likeliest. Leaves nothing but the file of --json, beside which
+    the converted input lies meanwhile on a cluster, for all nodes to read.
 
     Where the model lies in a run's folder, template and settings of decoding are those of that run's config.yaml.
 
@@ -409,7 +410,8 @@ def evaluate(
             cpus_per_actor=cpus_per_actor,
             gpus_per_actor=gpus_per_actor,
         )
-        work = command.EvaluateWork(model, settings, ClusterConfig(address=address, cpus=cpus))
+        shared = None if json is None else json.absolute().parent
+        work = command.EvaluateWork(model, settings, ClusterConfig(address=address, cpus=cpus), shared)
         with before_work():
             if json is not None:
                 cluster.check_lasting(json, "--json")

@@ -122,6 +122,11 @@ def address(config: ClusterConfig) -> str | None:
     return config.address or os.environ.get("RAY_ADDRESS") or None
 
 
+def is_job() -> bool:
+    """Whether this process is the driver of a Ray job, whose working folder is a copy that other nodes do not see."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def check_lasting(path: str | Path, name: str) -> None:
     """Checks that what a Ray job writes outlives it: its working folder is deleted after it.
 
@@ -132,7 +137,7 @@ def check_lasting(path: str | Path, name: str) -> None:
     Raises:
         ConfigError: If this is a Ray job, and the path is relative.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not remote.local(path).is_absolute():
+    if is_job() and not remote.local(path).is_absolute():
         raise ConfigError(
             f"{name} {path} is relative, and the working folder of a Ray job goes away with it; give an absolute path "
             "that every node can reach, or a URI of object storage"

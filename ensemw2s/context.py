@@ -51,7 +51,8 @@ class Context:
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Shows a stage, to Prometheus too, and records when it ran."""
         began = time.time()
-        with self.progress.stage(name, what), stage_metrics.running(self.config.name, name):
+        run = self.progress.run or self.config.name
+        with self.progress.stage(name, what), stage_metrics.running(run, name):
             yield
         self.on_stage(name, began, time.time())
 

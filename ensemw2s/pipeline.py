@@ -135,9 +135,14 @@ def run_stages(context: Context) -> list[dict[str, Any]]:
     Returns:
         The facts of the boosting rounds.
     """
+    if context.plan.keep_lanes and not all(steps.done(r.stage) for r in context.graph.rounds):
+        with scoring.warmed(context.graph.config.labeling, context.actors):
+            return _stages(context)
+    return _stages(context)
+
+
+def _stages(context: Context) -> list[dict[str, Any]]:
     graph = context.graph
-    if context.plan.keep_lanes and not all(steps.done(r.stage) for r in graph.rounds):
-        scoring.warm(graph.config.labeling, context.actors)
     _do(context, graph.data, "examples and splits", steps.make_data)
     if graph.corpus is not None:
         _do(context, graph.corpus, "text for the tiny bases", steps.make_corpus)

@@ -51,7 +51,7 @@ class Progress:
 
     Attributes:
         console: Where lines and tables go; one that shows nothing where lines are JSON objects, which tables are not.
-        run: Name of the run, for these objects.
+        run: Name of the run, for these objects and for Prometheus; of a cell of a study STUDY/CELL.
     """
 
     def __init__(self, console: Console | None = None) -> None:

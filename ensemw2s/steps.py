@@ -288,6 +288,9 @@ def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
         }
 
     boosted = cost([graph.expert_folder(m["name"]) for m in members])
+    for given_up in (m["first_try"] for m in members if "first_try" in m):
+        boosted["tokens_trained"] += given_up["tokens_trained"]
+        boosted["train_seconds"] = round(boosted["train_seconds"] + given_up["seconds"], 2)
     costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": cost([e.stage.path for e in graph.bagging])}
     for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
         if expert is not None:

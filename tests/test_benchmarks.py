@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.long), "lora"])
 def test_decode_compares_ways_that_give_the_same_answers(kind, tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "decode.py"), "--kind", kind, "--members", "2"]
     sizes = ["--batches", "2", "--new-tokens", "4", "--turns", "1", "--threads", "1", "--mixed", "16"]

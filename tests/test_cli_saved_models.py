@@ -176,6 +176,7 @@ def test_option_accuracy_is_of_the_examples_that_have_options() -> None:
 
     rows = {
         "answer": ["a ", "b"],
+        "forced": [True, False],
         "token_correct": [2, 1],
         "n_tokens": [2, 2],
         "nll": [0.1, 0.7],
@@ -196,6 +197,30 @@ def test_figures_that_have_nowhere_to_go_are_refused_before_the_work(saved: Path
     result = call("evaluate", "--model", tmp_path / "empty", "--input", data)
     assert result.exit_code == 2
     assert "holds no tokenizer" in result.stderr
+
+
+def test_a_job_that_evaluates_says_where_its_nodes_find_the_input(saved: Path, tmp_path: Path, monkeypatch) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "sort 1", "answer": "1"}])
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    result = call("evaluate", "--model", saved / "a", "--input", data)
+    assert result.exit_code == 2
+    assert "a Ray job needs --json" in words(result.stderr)
+
+
+@pytest.mark.parametrize("place", ["bucket", "folder"])
+def test_the_input_of_an_evaluation_lies_beside_its_figures_and_goes(bucket, tmp_path: Path, place: str) -> None:
+    from ensemw2s.config import ClusterConfig
+    from ensemw2s.evaluation.command import EvaluateWork, scratch_folder
+
+    shared = remote.local(f"s3://{bucket.name}/figures") if place == "bucket" else tmp_path / "figures"
+    with scratch_folder(EvaluateWork("a", None, ClusterConfig(address="10.0.0.1:6379"), shared)) as folder:
+        assert folder.parent == shared
+        (folder / "examples.parquet").write_bytes(b"rows")
+        remote.push(folder / "examples.parquet")
+        assert remote.exists(folder / "examples.parquet")
+        assert len(bucket.objects()) == (place == "bucket")
+    assert bucket.objects() == {}
+    assert not folder.exists()
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ from ensemw2s.evaluation.wording import LABELS
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
-METRICS = {"exact_match", "token_accuracy", "nll", "n", "ci95", "option_accuracy"}
+METRICS = {"exact_match", "forced_exact_match", "token_accuracy", "nll", "n", "ci95", "option_accuracy"}
 LABELS_CONTRACT = [
     "id", "prompt", "answer", "token_ids", "logprob", "agreement", "vote_entropy", "n_tokens", "finish_reason",
     "token_agreement", "token_entropy",

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ensemw2s import steps
+from ensemw2s import steps, store
 from ensemw2s.config import parse_config
 from ensemw2s.data.splits import SPLITS
 from ensemw2s.data.tokens import TokenData
@@ -202,6 +202,19 @@ def test_only_the_ceiling_student_reads_hard_answers(context):
         names = ("student_ensemw2s", "student_easy_only", "student_ceiling")
         tables.append({student: student_table(run, student).read_bytes() for student in names})
     assert {student for student in tables[0] if tables[0][student] != tables[1][student]} == {"student_ceiling"}
+
+
+def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):
+    run = context(boosting={"rounds": 2, "on_failure": "retry"}, evaluation={"systems": ["ensemw2s"]})
+    first, second = run.graph.rounds
+    counted = [first.experts[0].stage, second.retries[0].stage]
+    for stage in counted:
+        stage.path.mkdir(parents=True)
+        store.write_json(stage.path / "train.json", {"tokens_trained": 100, "seconds": 2.0})
+    members = [{"name": stage.name} for stage in counted]
+    members[1]["first_try"] = {"tokens_trained": 30, "seconds": 0.5}
+    costs = steps._training_costs(run, members)
+    assert costs["ensemw2s"] == costs["sequence_vote"] == {"tokens_trained": 230, "train_seconds": 4.5}
 
 
 def test_the_ceiling_has_the_true_answers_to_the_very_prompts(context):

@@ -135,12 +135,12 @@ def _run_round(context: Context, r: Round, history: list[Facts]) -> Facts:
     data = TokenData.read(context.graph.tokens.path / "easy_train.parquet")
     experts, retries = _warmed(context, r.experts, history), _warmed(context, r.retries, history)
     attempt = _attempt(context, data, experts, round_weights(context, history, r.number))
-    reset = False
+    given_up = None
     if attempt.alpha <= 0 and context.config.boosting.on_failure == "retry" and attempt.weights.masks:
         context.progress.say(f"  round {r.number}: alpha {attempt.alpha:.3f}, tried again with uniform weights")
         uniform = attempt.weights.model_copy(update={"masks": []})
-        attempt, reset = _attempt(context, data, retries, uniform), True
-    facts = _facts(context, r, attempt, reset=reset, began=began)
+        given_up, attempt = attempt, _attempt(context, data, retries, uniform)
+    facts = _facts(context, r, attempt, given_up, began=began)
     masks = {"round": attempt.mask}
     if context.config.boosting.error_from == "ensemble" and facts["accepted"]:
         masks["round"] = _ensemble_mask(context, data, [*history, facts])
@@ -217,7 +217,7 @@ def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], wei
     )
 
 
-def _facts(context: Context, r: Round, attempt: _Attempt, *, reset: bool, began: float) -> Facts:
+def _facts(context: Context, r: Round, attempt: _Attempt, given_up: _Attempt | None, *, began: float) -> Facts:
     shares = samme.member_alphas(attempt.alpha, attempt.alphas)
     relative = attempt.w * len(attempt.w)
     quantiles = np.quantile(relative, [0.0, 0.5, 0.9, 0.99, 1.0])
@@ -238,13 +238,16 @@ def _facts(context: Context, r: Round, attempt: _Attempt, *, reset: bool, began:
                 "tokens_trained": trained["tokens_trained"],
             }
         )
+        if given_up is not None:
+            spent = given_up.trained[given_up.experts[k].stage.name]
+            experts[-1]["first_try"] = {key: spent[key] for key in ("tokens_trained", "seconds")}
     return {
         "round": r.number,
         "alpha": attempt.alpha,
         "weighted_error": attempt.error,
         "reference_error": float(np.mean(known)) if known else None,
         "accepted": attempt.alpha > 0 and any(share > 0 for share in shares),
-        "reset": reset,
+        "reset": given_up is not None,
         "experts": experts,
         "weights": {
             **dict(zip(("min", "p50", "p90", "p99", "max"), map(float, quantiles), strict=True)),

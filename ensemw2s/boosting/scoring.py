@@ -6,7 +6,9 @@ it finds the true one. What that means for alphas and weights is decided in `rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,19 @@ class Scorer:
         return {"start": chunk["start"], "rows": len(data), "tokens": tokens.tobytes()}
 
 
-def warm(labeling: LabelingConfig, actors: int) -> None:
-    """Starts the processes that score, in the background."""
+@contextmanager
+def warmed(labeling: LabelingConfig, actors: int) -> Iterator[None]:
+    """Starts the processes that score, in the background, and Ray Data in this one, which is up when the block ends."""
     from ensemw2s.labeling import stream
 
     modules = ["ensemw2s.ensemble.score", "ensemw2s.ensemble.voter"]
     stream.warm(modules, labeling=labeling, actors=actors)
+    thread = threading.Thread(target=stream.warm_driver, name="warm Ray Data", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()  # else it could ask a Ray that has ended, which starts another one
 
 
 def predictions(

@@ -6,7 +6,10 @@ left their run.
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +45,14 @@ class EvaluateWork:
         model: Folder of an ensemble artifact, a model or adapters, or a hub id.
         settings: Input, rendering and decoding.
         cluster: Which Ray.
+        shared: Folder that all nodes of a cluster see, for the converted input meanwhile; none: the current folder.
         seed: Seed of the bootstrap resamples.
     """
 
     model: str
     settings: Settings
     cluster: ClusterConfig
+    shared: Path | None = None
     seed: int = 0
 
 
@@ -56,10 +61,15 @@ def prepare(work: EvaluateWork) -> Voter:
 
     Raises:
         ArtifactError: If an ensemble is damaged.
+        ConfigError: If the model is a whole run, or if this is a Ray job and no folder is known that nodes share.
         DataError: If the input cannot be used.
         ModelError: If a model cannot be loaded.
         ResourceError: If no actor could ever run.
     """
+    if cluster.is_job() and work.shared is None:
+        raise ConfigError(
+            "a Ray job needs --json, in a folder that all nodes see or in object storage: its input lies there"
+        )
     folder = remote.pull(remote.local(work.model))
     check_input(work.settings.source, labelled=True)
     check_resources(work.cluster, work.settings.labeling)
@@ -85,9 +95,10 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
         EnsemW2SError: Whatever stops it.
     """
     settings = work.settings
-    with tempfile.TemporaryDirectory(prefix=".ensemw2s-", dir=_shared(work)) as scratch:
-        path = Path(scratch) / "examples.parquet"
+    with scratch_folder(work) as scratch:
+        path = scratch / "examples.parquet"
         write_examples(settings.source, path, group=settings.labeling.chunk_size)
+        remote.push(path)
         with cluster.connect(work.cluster, debug=debug) as resources, progress:
             columns = evaluate_all(
                 [("input", path, Group("model", (voter,)), True)],
@@ -111,9 +122,19 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
     }
 
 
-def _shared(work: EvaluateWork) -> Path | None:
-    """Where the converted input lies: with a cluster beside the current folder, which its nodes are to share."""
-    return None if cluster.address(work.cluster) is None else Path.cwd()
+@contextmanager
+def scratch_folder(work: EvaluateWork) -> Iterator[Path]:
+    """A folder for the converted input, which the nodes of a cluster find; gone afterwards."""
+    if cluster.address(work.cluster) is None:
+        with tempfile.TemporaryDirectory(prefix=".ensemw2s-") as name:
+            yield Path(name)
+        return
+    folder = (work.shared or Path.cwd()) / f".ensemw2s-{os.urandom(6).hex()}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remote.remove(folder)
 
 
 def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed: int) -> dict[str, Any]:
@@ -128,6 +149,7 @@ def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed
     chosen = zip(rows["option"], truths, choices, strict=True)
     return metrics.metrics(
         metrics.exact_match(rows["answer"], truths),
+        forced=rows["forced"],
         token_correct=rows["token_correct"],
         n_tokens=rows["n_tokens"],
         nll_sum=rows["nll"],

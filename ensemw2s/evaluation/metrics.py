@@ -93,6 +93,7 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed:
 def metrics(
     exact: npt.ArrayLike,
     *,
+    forced: npt.ArrayLike | None = None,
     token_correct: npt.ArrayLike | None = None,
     n_tokens: npt.ArrayLike | None = None,
     nll_sum: npt.ArrayLike | None = None,
@@ -104,6 +105,7 @@ def metrics(
 
     Args:
         exact: Array [n], bool: the decoded answer is the true one.
+        forced: Array [n], bool: the teacher-forced argmax is right at every token of the answer.
         token_correct: Array [n], int: answer tokens (the end token among them) whose teacher-forced argmax is right.
         n_tokens: Array [n], int: answer tokens, the end token among them. Needed beside the two figures of tokens.
         nll_sum: Array [n], float: negative log-likelihood of the true answer in nats, summed over its tokens.
@@ -112,9 +114,9 @@ def metrics(
         seed: Seed of the resamples.
 
     Returns:
-        `exact_match`, `token_accuracy` (share of tokens), `nll` (nats a token), `n`, `ci95` of the exact match,
-        `option_accuracy`. A figure is null where its array is not given, and `nll` also where it is infinite (hard
-        votes can give a true token no probability at all).
+        `exact_match`, `forced_exact_match`, `token_accuracy` (share of tokens), `nll` (nats a token), `n`, `ci95` of
+        the exact match, `option_accuracy`. A figure is null where its array is not given, and `nll` also where it is
+        infinite (hard votes can give a true token no probability at all).
 
     Raises:
         DataError: When there are no examples, or the arrays are not of the same examples.
@@ -134,6 +136,7 @@ def metrics(
     options = None if option_correct is None else np.asarray(option_correct, dtype=np.float64)
     return {
         "exact_match": float(hits.mean()),
+        "forced_exact_match": None if forced is None else float(_same_length(exact=exact, forced=forced)[1].mean()),
         "token_accuracy": a_token(token_correct, "token_correct"),
         "nll": a_token(nll_sum, "nll_sum"),
         "n": len(hits),

@@ -113,6 +113,7 @@ class Figures:
             option = np.array([o == t for o, t in zip(rows["option"], self.answers[split], strict=True)])
         return m.metrics(
             exact,
+            forced=rows["forced"],
             token_correct=rows["token_correct"],
             n_tokens=rows["n_tokens"],
             nll_sum=rows["nll"],
@@ -217,7 +218,8 @@ def label_facts(labels: pa.Table, hard_labels: pa.Table) -> Facts:
 
 def _mean_rows(bases: list[Rows]) -> Rows:
     """Teacher-forced columns averaged over the bases."""
-    return {key: list(np.mean([rows[key] for rows in bases], axis=0)) for key in ("token_correct", "n_tokens", "nll")}
+    keys = ("forced", "token_correct", "n_tokens", "nll")
+    return {key: list(np.mean([rows[key] for rows in bases], axis=0)) for key in keys}
 
 
 def _mean_options(bases: list[Rows], truths: list[str]) -> np.ndarray:

@@ -85,6 +85,11 @@ def variants(study: StudyConfig) -> dict[str, Changes]:
     return dict(found)
 
 
+def with_other_data(study: StudyConfig) -> set[str]:
+    """Variants that change `data`: their examples are not the default's, for validation and tests neither."""
+    return {name for name, changes in variants(study).items() if any(key.split(".")[0] == "data" for key in changes)}
+
+
 def expand(study: StudyConfig) -> list[Cell]:
     """All cells, seeds outermost: a study that was stopped has whole replications.
 

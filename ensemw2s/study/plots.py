@@ -135,5 +135,6 @@ CAPTIONS = {
     "comparisons": "The ensemble minus its rivals: mean over seeds and 95 % interval, for all tasks and each.",
     "chosen": "Exact match by number of rounds, mean over seeds, under teacher forcing. Only validation may choose.",
     "costs": "Exact match on OOD by the tokens that training took, those of a student's supervisors included.",
-    "diagnosis": "What a vote gains over its mean member, by what the members' errors have in common; a dot is a run.",
+    "diagnosis": "What a vote gains over its mean member, by what the members' errors have in common; a dot is a run "
+    "of the default variant.",
 }

@@ -18,6 +18,7 @@ from ensemw2s import pipeline, store
 from ensemw2s.config_study import StudyConfig
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
 from ensemw2s.study import plots, tables
+from ensemw2s.study.cells import with_other_data
 from ensemw2s.study.summary import summarise
 
 Facts = dict[str, Any]
@@ -49,7 +50,7 @@ def write(study: StudyConfig, table: pa.Table, failed: dict[str, str], cells: in
         "finished": int(frame[["task", "variant", "seed"]].drop_duplicates().shape[0]),
         "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
         "failed": failed,
-        **summarise(frame, resamples=study.resamples),
+        **summarise(frame, resamples=study.resamples, other_data=with_other_data(study)),
     }
     store.put_json(folder / "study.json", summary)
     light, dark = (render(summary, theme, plots.PLOTS) for theme in (LIGHT, DARK))

@@ -23,7 +23,7 @@ CHOSEN = "ensemw2s_chosen"
 
 VALIDATION = "validation"
 
-METRICS = ("exact_match", "token_accuracy", "nll", "option_accuracy")
+METRICS = ("exact_match", "forced_exact_match", "token_accuracy", "nll", "option_accuracy")
 DIAGNOSIS = (
     "error_correlation",
     "both_wrong",
@@ -95,7 +95,7 @@ def of_results(results: Facts, together: dict[tuple[str, str], Facts], labelled:
         cost = _cost(system, results, labelled)
         for split, values in metrics.items():
             row = {"system": system, "split": split, "n": values["n"], "ci95": values["ci95"], **cost}
-            row |= {key: values[key] for key in METRICS}
+            row |= {key: values.get(key) for key in METRICS}
             row |= together.get((system, split), {})
             row |= _recovered((results["pgr"].get(system) or {}).get(split))
             if system == "ensemw2s":
@@ -111,7 +111,10 @@ def chosen_rounds(validation: list[float]) -> int:
 
 
 def _chosen(results: Facts) -> list[Facts]:
-    """The ensemble whose T validation chose; all rounds had to be trained for the choice, so all are its cost."""
+    """The ensemble whose T validation chose; all rounds had to be trained for the choice, so all are its cost.
+
+    Ensembles of the first rounds do not decode, so its exact match is the teacher-forced one.
+    """
     curves, cost = results["curves"], results["systems"]["ensemw2s"]["cost"]
     if not curves["rounds"]:
         return []
@@ -124,6 +127,7 @@ def _chosen(results: Facts) -> list[Facts]:
             "system": CHOSEN,
             "split": split,
             "exact_match": curves[split][at],
+            "forced_exact_match": curves[split][at],
             "n": n,
             "rounds": curves["rounds"][at],
             **spent,
@@ -164,7 +168,7 @@ def _tokens_labelled(graph: Graph, results: Facts) -> dict[str, int]:
 
 
 def _parameters(graph: Graph) -> dict[str, int]:
-    """Weights of each student, and of one weak expert, of which the other systems are made."""
+    """Weights of each student and of the single expert, whose base is the first; experts of others may be smaller."""
     assert graph.single is not None
     models = {"expert_single": graph.single.stage, **{student.name: student.stage for student in graph.students}}
     return {name: store.read_json(stage.path / "train.json")["parameters"] for name, stage in models.items()}

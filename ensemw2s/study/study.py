@@ -64,6 +64,7 @@ def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = 
         StudyError: If cells failed; all others are finished and reported by then.
     """
     shown, cells, folder = progress or Progress(), expand(study), study_directory(study)
+    shown.run = study.name
     with store.only_one(folder):
         waiting = [cell for cell in cells if not steps.done(cell.graph.evaluation)]
         failed: dict[str, str] = {}
@@ -115,6 +116,7 @@ def _run_cells(cells: list[Cell], waiting: list[Cell], folder: Path, shown: Prog
     ):
         shown.say(f"{remote.shown(folder)}: {resources}; {len(waiting)} of {len(cells)} cells to do")
         for number, cell in enumerate(waiting, 1):
+            shown.run = f"{cell.config.name}/{cell.slug}"
             shown.say(f"\ncell {number} of {len(waiting)}: {cell.name}")
             try:
                 shop.run(cell)
@@ -124,6 +126,7 @@ def _run_cells(cells: list[Cell], waiting: list[Cell], folder: Path, shown: Prog
                 kind = "" if isinstance(error, EnsemW2SError) else f"{type(error).__name__}: "
                 failed[cell.name] = kind + " ".join(str(error).split())
                 shown.say(f"cell {cell.name} failed: {failed[cell.name]}")
+        shown.run = cells[0].config.name
     return failed
 
 

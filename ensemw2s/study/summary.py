@@ -7,7 +7,7 @@ interval still speaks of seeds. Systems are compared in pairs of the same task a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pandas as pd
@@ -34,23 +34,25 @@ FEWEST = 3
 MILLION = 1_000_000
 
 
-def summarise(rows: pd.DataFrame, *, resamples: int) -> Facts:
+def summarise(rows: pd.DataFrame, *, resamples: int, other_data: Collection[str] = ()) -> Facts:
     """All statistics of a study.
 
     Args:
         rows: study.parquet.
         resamples: Of the permutation tests.
+        other_data: Variants with other examples than the default's: no difference from it means anything.
 
     Returns:
-        `parameters`, `systems`, `comparisons`, `variants`, `curves`, `chosen`, `pgr`, `costs`, `diagnosis`
-        (docs/study.md).
+        `parameters`, `systems`, `comparisons`, `variants`, `other_data`, `curves`, `chosen`, `pgr`, `costs`,
+        `diagnosis` (docs/study.md).
     """
-    made = Summary(rows, resamples)
+    made = Summary(rows, resamples, other_data)
     return {
         "parameters": made.parameters(),
         "systems": list(made.systems()),
         "comparisons": list(made.comparisons()),
         "variants": list(made.variants()),
+        "other_data": list(made.others()),
         "curves": list(made.curves()),
         "chosen": list(made.chosen()),
         "pgr": list(made.pgr()),
@@ -62,8 +64,8 @@ def summarise(rows: pd.DataFrame, *, resamples: int) -> Facts:
 class Summary:
     """The parts of `summarise`, each from the same rows."""
 
-    def __init__(self, rows: pd.DataFrame, resamples: int) -> None:
-        self.rows, self.resamples = rows, resamples
+    def __init__(self, rows: pd.DataFrame, resamples: int, other_data: Collection[str]) -> None:
+        self.rows, self.resamples, self.other_data = rows, resamples, other_data
         self.tasks = list(dict.fromkeys(rows["task"]))
         self.names = list(dict.fromkeys(rows["variant"]))
         self.order = list(dict.fromkeys(rows["system"]))
@@ -95,12 +97,12 @@ class Summary:
         return statistics.mean_interval(seeds.tolist()) if len(seeds) else None
 
     def parameters(self) -> dict[str, list[int]]:
-        """Sizes that a weak expert and a student have in the default variant."""
+        """Sizes that a single expert and a student have in the default variant."""
         own = self.rows[self.rows["variant"] == DEFAULT].dropna(subset=["parameters"])
         student = own["system"].str.startswith("student_")
         return {
             name: sorted({int(n) for n in own[chosen]["parameters"]})
-            for name, chosen in (("expert", ~student), ("student", student))
+            for name, chosen in (("single expert", ~student), ("student", student))
         }
 
     def systems(self) -> Iterator[Facts]:
@@ -118,12 +120,16 @@ class Summary:
                 yield {**where, **found, **others}
 
     def comparisons(self) -> Iterator[Facts]:
-        """The ensemble against its rivals, with all rounds and with those that validation chose; students likewise."""
+        """The ensemble against its rivals, with all rounds and with those that validation chose; students likewise.
+
+        Exact match is of decoded answers; with chosen rounds, which do not decode, both are teacher-forced.
+        """
         pairs = [(a, b) for a in ("ensemw2s", CHOSEN) for b in RIVALS]
         pairs += [("student_ensemw2s", b) for b in STUDENT_RIVALS]
         for scope, variant in self._places():
             for (a, b), split in itertools.product(pairs, SPLITS):
-                values = self._values(variant, a, split) - self._values(variant, b, split)
+                column = "forced_exact_match" if a == CHOSEN else "exact_match"
+                values = self._values(variant, a, split, column) - self._values(variant, b, split, column)
                 found = self._difference(self._of(values.dropna(), scope), f"{a}/{b}/{split}")
                 if found is not None:
                     where = {"task": scope, "variant": variant, "a": a, "b": b, "split": split}
@@ -139,10 +145,10 @@ class Summary:
         return {**found, "pairs": len(values), **test, "verdict": said}
 
     def variants(self) -> Iterator[Facts]:
-        """Every variant minus the default, paired by task and seed, best on validation first."""
+        """Variants with the default's examples minus the default, paired by task and seed, best on validation first."""
         found = []
         for variant in self.names:
-            if variant == DEFAULT:
+            if variant == DEFAULT or variant in self.other_data:
                 continue
             entry: Facts = {"variant": variant}
             for system in ("ensemw2s", "student_ensemw2s"):
@@ -152,6 +158,13 @@ class Summary:
             found.append(entry)
         key = f"ensemw2s/{VALIDATION}"
         yield from sorted(found, key=lambda e: -(e[key]["mean"] if e[key] else float("-inf")))
+
+    def others(self) -> Iterator[Facts]:
+        """Variants with other examples, and their tasks."""
+        for variant in self.names:
+            if variant in self.other_data:
+                own = self.rows[self.rows["variant"] == variant]
+                yield {"variant": variant, "tasks": list(dict.fromkeys(own["task"]))}
 
     def curves(self) -> Iterator[Facts]:
         """Exact match by number of rounds, averaged over seeds (those whose boosting came as far)."""
@@ -177,7 +190,7 @@ class Summary:
                     yield {"task": task, "variant": variant, "rounds": [int(v) for v in values]}
 
     def pgr(self) -> Iterator[Facts]:
-        """PGR over the runs in which it is defined, and the plain differences over all of them."""
+        """Median and range of PGR over the runs in which it is defined, and the plain differences over all of them."""
         for scope, variant in self._places():
             for system, split in itertools.product(self.order, SPLITS):
 
@@ -193,8 +206,8 @@ class Summary:
                     "variant": variant,
                     "system": system,
                     "split": split,
-                    "pgr": statistics.mean_interval(defined.tolist()) if len(defined) else None,
                     "median": float(defined.median()) if len(defined) else None,
+                    "range": [float(defined.min()), float(defined.max())] if len(defined) else None,
                     "runs": runs,
                     "undefined": runs - len(defined),
                     **plain,
@@ -244,14 +257,19 @@ class Summary:
         }
 
     def diagnosis(self) -> Facts:
-        """How members' errors go together in each cell, and whether that goes with what their vote gains."""
-        rows = self.rows[self.rows["error_correlation"].notna() & self.rows["split"].isin([*SPLITS, VALIDATION])]
+        """How members' errors go together in each run of the default, and whether that goes with what their vote gains.
+
+        The gain is of teacher-forced exact match, for the members' is known under teacher forcing alone.
+        """
+        rows = self.rows[(self.rows["variant"] == DEFAULT) & self.rows["split"].isin([*SPLITS, VALIDATION])]
+        rows = rows.dropna(subset=["error_correlation", "forced_exact_match"])
         points = [
             {
-                **{key: row[key] for key in ("task", "variant", "system", "split")},
+                **{key: row[key] for key in ("task", "system", "split")},
                 "seed": int(row["seed"]),
                 **{key: None if pd.isna(row[key]) else float(row[key]) for key in DIAGNOSIS},
-                "gain": round(float(row["exact_match"] - row["member_exact_match"]), 12),  # else equal ones differ
+                # rounded, else equal ones differ
+                "gain": round(float(row["forced_exact_match"] - row["member_exact_match"]), 12),
             }
             for row in rows.to_dict("records")
         ]

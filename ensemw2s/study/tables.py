@@ -33,7 +33,7 @@ FIGURES = {
     "error_correlation": "correlation of errors",
     "same_wrong": "same wrong token, where two are wrong",
     "all_same_wrong": "all agree on a wrong token",
-    "all_same_wrong_answer": "all agree on a wrong answer",
+    "all_same_wrong_answer": "all agree on a wrong answer (ensemble alone)",
 }
 
 
@@ -80,6 +80,8 @@ def sheets(summary: Facts) -> Iterator[Sheet]:
     yield paper(summary, places[0])
     if summary["variants"]:
         yield variants(summary)
+    if summary["other_data"]:
+        yield others(summary)
     yield recovered(summary, places[0])
     yield costs(summary, places[0])
     yield chosen(summary)
@@ -118,7 +120,8 @@ def verdicts(summary: Facts) -> dict[str, list[str]]:
             entry = find(summary["comparisons"], task=scope, variant=DEFAULT, a=a, b=b, split=split)
             if entry is None:
                 continue
-            text = f"{name_of(a)} minus {name_of(b)[0].lower()}{name_of(b)[1:]} on {title}: {_difference(entry)} points"
+            how = f"{title}, teacher-forced" if a == CHOSEN else title
+            text = f"{name_of(a)} minus {name_of(b)[0].lower()}{name_of(b)[1:]} on {how}: {_difference(entry)} points"
             text += f", p = {_p(entry)}." if entry["pairs"] > 1 else ", one seed."
             found[headings.get(entry["verdict"], "What cannot be told")].append(text)
     return found
@@ -140,7 +143,8 @@ def comparisons(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
     note = (
         f"Exact match, points; 95 % t intervals over {_count(own)} seeds. p: two-sided sign-flip test over "
         f"{', '.join(map(str, sizes))} pairs of one task and seed, which cannot be less than {least:.2g}. "
-        f"{sum(e['n'] > 1 for e in own)} tests, none corrected for their number."
+        f"{sum(e['n'] > 1 for e in own)} tests, none corrected for their number. "
+        "With T by validation, both are teacher-forced: ensembles of the first rounds do not decode."
     )
     return Sheet("comparisons", f"Differences: {scope_name(scope)}", ("", "ID", "p", "OOD", "p"), tuple(rows), note)
 
@@ -179,8 +183,8 @@ def systems(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
         rows.append((*row, percent(ood.get("token_accuracy"), ""), plain(ood.get("nll"), 3)))
     headings = ("", "validation", "ID", "OOD", "OOD tokens", "OOD NLL")
     note = (
-        f"Exact match, %, mean over {_count(own)} seeds with 95 % t interval; on validation under teacher forcing. "
-        "Tokens right (%) and NLL (nats a token) of the OOD answers under teacher forcing."
+        f"Exact match, %, mean over {_count(own)} seeds with 95 % t interval; on validation, and with T by "
+        "validation, under teacher forcing. So are tokens right (%) and NLL (nats a token) of the OOD answers."
     )
     return Sheet("systems", f"Systems: {scope_name(scope)}", headings, tuple(rows), note)
 
@@ -229,29 +233,50 @@ def variants(summary: Facts) -> Sheet:
     return Sheet("variants", "Variants", headings, tuple(rows), note)
 
 
+def others(summary: Facts) -> Sheet:
+    """Variants with other examples than the default's: what they give, and the ensemble against their other systems."""
+    scope, rows = scopes(summary)[0], []
+    for found in summary["other_data"]:
+        whole = {scope, *found["tasks"]} >= set(scopes(summary))
+        name = found["variant"] if whole else f"{found['variant']} ({', '.join(found['tasks'])})"
+        own, pairs = (
+            [e for e in summary[part] if (e["task"], e["variant"]) == (scope, found["variant"])]
+            for part in ("systems", "comparisons")
+        )
+        for system in ordered(e["system"] for e in own):
+            a = "student_ensemw2s" if system.startswith("student_") else "ensemw2s"
+            row = [name, name_of(system), *(_mean(find(own, system=system, split=s)) for s in (VALIDATION, *SPLITS))]
+            for split in SPLITS:
+                entry = find(pairs, a=a, b=system, split=split)
+                row += [_difference(entry), _p(entry)]
+            rows.append(tuple(row))
+    headings = ("Variant", "", "validation", "ID", "OOD", "gain, ID", "p", "gain, OOD", "p")
+    note = (
+        "These change the data, so their validation and test examples are not the default's: hold nothing here against "
+        "the default, or against another of them. Exact match, %, mean over seeds with 95 % t interval; gain: the "
+        "ensemble (or its student) minus this system, points."
+    )
+    return Sheet("others", "Variants with examples of their own", headings, tuple(rows), note)
+
+
 def recovered(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
     """PGR with the plain differences."""
     rows = []
     for entry in summary["pgr"]:
         if entry["task"] != scope or entry["variant"] != variant:
             continue
-        ratio = entry["pgr"]
-        shown = NOTHING
-        if ratio is not None:
-            shown = plain(ratio["mean"])
-            shown += f" ({' to '.join(plain(v) for v in ratio['ci95'])})" if ratio["ci95"] else ""
         rows.append(
             (
                 name_of(entry["system"]),
                 SPLITS[entry["split"]],
-                shown,
                 plain(entry["median"]),
+                " to ".join(map(plain, entry["range"])) if entry["range"] else NOTHING,
                 f"{entry['undefined']} of {entry['runs']}",
                 _difference(entry["student_minus_weak"]),
                 _difference(entry["ceiling_minus_weak"]),
             )
         )
-    headings = ("", "split", "PGR", "median", "undefined", "student − one expert", "ceiling − one expert")
+    headings = ("", "split", "PGR, median", "range", "undefined", "student − one expert", "ceiling − one expert")
     note = (
         "PGR over the runs where the ceiling is above the weak expert; a ratio of two small differences explodes, so "
         "read the plain differences (points, over all runs) first."
@@ -313,11 +338,7 @@ def together(summary: Facts) -> Sheet:
     rows = []
     for system in ("ensemw2s", "bagging"):
         for split in (VALIDATION, *SPLITS):
-            own = [
-                p
-                for p in summary["diagnosis"]["points"]
-                if (p["system"], p["split"], p["variant"]) == (system, split, DEFAULT)
-            ]
+            own = [p for p in summary["diagnosis"]["points"] if (p["system"], p["split"]) == (system, split)]
             if own:
                 cells = [_average([p[key] for p in own]) for key in keys]
                 shown = [plain(cells[0]), *(percent(value, "") for value in cells[1:])]
@@ -330,7 +351,7 @@ def together(summary: Facts) -> Sheet:
     note = (
         "Means over runs. Correlation of two members' errors; then in %: tokens that both get wrong, how often these "
         "two agree on the token, tokens on which all agree wrongly, the same two for whole decoded answers of boosted "
-        "experts; and what the vote gains over its mean member, points."
+        "experts; and what the vote gains over its mean member, points, under teacher forcing."
     )
     return Sheet("diagnosis", "What members' errors have in common", headings, tuple(rows), note)
 
@@ -347,8 +368,8 @@ def associations(summary: Facts) -> Sheet:
         for e in summary["diagnosis"]["associations"]
     )
     note = (
-        "Spearman's rank correlation over all runs (the ensemble and bagging) between a figure of the members' errors "
-        "and the vote's gain over its mean member, in exact match under teacher forcing; p by permutation. Runs of one "
-        "task are not independent of each other."
+        "Spearman's rank correlation over the runs of the default variant (the ensemble's and bagging's together) "
+        "between a figure of the members' errors and the vote's gain over its mean member, in exact match under "
+        "teacher forcing; p by permutation. Runs of one task are not independent of each other."
     )
     return Sheet("diagnosis", "Common errors against the vote's gain", ("", "split", "ρ", "p", "runs"), rows, note)

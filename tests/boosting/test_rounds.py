@@ -175,6 +175,8 @@ def test_retry_sets_the_weights_back_to_uniform_once(script):
     assert names[1:3] == ["rounds/2/experts/0", "rounds/2/experts/0-retry"]
     assert run.trained[2].weights.masks == []
     assert history[1]["experts"][0]["name"] == "rounds/2/experts/0-retry"
+    spent = {"tokens_trained": 20, "seconds": 1.0}
+    assert [f["experts"][0].get("first_try") for f in history] == [None, spent, None], "it was trained, too"
     # round 3 builds on the retried round and on nothing before it
     assert [alpha for _, alpha in run.trained[3].weights.masks] == [history[1]["alpha"]]
     assert wrong_at(run, 2) == [4]

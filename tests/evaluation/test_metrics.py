@@ -150,19 +150,22 @@ class TestMetrics:
             token_correct=[2, 1, 3, 4],
             n_tokens=[2, 3, 3, 4],
             nll_sum=[0.5, 4.0, 0.5, 1.0],
+            forced=[True, False, False, True],
             option_correct=[True, False],
             **DRAW,
         )
         assert got["exact_match"] == 0.75
         assert got["token_accuracy"] == pytest.approx(10 / 12)
         assert got["nll"] == pytest.approx(0.5)
+        assert got["forced_exact_match"] == 0.5
         assert got["option_accuracy"] == 0.5
         assert got["n"] == 4
         assert got["ci95"] == list(interval([1, 0, 1, 1], **DRAW))
 
     def test_figures_that_a_system_does_not_have_are_null(self):
         got = metrics([True, False], option_correct=[], **DRAW)
-        assert (got["token_accuracy"], got["nll"], got["option_accuracy"]) == (None, None, None)
+        lacking = ("forced_exact_match", "token_accuracy", "nll", "option_accuracy")
+        assert [got[key] for key in lacking] == [None] * 4
 
     def test_an_infinite_nll_is_null_so_that_the_results_stay_json(self):
         got = metrics([True, True], n_tokens=[1, 1], nll_sum=[0.1, np.inf], **DRAW)

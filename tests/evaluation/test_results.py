@@ -117,6 +117,14 @@ def test_bases_are_averaged_and_listed():
     assert bases["b"]["ood"]["token_accuracy"] == 6 / 8
 
 
+def test_answers_can_be_right_that_are_spelled_otherwise_under_teacher_forcing():
+    spelled = VOTERS | {"bagging": rows("123x", forced=[True, False, False, False])}
+    systems = figures(ood=spelled).systems()
+    assert (systems["bagging"]["ood"]["exact_match"], systems["bagging"]["ood"]["forced_exact_match"]) == (0.75, 0.25)
+    assert systems["base_zero_shot"]["ood"]["forced_exact_match"] == 3 / 8
+    assert systems["sequence_vote"]["ood"]["forced_exact_match"] is None
+
+
 def test_token_figures_are_a_token_and_intervals_hold_the_mean():
     facts = figures().systems()["ensemw2s"]["ood"]
     assert (facts["token_accuracy"], facts["nll"]) == (4 / 8, 2.0 / 8)

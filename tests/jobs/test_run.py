@@ -92,6 +92,7 @@ def test_a_job_s_lines_are_objects_where_they_are_asked_for(run, head):
     assert "rounds/1" not in begun
 
 
+@pytest.mark.long
 def test_a_job_refuses_to_write_where_it_will_be_deleted(head, study):
     relative = study.parent / "relative.yaml"
     relative.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), "storage": "runs"}))
@@ -116,6 +117,29 @@ def test_the_ensemble_labels_and_is_judged(run, head, own_jsonl):
         "--answer-column", "reply", "--json", figures,
     )  # fmt: skip
     assert 0 < json.loads(figures.read_text())["metrics"]["exact_match"] <= 1
+
+
+@pytest.mark.long
+def test_a_killed_search_that_is_submitted_again_goes_on(run, head, own_jsonl, module_workplace):
+    space = {"boosting.rounds": {"integer": [1, 2]}, "expert.learning_rate": {"log_uniform": [0.003, 0.01]}}
+    search = {"trials": 2, "searcher": "random", "scheduler": "none", "space": space}
+    command = ("python", "jobs/tune.py", "--config", module_workplace.study(own_jsonl, name="searched", search=search))
+    first, folder = head.start(*command), run.parent / "searched/search"
+    until = time.monotonic() + 200
+    while not list(folder.glob("stages/rounds-1-*/.complete.json")):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for process in head.processes("jobs/tune.py"):
+        process.kill()
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode != 0, output
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/.complete.json")}
+    assert not (folder / "best.yaml").exists()
+    head.done(*command)
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "a finished stage was made again"
+    assert yaml.safe_load((folder / "best.yaml").read_text())["boosting"]["rounds"] in (1, 2)
+    assert "nothing to do" in head.done(*command)
 
 
 @pytest.mark.long

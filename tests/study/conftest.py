@@ -16,7 +16,7 @@ EXACT = dict(zip((*SYSTEMS, CHOSEN), (50, 55, 56, 58, 57, 60, 30, 62, 64, 66, 90
 
 def row(system: str, split: str, exact: float, **values: Any) -> dict[str, Any]:
     own = {"study": "s", "task": "a", "variant": "default", "seed": 0, "system": system, "split": split}
-    return {**own, "exact_match": exact, "n": 100, "fingerprint": "f", **values}
+    return {**own, "exact_match": exact, "forced_exact_match": exact, "n": 100, "fingerprint": "f", **values}
 
 
 def rows_of(task: str, seed: int, variant: str = "default", lift: float = 0.0) -> list[dict[str, Any]]:

@@ -63,6 +63,17 @@ def test_a_variant_can_be_of_some_tasks_only() -> None:
         expand(study(variants={"v": {}}, only={"w": ["base"]}))
 
 
+def test_variants_that_change_the_data_are_told_apart_however_they_are_written() -> None:
+    found = cells.with_other_data(
+        study(
+            variants={"split": {"data.split.mode": "random"}, "plain": {"boosting.rounds": 2}},
+            factors={"data.sizes.easy_train": [9], "boosting.width": [2]},
+            grid={"data.source.easy": [{}], "boosting.unit": ["example"]},
+        )
+    )
+    assert found == {"split", "data.sizes.easy_train=9", "data.source.easy={},boosting.unit=example"}
+
+
 def test_a_wrong_cell_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cell base, v, seed 0.*\n.*boosting.round: unknown key"):
         expand(study(variants={"v": {"boosting.round": 2}}))
@@ -101,6 +112,8 @@ def test_every_study_that_comes_along_expands_to_valid_configs(path: Path) -> No
     assert loaded.name == path.stem
     assert len(found) == sum(len(loaded.only.get(name, loaded.tasks)) * len(loaded.seeds) for name in variants(loaded))
     assert len(loaded.seeds) >= 3, "an interval over seeds needs some"
+    header = path.read_text(encoding="utf-8").split("\nname:")[0]
+    assert re.search(r"^# Takes: (not measured|.+ on .+)$", header, flags=re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -116,6 +129,16 @@ def test_every_generated_task_has_enough_distinct_examples_and_its_corpus_templa
             assert splits.hard_unlabelled.num_rows == data.sizes.hard_unlabelled, cell.name
             if cell.config.models.strong.is_tiny:
                 corpus.check(data, cell.config.models.pretraining.corpus)
+
+
+def test_single_experts_start_from_the_strongest_of_mixed_bases() -> None:
+    for path in STUDIES:
+        cell = expand(load_study(path))[0]
+        strength = [
+            (int(m.base.split("layers-")[1]) if "layers-" in m.base else 0, m.lora.rank if m.lora else 0)
+            for m in cell.config.models.weak
+        ]
+        assert strength[0] == max(strength), path.stem
 
 
 def test_studies_choose_on_other_seeds_than_they_confirm_on() -> None:

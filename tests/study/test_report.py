@@ -81,6 +81,38 @@ def test_a_tables_figures_are_those_of_the_statistics(summary) -> None:
     assert "cannot be less than 0.031" in sheet.note
 
 
+def test_variants_with_other_examples_have_a_table_of_their_own(frame) -> None:
+    of_one_task = frame[(frame["variant"] != "better") | (frame["task"] == "b")]
+    summary = summarise(of_one_task, resamples=1000, other_data={"better"})
+    keys = [sheet.key for sheet in tables.sheets(summary)]
+    assert "variants" not in keys
+    assert keys.count("others") == 1
+    rows = {row[1]: row for row in tables.others(summary).rows}
+    ours, bagging, student = (rows[name] for name in ("EnsemW2S ensemble", "Bagging", "Student of bagging"))
+    assert ours[0] == "better (b)"
+    assert ours[3].startswith("44.0 (")
+    assert ours[5:] == ("–",) * 4
+    assert bagging[5].startswith("+5.0 (")
+    assert student[5] == "+2.0 (+2.0 to +2.0)"
+    of_all = tables.others(summarise(frame, resamples=1000, other_data={"better"}))
+    assert {row[0] for row in of_all.rows} == {"better"}
+
+
+def test_a_study_knows_which_variants_have_other_examples(tmp_path) -> None:
+    rows = [r for name in ("default", "split", "more") for r in rows_of("a", 0, name)]
+    study = StudyConfig(
+        name="s", base={}, variants={"split": {"data.split.mode": "random"}}, factors={"boosting.rounds": [2]}
+    )
+    summary = report.write(study, pa.Table.from_pylist(rows, schema=SCHEMA), {}, 3, tmp_path)
+    assert [entry["variant"] for entry in summary["other_data"]] == ["split"]
+    assert [entry["variant"] for entry in summary["variants"]] == ["more"]
+
+
+def test_pgr_is_shown_by_its_median_and_range(summary) -> None:
+    [row] = [row for row in tables.recovered(summary, "all").rows if row[1] == "OOD"]
+    assert row[:5] == ("Student of EnsemW2S", "OOD", "0.30", "0.30 to 0.30", "2 of 6")
+
+
 def test_a_table_becomes_markdown_with_its_cells_escaped() -> None:
     sheet = tables.Sheet("k", "T", ("", "x"), (("a|b", "1"),), "Note.")
     assert report.markdown(sheet).splitlines() == ["|  | x |", "|---|---:|", "| a\\|b | 1 |", "", "Note."]

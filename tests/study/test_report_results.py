@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ensemw2s import store
 from ensemw2s.config_study import StudyConfig
 from ensemw2s.study import report, tables
 from ensemw2s.study.rows import SCHEMA
@@ -26,8 +27,6 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_the_page_has_every_table_verdict_and_failure(folder) -> None:
-    from ensemw2s import store
-
     summary = store.read_json(folder / "study.json")
     page = refresh["page"]([summary, {**summary, "name": "second"}])
     assert page.startswith("# Results\n\n<!-- Written by")
@@ -40,6 +39,18 @@ def test_the_page_has_every_table_verdict_and_failure(folder) -> None:
     assert len(headings) == len(set(headings)), "two headings with one name share an anchor"
 
 
-def test_the_committed_page_is_of_no_study_that_is_not_named(folder) -> None:
-    with pytest.raises(SystemExit, match="Each argument is the folder of a study"):
+def test_without_a_study_no_page_is_written() -> None:
+    with pytest.raises(SystemExit, match=r"Each argument is the study\.json of a study"):
         refresh["main"]([])
+
+
+def test_a_study_is_named_by_its_file_or_by_its_folder(folder) -> None:
+    assert refresh["read"]([folder]) == refresh["read"]([folder / "study.json"])
+
+
+def test_the_committed_page_is_that_of_the_committed_studies() -> None:
+    page, studies = ROOT / "docs" / "results.md", sorted((ROOT / "docs" / "studies").glob("*.json"))
+    committed = page.read_text(encoding="utf-8") if page.exists() else None
+    assert committed == (refresh["read"](studies) if studies else None)
+    for path in studies:
+        assert store.read_json(path)["name"] == path.stem

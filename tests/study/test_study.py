@@ -1,9 +1,16 @@
+import io
+import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from ensemw2s import stage_metrics
 from ensemw2s.config_study import StudyConfig
+from ensemw2s.context import Context
 from ensemw2s.errors import DataError, StudyError
+from ensemw2s.progress import LOG, Progress
 from ensemw2s.study import study as studies
 from ensemw2s.study.cells import expand
 
@@ -27,3 +34,28 @@ def test_a_report_of_nothing_says_why(tmp_path) -> None:
         studies.write(wanted, expand(wanted), {})
     with pytest.raises(StudyError, match="base, default, seed 0: no room"):
         studies.write(wanted, expand(wanted), {"base, default, seed 0": "no room"})
+
+
+def test_lines_for_machines_and_metrics_say_which_cell_they_are_about(tmp_path, monkeypatch) -> None:
+    wanted, out = study(tmp_path), io.StringIO()
+    told: list[tuple[str, str]] = []
+
+    def running(run: str, stage: str) -> Any:
+        told.append((run, stage))
+        return nullcontext()
+
+    def work(shop: Any, cell: Any) -> None:
+        context: Any = Context(cell.graph, None, shop.progress, None, on_stage=lambda *_: None)
+        with context.stage("data", "examples"):
+            raise DataError("no room")
+
+    monkeypatch.setattr(stage_metrics, "running", running)
+    monkeypatch.setattr(studies.cluster, "connect", lambda *_, **__: nullcontext("2 CPUs"))
+    monkeypatch.setattr(studies._Workshop, "run", work)
+    monkeypatch.setenv(LOG, "json")
+    with pytest.raises(StudyError, match="no room"):
+        studies.run(wanted, progress=Progress(Console(file=out)))
+    assert told == [("s/base.default.0", "data"), ("s/base.default.1", "data")]
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert {line["run"] for line in lines} == {"s", "s/base.default.0", "s/base.default.1"}
+    assert [line["run"] for line in lines if line.get("event") == "begin"] == [run for run, _ in told]

@@ -68,9 +68,30 @@ def test_variants_are_held_against_the_default_and_ordered_by_validation(frame) 
     assert found[1]["ensemw2s/id"]["pairs"] == 1
 
 
-def test_pgr_is_over_the_runs_that_have_it_and_the_plain_differences_over_all(summary) -> None:
+def test_a_variant_with_other_examples_is_held_against_nothing_but_itself(frame) -> None:
+    found = summarise(frame, resamples=1000, other_data={"better"})
+    assert found["variants"] == []
+    assert found["other_data"] == [{"variant": "better", "tasks": ["a", "b"]}]
+    own = find(found["comparisons"], task="all", variant="better", a="ensemw2s", b="bagging", split="id")
+    assert own["mean"] == pytest.approx(0.05)
+
+
+def test_chosen_rounds_and_their_rivals_are_both_teacher_forced(frame) -> None:
+    """Bagging decodes two points more than it has under teacher forcing: other spellings of the same answers."""
+    spelled = frame.copy()
+    spelled.loc[spelled["system"] == "bagging", "forced_exact_match"] -= 0.02
+    found = summarise(spelled, resamples=1000)["comparisons"]
+    assert find(found, a=CHOSEN, b="bagging", task="a", split="id")["mean"] == pytest.approx(0.03)
+    assert find(found, a="ensemw2s", b="bagging", task="a", split="id")["mean"] == pytest.approx(0.03)
+    spelled.loc[spelled["system"] == "sequence_vote", "forced_exact_match"] = None
+    assert find(summarise(spelled, resamples=1000)["comparisons"], a=CHOSEN, b="sequence_vote") is None
+
+
+def test_pgr_is_over_the_runs_that_have_it_and_the_plain_differences_over_all(frame) -> None:
+    own = (frame["system"] == "student_ensemw2s") & (frame["seed"] == 2) & (frame["task"] == "b")
+    summary = summarise(frame.assign(pgr=frame["pgr"].mask(own, 7.0)), resamples=1000)
     found = find(summary["pgr"], task="all", variant="default", system="student_ensemw2s", split="ood")
-    assert found["pgr"]["mean"] == pytest.approx(0.3)
+    assert (found["median"], found["range"]) == (pytest.approx(0.3), [0.3, 7.0])
     assert (found["runs"], found["undefined"]) == (6, 2)
     assert found["ceiling_minus_weak"]["mean"] == pytest.approx((0.35 - 0.01 + 0.35) / 3)
 
@@ -100,3 +121,11 @@ def test_common_errors_are_held_against_what_the_vote_gains(summary) -> None:
     found = find(summary["diagnosis"]["associations"], split="id", figure="error_correlation")
     assert found["rho"] == pytest.approx(-1.0)
     assert find(summary["diagnosis"]["associations"], figure="same_wrong") is None, "it has no spread here"
+    assert len(points) == found["n"] == 6, "other variants are not pooled with the default"
+
+
+def test_the_votes_gain_is_teacher_forced_as_its_members_are(frame) -> None:
+    spelled = frame.copy()
+    spelled.loc[spelled["split"] == "id", "exact_match"] += 0.2
+    points = [p for p in summarise(spelled, resamples=1000)["diagnosis"]["points"] if p["split"] == "id"]
+    assert sorted({round(p["gain"], 6) for p in points}) == [0.02, 0.03, 0.04]
