@@ -106,13 +106,16 @@ def plan(
     config or RAY_ADDRESS names a cluster, that cluster is asked for its own.
 
     With --cluster, a file of `ray up`, the resources are those that this cluster may grow to, and nothing of it needs
-    to be there: of models config.json is enough, and neither tokenizers nor weights are looked at. It also prints the
-    memory of each process by ZeRO stage, and nodes, GPU-hours and money of each stage (cluster/README.md). What does
-    not fit on the nodes is refused, with the nearest settings that do.
+    to be there. No weights are looked at: of models config.json is enough. Examples are as long as the first rows of
+    the data, counted by the tokenizer of the first weak base or, where that is not at hand, by characters; with both
+    --prompt-tokens and --answer-tokens none is looked for. It also prints the memory of each process by ZeRO stage,
+    and nodes, GPU-hours and money of each stage (cluster/README.md). What does not fit on the nodes is refused, with
+    the nearest settings that do.
 
         ensemw2s plan configs/quickstart.yaml
         ensemw2s plan configs/quickstart.yaml --set training.workers=2
-        ensemw2s plan configs/llama-7b-lora.yaml --cluster cluster/aws.yaml
+        ensemw2s plan configs/quickstart.yaml --cluster cluster/aws.yaml \\
+            --set training.gpus_per_worker=1 --set labeling.gpus_per_actor=1
     """
     with outcome(debug=debug):
         from ensemw2s import cluster, planning, preflight

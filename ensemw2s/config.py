@@ -302,7 +302,8 @@ class TrainingConfig(Section):
     node_resource: str | None = Field(
         None,
         description="A resource of those nodes only that are there for training: workers take a thousandth of it each, "
-        "so no other node will do. Plans do not know of it: set `lanes` to what such nodes hold. None: any node.",
+        "so no other node will do. A run's division of the cluster does not know of it: set `lanes` to what such nodes "
+        "hold. None: any node.",
     )
     lanes: PositiveInt | None = Field(
         None, description="Models trained at the same time; none: as many as fit beside half of the actors."
@@ -423,7 +424,8 @@ class LabelingConfig(Section):
     node_resource: str | None = Field(
         None,
         description="A resource of those nodes only that are there for decoding: actors take a thousandth of it each. "
-        "Plans do not know of it: set `max_actors` to what such nodes hold. None: any node.",
+        "A run's division of the cluster does not know of it: set `max_actors` to what such nodes hold. None: any "
+        "node.",
     )
     batch_size: PositiveInt = Field(128, description="Prompts decoded at a time by an actor.")
     chunk_size: PositiveInt = Field(512, description="Prompts an output file; the grain of resuming.")

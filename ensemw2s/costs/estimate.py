@@ -18,6 +18,7 @@ from ensemw2s.costs.hardware import Cluster, NodeType
 from ensemw2s.costs.lengths import Lengths
 from ensemw2s.costs.memory import Voter
 from ensemw2s.costs.needs import Job, Need, Shapes
+from ensemw2s.costs.processes import check_speed
 from ensemw2s.costs.throughput import Measured, Share, decoding_rate, reading_rate, share_of, training_rate
 from ensemw2s.errors import ConfigError
 from ensemw2s.planning import Plan
@@ -113,16 +114,18 @@ def estimate(
         measured: Speeds of a run like this one; none: the table's model.
 
     Raises:
-        ResourceError: If something can never be placed, or does not fit into memory.
-        ConfigError: If the table does not say how fast a kind of node is, and nothing was measured.
+        ResourceError: If something can never be placed, does not fit into memory, or runs at a speed that nobody knows.
+        ConfigError: If what was measured does not have such a speed either.
     """
-    division = cluster.plan_resources(graph.config, found.resources())
-    todo = needs.jobs(graph, plan)
+    config, todo = graph.config, needs.jobs(graph, plan)
+    if measured is None and not plan.complete:
+        check_speed(found, [*([config.training] if todo else []), config.labeling])
     trainings = needs.place_trainings(graph, todo, sizes, found) if todo else []
     actors = needs.place_actors(graph, sizes, found)
-    work = _Work(graph, plan, sizes, found, lengths, measured, division, actors[0].node)
-    if trainings:
-        work.trainer = trainings[0].node
+    actor, trainer = actors[0].node.name, (trainings or actors)[0].node.name
+    found = found.within_limit({actor, trainer})
+    division = cluster.plan_resources(config, found.resources())
+    work = _Work(graph, plan, sizes, found, lengths, measured, division, trainer, actor)
     phases = work.phases(todo)
     rows = tuple(row for phase in phases for row in phase)
     bills, seconds = work.bills(phases)
@@ -141,11 +144,13 @@ class _Work:
         lengths: Lengths,
         measured: Measured | None,
         division: ResourcePlan,
-        actor: NodeType,
+        trainer: str,
+        actor: str,
     ) -> None:
         self.graph, self.plan, self.sizes, self.found = graph, plan, sizes, found
         self.lengths, self.measured, self.division = lengths, measured or Measured(), division
-        self.actor, self.trainer = actor, actor
+        kinds = {node.name: node for node in found.nodes}
+        self.trainer, self.actor = kinds[trainer], kinds[actor]
         self.config: Config = graph.config
         self.waiting = set(plan.names("to do", "changed"))
 
@@ -264,14 +269,17 @@ class _Work:
     def _evaluation(self) -> list[Row]:
         if self.graph.evaluation.name not in self.waiting:
             return []
-        s, boosted = self.config.data.sizes, [expert for r in self.graph.rounds for expert in r.experts]
-        tests, teams = (
-            s.id_test + s.ood_test,
-            [t for c in needs.evaluation_crowds(self.graph, self.sizes) for t in c.teams],
+        s, rounds = self.config.data.sizes, self.graph.rounds
+        tests, crowds = s.id_test + s.ood_test, needs.evaluation_crowds(self.graph, self.sizes)
+        teams = [team for crowd in crowds for team in crowd.teams]
+        busy = sum(self._answer(tests, team) + self._read(tests, team) for team in teams)
+        # without decoding: weak systems on validation examples, and the ensembles of the first rounds on all
+        busy += sum(
+            self._read(s.easy_validation, team) for crowd in crowds if crowd.name == needs.WEAK for team in crowd.teams
         )
-        busy = sum(self._answer(tests, one) + self._read(tests, one) for one in teams)
-        for count in range(1, len(boosted) + 1):  # ensembles of the first rounds, which do not decode
-            busy += self._read(tests + s.easy_validation, needs.team(boosted[:count], self.sizes))
+        for count in range(1, len(rounds) + 1):
+            voting = [expert for r in rounds[:count] for expert in r.experts]
+            busy += self._read(tests + s.easy_validation, needs.team(voting, self.sizes))
         row = self._decoding("evaluation", f"{len(teams)} systems, {tests} examples each", busy, tests * len(teams))
         return [row]
 

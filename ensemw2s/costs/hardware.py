@@ -6,8 +6,8 @@ one of them holds and costs. Nothing is asked of a cloud.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +17,13 @@ from ensemw2s.cluster import Resources
 from ensemw2s.config_messages import explain, nearest
 from ensemw2s.config_section import Fraction, PositiveInt, Section
 from ensemw2s.config_tree import read_tree
-from ensemw2s.errors import ConfigError
+from ensemw2s.errors import ConfigError, ResourceError
 
 PRICES = "prices.yaml"
 """Name of the table beside a cluster's file."""
+
+MAX_WORKERS = 2
+"""Nodes beside the head where a cluster's file does not say how many: Ray's own default, on AWS and Google Cloud."""
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -37,6 +40,7 @@ class Processor(Section):
 class Instance(Section):
     """An instance type of a cloud."""
 
+    cloud: str | None = Field(None, description="Whose it is; others of the same are advised.")
     gpu: str | None = Field(None, description="Name of its GPUs in the table; none: it has none.")
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="How many.")
     cpus: PositiveInt = Field(description="vCPUs.")
@@ -102,6 +106,7 @@ class NodeType:
         most: How many there may be at a time.
         spot: Billed at the spot price.
         is_head: The head node's type.
+        resources: Resources of its own that a node has, by name.
     """
 
     name: str
@@ -113,6 +118,7 @@ class NodeType:
     most: int
     spot: bool
     is_head: bool
+    resources: frozenset[str] = frozenset()
 
     def price(self, prices: Prices, *, spot: bool | None = None) -> float:
         """Price of one an hour, as it is asked for or as said."""
@@ -129,12 +135,14 @@ class Cluster:
     Attributes:
         name: Its name.
         nodes: Its kinds of node.
+        limit: How many nodes there may be at a time, the head among them.
         idle_minutes: A node without work goes after so long.
         prices: The table.
     """
 
     name: str
     nodes: tuple[NodeType, ...]
+    limit: int
     idle_minutes: float
     prices: Prices
 
@@ -142,6 +150,27 @@ class Cluster:
     def workers(self) -> tuple[NodeType, ...]:
         """The kinds that experts and actors may run on."""
         return tuple(node for node in self.nodes if node.most and (node.cpus or node.gpus))
+
+    def within_limit(self, used: Collection[str]) -> Cluster:
+        """The cluster with as many nodes as there may be at a time.
+
+        Nodes of kinds without work go first, then those of the kind that has most.
+
+        Args:
+            used: Names of the kinds that work is planned on; one node of each stays.
+
+        Raises:
+            ResourceError: If there may not be one of each.
+        """
+        least = {node.name: max(int(node.is_head), int(node.name in used)) for node in self.nodes}
+        if sum(least.values()) > self.limit:
+            kinds = " and ".join(sorted(used))
+            raise ResourceError(f"work is planned on {kinds}, but max_workers of {self.name} is {self.limit - 1}")
+        most = {node.name: node.most for node in self.nodes}
+        while sum(most.values()) > self.limit:
+            spare = [name for name, count in most.items() if count > least[name]]
+            most[max(spare, key=lambda name: (name not in used, most[name]))] -= 1
+        return replace(self, nodes=tuple(replace(node, most=most[node.name]) for node in self.nodes))
 
     def resources(self) -> Resources:
         """All nodes that there can be, as `plan_resources` sees them."""
@@ -179,16 +208,13 @@ def read_cluster(path: Path, prices: Path | None = None) -> Cluster:
     if not table.exists():
         raise ConfigError(f"there is no table of prices {table}: give one with --prices FILE (cluster/{PRICES} is one)")
     known = read_prices(table)
-    head, limit = tree.get("head_node_type"), tree.get("max_workers")
+    head, limit = tree.get("head_node_type"), int(tree.get("max_workers", MAX_WORKERS))
     nodes = [_node(path, name, facts or {}, known, table, head, limit) for name, facts in types.items()]
-    return Cluster(str(tree.get("cluster_name", path.stem)), tuple(nodes), _minutes(tree), known)
+    idle = float(tree.get("idle_timeout_minutes", 5))  # Ray's own default
+    return Cluster(str(tree.get("cluster_name", path.stem)), tuple(nodes), limit + 1, idle, known)
 
 
-def _minutes(tree: dict[str, Any]) -> float:
-    return float(tree.get("idle_timeout_minutes", 5))  # Ray's own default
-
-
-def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: Path, head: Any, limit: Any) -> NodeType:
+def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: Path, head: Any, limit: int) -> NodeType:
     settings = facts.get("node_config") or {}
     kind = str(settings.get("InstanceType") or settings.get("machineType") or name).rsplit("/", 1)[-1]
     if kind not in prices.instances:
@@ -199,7 +225,8 @@ def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: P
     instance = prices.instances[kind]
     counted = facts.get("resources") or {}
     is_head = name == head
-    most = int(facts.get("max_workers", 0 if limit is None else limit))
+    # beside the head itself no more of its kind, unless the file says so
+    most = 1 + int(facts.get("max_workers", 0)) if is_head else int(facts.get("max_workers", limit))
     return NodeType(
         name=name,
         kind=kind,
@@ -207,9 +234,10 @@ def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: P
         processor=prices.processors.get(instance.gpu or instance.processor or ""),
         cpus=float(counted.get("CPU", instance.cpus)),
         gpus=float(counted.get("GPU", instance.gpus)),
-        most=(1 if is_head else 0) + most,
+        most=min(most, limit + is_head),
         spot=_is_spot(settings),
         is_head=is_head,
+        resources=frozenset(resource for resource, amount in counted.items() if amount),
     )
 
 
@@ -221,14 +249,3 @@ def _is_spot(settings: dict[str, Any]) -> bool:
     return market.get("MarketType") == "spot" or any(
         part.get("preemptible") or part.get("provisioningModel") == "SPOT" for part in parts
     )
-
-
-def for_work(nodes: Iterable[NodeType], word: str) -> tuple[NodeType, ...]:
-    """The kinds of node that are meant for some work, by their names; all of them where no name says so.
-
-    Args:
-        nodes: To choose from.
-        word: `training` or `decoding`.
-    """
-    every = tuple(nodes)
-    return tuple(node for node in every if word in node.name.lower()) or every

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean
+from typing import TYPE_CHECKING
 
 from ensemw2s.config import Config
 from ensemw2s.data.columns import render_row
 from ensemw2s.data.sources import iterate_rows
+from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.errors import ModelError
+from ensemw2s.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 200
 """Rows that are looked at."""
@@ -46,16 +52,25 @@ def lengths(config: Config, characters_a_token: float, prompt: int | None = None
 
     Raises:
         DataError: If the source cannot be read, and not both are given.
+        ModelError: If a chat template is asked for that the tokenizer does not have.
     """
     if prompt is not None and answer is not None:
         return Lengths(prompt, answer, "as given")
-    count, how = _counter(config, characters_a_token)
-    source = config.data.source
+    source, template = config.data.source, config.data.prompt_template
     rows = itertools.islice(iterate_rows(source, part="easy", seed=0), SAMPLE)
     examples = [render_row(source.columns, row, answer_optional=True) for row in rows]
-    around = len(config.data.prompt_template) - len("{prompt}")
-    prompts = [count(" " * around + str(example["prompt"])) for example in examples]
-    answers = [count(str(example["answer"])) + 1 for example in examples if example["answer"] is not None]
+    prefix = "" if config.data.chat_template else config.data.answer_prefix
+    texts = [str(example["prompt"]) for example in examples]
+    answered = [f"{prefix}{example['answer']}" for example in examples if example["answer"] is not None]
+    tokenizer = _tokenizer(config)
+    if tokenizer is None:
+        prompts = [len(template.replace("{prompt}", text)) / characters_a_token for text in texts]
+        answers = [len(text) / characters_a_token + 1 for text in answered]
+        how = f"at {characters_a_token:g} characters a token"
+    else:
+        prompts = [len(ids) for ids in tokenize_prompts(texts, tokenizer, config.data)]
+        answers = [len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + 1 for text in answered]
+        how = f"by the tokenizer of {config.models.weak[0].base}"
     return Lengths(
         prompt if prompt is not None else mean(prompts),
         answer if answer is not None else min(mean(answers or [1]), config.labeling.max_new_tokens),
@@ -63,14 +78,11 @@ def lengths(config: Config, characters_a_token: float, prompt: int | None = None
     )
 
 
-def _counter(config: Config, characters_a_token: float) -> tuple[Callable[[str], float], str]:
-    from ensemw2s.models.tokenizers import load_tokenizer
-
+def _tokenizer(config: Config) -> PreTrainedTokenizerBase | None:
+    """That of the first weak base; None if it is not at hand."""
     model = config.models.weak[0]
-    try:
-        if model.is_tiny:
-            raise ModelError("its tokenizer is made by the run")
-        tokenizer = load_tokenizer(model.base, model.revision)
-    except ModelError:
-        return lambda text: len(text) / characters_a_token, f"at {characters_a_token:g} characters a token"
-    return lambda text: float(len(tokenizer(text)["input_ids"])), f"by the tokenizer of {model.base}"
+    if model.is_tiny:  # the run makes it
+        return None
+    with suppress(ModelError):
+        return load_tokenizer(model.base, model.revision)
+    return None

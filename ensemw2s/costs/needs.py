@@ -5,6 +5,7 @@ What fits nowhere is refused with the bytes that are needed, those that there ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from ensemw2s.cluster import pieces
 from ensemw2s.config import Config, Recipe
 from ensemw2s.costs import nearest
-from ensemw2s.costs.hardware import Cluster, NodeType, Prices, for_work
+from ensemw2s.costs.hardware import Cluster, NodeType, Prices
 from ensemw2s.costs.memory import GIB, Memory, Training, Voter, decoding_memory, training_memory
+from ensemw2s.costs.processes import Process, Work, candidates
 from ensemw2s.costs.shapes import Shape, shape_of, tiny_shape
 from ensemw2s.errors import ResourceError
 from ensemw2s.planning import Plan
@@ -21,6 +23,9 @@ from ensemw2s.stages import Base, Expert, Graph
 
 Shapes = dict[str, Shape]
 """Sizes of each base, by its name."""
+
+WEAK = "evaluation of weak systems"
+"""Name of the crowd that is evaluated on validation examples, too."""
 
 
 def shapes(graph: Graph) -> Shapes:
@@ -109,8 +114,8 @@ def available(node: NodeType, prices: Prices, *, cpus: float, gpus: float) -> fl
 
 def training_of(job: Job, config: Config, shape: Shape, node: NodeType) -> Training:
     """What decides about the memory of a training on a kind of node."""
+    t, context = config.training, shape.context or math.inf
     answer = max(config.data.max_answer_tokens, config.labeling.max_new_tokens if job.part == "students" else 0)
-    t = config.training
     return Training(
         shape=shape,
         adapters=shape.adapters(job.base.lora) if job.part != "models" else 0,
@@ -121,8 +126,8 @@ def training_of(job: Job, config: Config, shape: Shape, node: NodeType) -> Train
         checkpointing=t.gradient_checkpointing,
         batch=job.recipe.batch_size,
         most=job.recipe.micro_batch_size,
-        tokens=config.data.max_prompt_tokens + answer,
-        answer=answer,
+        tokens=int(min(config.data.max_prompt_tokens + answer, context)),
+        answer=int(min(answer, context)),
         gpu=t.gpus_per_worker > 0,
     )
 
@@ -133,8 +138,8 @@ def place_trainings(graph: Graph, todo: Sequence[Job], sizes: Shapes, found: Clu
     Raises:
         ResourceError: If one fits nowhere.
     """
-    config, t = graph.config, graph.config.training
-    nodes = _candidates(found, "training", t.cpus_per_worker, t.gpus_per_worker)
+    config = graph.config
+    nodes = candidates(found, config.training)
     refusals = []
     for node in nodes:
         needs = []
@@ -187,7 +192,7 @@ def _refuse_training(entry: tuple[Job, Need, Training], config: Config, node: No
             replace(t, width=width(c.precision, other, c.gpus_per_worker)), config, other, found.prices
         )
 
-    return _refusal(need, nearest.smallest(changes, fits), _larger(found.prices, node, as_it_is))
+    return _refusal(need, nearest.smallest(changes, fits), _larger(found.prices, node, c, as_it_is))
 
 
 def _refusal(need: Need, advice: list[str] | None, larger: str | None) -> str:
@@ -209,31 +214,22 @@ def _refusal(need: Need, advice: list[str] | None, larger: str | None) -> str:
     return "; ".join(lines)
 
 
-def _larger(prices: Prices, node: NodeType, fits: Callable[[NodeType], bool]) -> str | None:
-    """The cheapest instance type of the table on which something fits."""
+def _larger(prices: Prices, node: NodeType, work: Work, fits: Callable[[NodeType], bool]) -> str | None:
+    """The cheapest instance type of the same cloud on which something fits; with GPUs only for what asks for some."""
+    process = Process.of(work)
     for kind, instance in sorted(prices.instances.items(), key=lambda item: item[1].on_demand):
-        if instance.gpus and node.gpus:
+        if instance.cloud == node.instance.cloud and bool(instance.gpus) == bool(process.gpus):
             other = replace(
                 node,
                 kind=kind,
                 instance=instance,
-                processor=prices.processors[str(instance.gpu)],
+                processor=prices.processors.get(instance.gpu or instance.processor or ""),
                 cpus=float(instance.cpus),
                 gpus=float(instance.gpus),
             )
-            if fits(other):
+            if process.on(other) and fits(other):
                 return kind
     return None
-
-
-def _candidates(found: Cluster, word: str, cpus: float, gpus: float) -> list[NodeType]:
-    """Kinds of node that have room for a process, those for such work if there are any; the cheapest room first."""
-    for nodes in (for_work(found.workers, word), found.workers):
-        room = [(node, pieces((node.cpus, node.gpus), cpus, gpus)) for node in nodes]
-        fitting = [(node, n) for node, n in room if n]
-        if fitting:
-            return [node for node, n in sorted(fitting, key=lambda pair: pair[0].price(found.prices) / pair[1])]
-    raise ResourceError(f"no node type of {found.name} has {cpus:g} CPUs and {gpus:g} GPUs for a process")
 
 
 @dataclass(frozen=True)
@@ -253,10 +249,11 @@ class Crowd:
     def memory(self, config: Config, node: NodeType) -> Memory:
         """What it takes on a kind of node."""
         d = config.labeling
-        longest = config.data.max_prompt_tokens + max(d.max_new_tokens, config.data.max_answer_tokens)
         voters = [voter for team in self.teams for voter in team]
+        context = max(voter.shape.context or math.inf for voter in voters)
+        longest = config.data.max_prompt_tokens + max(d.max_new_tokens, config.data.max_answer_tokens)
         bytes_ = width(d.precision, node, d.gpus_per_actor)
-        return decoding_memory(self.models, voters, slots=d.batch_size, length=longest, width=bytes_)
+        return decoding_memory(self.models, voters, slots=d.batch_size, length=int(min(longest, context)), width=bytes_)
 
     def room(self, config: Config, node: NodeType, prices: Prices) -> float:
         """What it has there: of several GPUs as many as it has models, for one is not divided."""
@@ -310,7 +307,7 @@ def evaluation_crowds(graph: Graph, sizes: Shapes) -> list[Crowd]:
     if groups or bases:
         teams = [*((Voter(shape, 1, False),) for shape in bases), *(team(group, sizes) for group in groups)]
         models = (*((shape, 0) for shape in bases), *_loaded(experts, sizes))
-        found.append(Crowd("evaluation of weak systems", models, tuple(teams)))
+        found.append(Crowd(WEAK, models, tuple(teams)))
     strong = sizes[graph.strong.name]
     for student in graph.students:
         if student.name in systems:
@@ -325,10 +322,10 @@ def place_actors(graph: Graph, sizes: Shapes, found: Cluster) -> list[Need]:
     Raises:
         ResourceError: If something fits nowhere.
     """
-    config, d = graph.config, graph.config.labeling
+    config = graph.config
     crowds = [*label_crowds(graph, sizes).values(), *evaluation_crowds(graph, sizes)]
     refusals = []
-    for node in _candidates(found, "decoding", d.cpus_per_actor, d.gpus_per_actor):
+    for node in candidates(found, config.labeling):
         largest: dict[str, tuple[Crowd, Need]] = {}
         for crowd in crowds:
             memory, room = crowd.memory(config, node), crowd.room(config, node, found.prices)
@@ -337,11 +334,11 @@ def place_actors(graph: Graph, sizes: Shapes, found: Cluster) -> list[Need]:
         wrong = [pair for pair in largest.values() if pair[1].memory.peak > pair[1].available]
         if not wrong:
             return [need for _, need in largest.values()]
-        refusals.append(_refuse_actor(*wrong[0], config, node, found))
+        refusals.append(_refuse_actor(wrong[0][1], crowds, config, node, found))
     raise ResourceError(refusals[-1])
 
 
-def _refuse_actor(crowd: Crowd, need: Need, config: Config, node: NodeType, found: Cluster) -> str:
+def _refuse_actor(need: Need, crowds: Sequence[Crowd], config: Config, node: NodeType, found: Cluster) -> str:
     d = config.labeling
     halves = [d.batch_size >> k for k in range(1, d.batch_size.bit_length())]
     gpus = [n for n in (2, 4, 8) if d.gpus_per_actor and d.gpus_per_actor < n <= node.gpus]
@@ -353,7 +350,7 @@ def _refuse_actor(crowd: Crowd, need: Need, config: Config, node: NodeType, foun
 
     def fits_on(node: NodeType, values: dict[str, Any]) -> bool:
         other = config.model_copy(update={"labeling": d.model_copy(update=values)})
-        return crowd.memory(other, node).peak <= crowd.room(other, node, found.prices)
+        return all(crowd.memory(other, node).peak <= crowd.room(other, node, found.prices) for crowd in crowds)
 
     advice = nearest.smallest(changes, lambda values: fits_on(node, values))
-    return _refusal(need, advice, _larger(found.prices, node, lambda other: fits_on(other, {})))
+    return _refusal(need, advice, _larger(found.prices, node, d, lambda other: fits_on(other, {})))

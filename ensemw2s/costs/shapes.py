@@ -31,6 +31,7 @@ class Shape:
         queries: Query heads times their size.
         keys: Key heads times their size; as many are the values.
         vocabulary: Tokens of the output layer.
+        context: Longest sequence, in tokens; None without a limit.
     """
 
     parameters: int
@@ -43,6 +44,7 @@ class Shape:
     queries: int
     keys: int
     vocabulary: int
+    context: int | None
 
     def adapters(self, lora: Lora | None) -> int:
         """Weights of LoRA adapters (Hu et al. 2021): rank × (inputs + outputs) of each layer that gets one."""
@@ -112,4 +114,5 @@ def measure(config: object) -> Shape:
         queries=heads * size,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * size,
         vocabulary=text.vocab_size,
+        context=getattr(text, "max_position_embeddings", None),
     )

@@ -43,14 +43,14 @@ PRICES: dict[str, Any] = {
 
 @pytest.fixture
 def make_cluster(tmp_path: Path) -> Callable[..., Cluster]:
-    """Writes a table and a cluster of kinds of node, `name=(instance type, most)`, and reads them."""
+    """Writes a table and a cluster of kinds of node, `name=(instance type, most)`, each with a resource of its name."""
 
-    def make(**kinds: tuple[str, int]) -> Cluster:
+    def make(limit: int = 100, **kinds: tuple[str, int]) -> Cluster:
         (tmp_path / "prices.yaml").write_text(yaml.safe_dump(PRICES))
         types: dict[str, Any] = {"head": {"resources": {"CPU": 0}, "node_config": {"InstanceType": "x.head"}}}
         for name, (kind, most) in kinds.items():
-            types[name] = {"node_config": {"InstanceType": kind}, "max_workers": most}
-        tree = {"cluster_name": "test", "max_workers": 0, "head_node_type": "head", "available_node_types": types}
+            types[name] = {"resources": {name: 1}, "node_config": {"InstanceType": kind}, "max_workers": most}
+        tree = {"cluster_name": "test", "max_workers": limit, "head_node_type": "head", "available_node_types": types}
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({**tree, "idle_timeout_minutes": 3}))
         return read_cluster(tmp_path / "cluster.yaml")
 

@@ -1,6 +1,7 @@
 """`ensemw2s plan --cluster` from the command line, and the page whose figures it prints."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,43 @@ def test_memory_stages_and_money_are_printed_and_nothing_is_changed(study, tmp_p
     assert hint not in same.stdout
     assert "10 + 21 tokens in the mean, of the first 4 rows, at 4 characters a token" in text
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_a_first_try_with_the_files_that_come_along_leads_to_a_plan(name, tmp_path):
+    files = (ROOT / "configs" / "quickstart.yaml", "--cluster", ROOT / "cluster" / f"{name}.yaml")
+    arguments = (*files, "--set", f"storage={tmp_path}")
+    refused = call(*arguments)
+    assert refused.exit_code == 2
+    advice = re.findall(r"--set (\S+=1)\b", refused.stderr)
+    assert advice == ["training.gpus_per_worker=1", "labeling.gpus_per_actor=1"], refused.stderr
+    planned = call(*arguments, *(word for setting in advice for word in ("--set", setting)))
+    assert planned.exit_code == 0, planned.stderr
+    assert "In all about" in " ".join(planned.stdout.split())
+
+
+def test_the_example_of_the_help_runs_in_a_clone_and_tokenizers_are_told_of(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    text = " ".join(call("--help").stdout.replace("\\", " ").split())
+    assert "counted by the tokenizer of the first weak base" in text
+    example = re.search(r"ensemw2s plan (\S+ --cluster \S+(?: --set \S+)*)", text)[1]
+    result = call(*example.split(), "--set", f"storage={tmp_path}")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_work_is_planned_on_the_nodes_that_the_config_names(study):
+    kinds = ("training", "decoding")
+    settings = [f"{s}.node_resource={kind}" for s, kind in zip(("training", "labeling"), kinds, strict=True)]
+    options = [word for setting in settings for word in ("--set", setting)]
+    result = call(study()[0], "--cluster", ROOT / "cluster" / "aws.yaml", *options)
+    assert result.exit_code == 0, result.stderr
+    where = dict(re.findall(r"^(rounds|students|scoring|labels) .* × (\S+)", result.stdout, re.MULTILINE))
+    assert where == dict.fromkeys(("rounds", "students"), "g6e.12xlarge") | dict.fromkeys(
+        ("scoring", "labels"), "g6e.2xlarge"
+    )
+    nowhere = call(study()[0], "--cluster", ROOT / "cluster" / "aws.yaml", "--set", "training.node_resource=trainers")
+    assert nowhere.exit_code == 2
+    assert "no node type of ensemw2s has it in its resources, which are decoding, training" in nowhere.stderr
 
 
 def test_what_does_not_fit_ends_with_exit_code_2(study):

@@ -66,7 +66,7 @@ def test_nodes_are_paid_whole_with_their_start_and_their_idling(make_config, mak
 
 def test_lanes_that_stay_up_are_paid_while_labels_are_made(make_config, make_cluster):
     found = make_cluster(training=("x.big", 1), decoding=("x.big", 1))
-    result = worked_out(make_config(), found)
+    result = worked_out(make_config(training__node_resource="training", labeling__node_resource="decoding"), found)
     assert {row.node.name for row in result.rows if row.name in ("rounds", "baselines", "students")} == {"training"}
     assert {row.node.name for row in result.rows if row.name in ("scoring", "labels", "evaluation")} == {"decoding"}
     hours, phases = {bill.node.name: bill.hours for bill in result.bills}, rows(result)
@@ -126,8 +126,34 @@ def test_cpus_of_unknown_speed_need_a_measured_run(make_config, make_cluster):
     assert known.rows[0].name == "models"
     assert sum(row.gpu_seconds for row in known.rows) == 0
     unknown = replace(found, nodes=tuple(replace(node, processor=None) for node in found.nodes))
-    with pytest.raises(ConfigError, match=r"does not say how fast x\.cpu is for what has no GPU: .* --measured RUN"):
+    with pytest.raises(ResourceError, match=r"does not say how fast x\.cpu is for what has no GPU: .* --measured RUN"):
         worked_out(config, unknown)
-    with pytest.raises(ConfigError, match=r"how fast x\.one is for what has no GPU"):
+    with pytest.raises(ConfigError, match=r"does not say how fast x\.cpu is for what has no GPU: .* --measured RUN"):
+        worked_out(config, unknown, Measured())
+    with pytest.raises(ResourceError, match=r"how fast x\.one is for what has no GPU"):
         worked_out(config, make_cluster(one=("x.one", 1)))
     assert worked_out(config, unknown, Measured(expert=1e3, student=1e3, members=1e3, alone=1e3)).money > 0
+
+
+def test_evaluation_reads_validation_examples_with_weak_systems_and_with_the_ensemble_of_each_round(
+    make_config, make_cluster
+):
+    found = make_cluster(big=("x.big", 1))
+
+    def readings(width):
+        """How many members read a validation example."""
+        configs = [make_config(boosting__width=width, data__sizes__easy_validation=n) for n in (10, 1010)]
+        less, more = (rows(worked_out(config, found))["evaluation"].seconds for config in configs)
+        weights = needs.shapes(build_graph(configs[0]))["w0"].multiplied
+        return (more - less) / 1000 / LENGTHS.whole * (0.5 * 400e12) / (2 * weights)
+
+    assert readings(1) == pytest.approx(2 + 2 + (1 + 2)), "bagging, the ensemble, and that of either round"
+    assert readings(2) == pytest.approx(4 + 4 + (2 + 4))
+
+
+def test_no_more_nodes_are_planned_for_than_there_may_be(make_config, make_cluster):
+    kinds = {"one": ("x.one", 3), "big": ("x.big", 3), "more": ("x.big", 3)}
+    config = make_config(training__lanes=3, training__node_resource="big", labeling__node_resource="more")
+    all_of_them, few = (worked_out(config, make_cluster(limit, **kinds)) for limit in (9, 3))
+    assert str(all_of_them.cluster.resources()) == "9 nodes, 408 CPUs, 51 GPUs"
+    assert str(few.cluster.resources()) == "3 nodes, 192 CPUs, 24 GPUs", "none of those without work"

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ensemw2s.costs.hardware import PRICES, for_work, read_cluster, read_prices
-from ensemw2s.errors import ConfigError
+from ensemw2s.costs.hardware import PRICES, read_cluster, read_prices
+from ensemw2s.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def write(folder, **types):
-    path = folder / "cluster.yaml"
-    path.write_text(yaml.safe_dump({"max_workers": 3, "head_node_type": "head", "available_node_types": types}))
+def write(folder, limit=3, **types):
+    path, tree = folder / "cluster.yaml", {"head_node_type": "head", "available_node_types": types}
+    path.write_text(yaml.safe_dump(tree if limit is None else {**tree, "max_workers": limit}))
     return path
 
 
@@ -22,6 +22,7 @@ def test_the_table_that_comes_along_is_valid_and_says_what_it_is():
     assert "to be checked" in prices.as_of
     used = {instance.gpu for instance in prices.instances.values() if instance.gpu}
     assert used == set(prices.processors), "no processor without an instance, and none without its facts"
+    assert {instance.cloud for instance in prices.instances.values()} == {"aws", "gcp"}
     assert {"g5.12xlarge", "g6.12xlarge", "p4d.24xlarge", "p5.48xlarge", "g2-standard-48", "a2-highgpu-8g"} <= set(
         prices.instances
     )
@@ -92,8 +93,37 @@ def test_all_mistakes_of_a_table_are_said_at_once(tmp_path):
     assert "as_of:" not in text, "a date is a date"
 
 
-def test_kinds_of_node_are_chosen_by_their_names_where_these_say_something(make_cluster):
-    found = make_cluster(**{"a-training": ("x.one", 1), "b-decoding": ("x.old", 1)})
-    assert [node.name for node in for_work(found.workers, "training")] == ["a-training"]
-    assert [node.name for node in for_work(found.workers, "decoding")] == ["b-decoding"]
-    assert len(for_work(make_cluster(gpu=("x.one", 1), more=("x.four", 1)).workers, "training")) == 2
+def test_there_may_be_as_many_nodes_as_ray_itself_would_start(make_cluster, tmp_path):
+    """`fill_node_type_min_max_workers` of Ray's autoscaler, beside the node that the head is."""
+    from ray.autoscaler._private.util import fill_node_type_min_max_workers
+
+    make_cluster()
+    kinds = {"head": {}, "own": {"max_workers": 1}, "all": {}, "none": {"max_workers": 0}}
+    types = {name: {"node_config": {"InstanceType": "x.one"}, **facts} for name, facts in kinds.items()}
+    found = read_cluster(write(tmp_path, **types))
+    fill_node_type_min_max_workers({"max_workers": 3, "head_node_type": "head", "available_node_types": types})
+    ray = {name: facts["max_workers"] + (name == "head") for name, facts in types.items()}
+    assert {node.name: node.most for node in found.nodes} == ray == {"head": 1, "own": 1, "all": 3, "none": 0}
+    assert found.limit == 4, "the head and three more"
+    types["own"]["max_workers"], types["head"]["max_workers"] = 7, 1
+    most = {node.name: node.most for node in read_cluster(write(tmp_path, **types)).nodes}
+    assert (most["own"], most["head"]) == (3, 2), "no more than there may be of all kinds together"
+
+
+def test_without_a_number_of_workers_there_are_two(make_cluster, tmp_path):
+    make_cluster()
+    [node] = read_cluster(write(tmp_path, None, gpu={"node_config": {"InstanceType": "x.one"}})).nodes
+    assert node.most == 2
+
+
+def test_kinds_without_work_give_way_where_not_all_may_be_there(make_cluster):
+    found = make_cluster(6, one=("x.one", 4), four=("x.four", 3), big=("x.big", 2))
+
+    def most(*used):
+        return {node.name: node.most for node in found.within_limit(used).workers}
+
+    assert most("one", "four") == {"one": 3, "four": 3}
+    assert most("big") == {"one": 2, "four": 2, "big": 2}
+    assert make_cluster(one=("x.one", 4)).within_limit({"one"}).workers[0].most == 4
+    with pytest.raises(ResourceError, match="work is planned on four and one, but max_workers of test is 1"):
+        make_cluster(1, one=("x.one", 1), four=("x.four", 1)).within_limit({"one", "four"})

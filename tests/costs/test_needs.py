@@ -123,7 +123,50 @@ def test_workers_without_gpus_have_their_share_of_the_machine(make_config, make_
     assert needs.available(found.workers[0], found.prices, cpus=4, gpus=0) == 8 * GIB
 
 
-def test_a_process_that_no_node_has_room_for_is_refused(make_config, make_cluster):
-    graph, todo, sizes = prepared(make_config(training__gpus_per_worker=2))
-    with pytest.raises(ResourceError, match="no node type of test has 1 CPUs and 2 GPUs"):
-        needs.place_trainings(graph, todo, sizes, make_cluster(one=("x.one", 4)))
+def test_larger_machines_are_of_the_same_cloud_and_suit_the_process(make_config, make_cluster):
+    found = make_cluster(one=("x.one", 1))
+    [one] = found.workers
+
+    def larger(config, gib=15 * GIB, **elsewhere):
+        instances = {
+            kind: instance.model_copy(update={"cloud": elsewhere.get(kind.removeprefix("x."))})
+            for kind, instance in found.prices.instances.items()
+        }
+        prices = found.prices.model_copy(update={"instances": instances})
+        return needs._larger(prices, one, config.training, lambda node: node.instance.memory_gib * GIB > gib)
+
+    gpus, none = make_config(), make_config(training__gpus_per_worker=0)
+    assert larger(gpus) == "x.old"
+    assert larger(gpus, old="other") == "x.one"
+    assert larger(gpus, old="other", one="other", four="other", big="other") is None
+    assert larger(make_config(training__gpus_per_worker=4)) == "x.four"
+    assert larger(make_config(training__cpus_per_worker=60)) == "x.big"
+    assert (larger(none), larger(none, gib=0)) == ("x.head", "x.cpu"), "what asks for no GPU gets none"
+
+
+def test_advice_for_actors_fits_all_that_they_do(make_config, make_cluster):
+    """Here labelling needs less than evaluation: a batch that suits the one alone would be refused again."""
+    found = make_cluster(one=("x.one", 1))
+    graph, _, sizes = prepared(make_config(labeling__batch_size=1024))
+    with pytest.raises(ResourceError) as caught:
+        needs.place_actors(graph, sizes, found)
+    size = int(re.search(r"labeling\.batch_size=(\d+)'", str(caught.value))[1])
+    graph, _, sizes = prepared(make_config(labeling__batch_size=size))
+    assert needs.place_actors(graph, sizes, found)
+
+
+def test_no_example_is_longer_than_the_context_of_its_model(make_config, make_cluster):
+    """The bases here have 2048 tokens."""
+    [node] = make_cluster(big=("x.big", 1)).workers
+
+    def sizes_of(**changes):
+        config = make_config(**changes)
+        graph, todo, sizes = prepared(config)
+        training = needs.training_of(todo[0], config, sizes[todo[0].base.name], node)
+        crowds = needs.label_crowds(graph, sizes).values()
+        return training.tokens, training.answer, [crowd.memory(config, node).device["cache"] for crowd in crowds]
+
+    assert sizes_of()[:2] == (256, 128)
+    long = sizes_of(data__max_prompt_tokens=3000, data__max_answer_tokens=2500)
+    assert long[:2] == (2048, 2048)
+    assert long[2] == sizes_of(data__max_prompt_tokens=1920)[2], "1920 + 128 are all that there is"

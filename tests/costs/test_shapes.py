@@ -35,6 +35,7 @@ def test_a_folder_with_config_json_alone_has_the_sizes_of_its_model(tmp_path):
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.multiplied == shape.parameters - 50 * 32, "the embedding is looked up, the output layer multiplied"
     assert (shape.layers, shape.hidden, shape.feed_forward, shape.vocabulary) == (2, 32, 48, 50)
+    assert shape.context == WIDE.max_position_embeddings
     assert (shape.queries, shape.keys) == (4 * 16, 2 * 16)
     assert shape.largest == 4 * 16 * 32
 
@@ -53,12 +54,14 @@ def test_tied_embeddings_count_once_and_are_multiplied():
     for name in tiny.TINY_ARCHITECTURES:
         shape = tiny_shape(name, 64)
         assert shape.parameters == shape.multiplied == tiny.tiny_parameters(name, 64)
+        assert shape.context == tiny.CONTEXT
 
 
 def test_layers_of_other_architectures_are_found(tmp_path):
     GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=16).save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
     assert (shape.hidden, shape.feed_forward, shape.keys, len(shape.linears)) == (8, 32, 8, 4)
+    assert shape_of(str(tmp_path)).context == 16
 
 
 def test_a_folder_that_is_no_model_says_so(tmp_path):
