@@ -71,5 +71,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "setup: installing the pinned versions into $(VENV); the first time takes some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q ensemw2s  # as pip does with the others, for where PYTHONDONTWRITEBYTECODE is set
 	@touch $@
 	@echo "setup: done"
