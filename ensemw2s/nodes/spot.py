@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 logger = logging.getLogger(__name__)
 
 
-class SpotFirst:
+class SpotFirst(ABC):
     """Stands before one of Ray's node providers in the order of base classes."""
 
     @staticmethod
+    @abstractmethod
     def on_demand(node_config: dict[str, Any]) -> dict[str, Any]:
         """The same machine without spot; equal to what came in where it was none."""
-        raise NotImplementedError
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Starts nodes, one after the other: of several, some may be had as spot instances and some not.
