@@ -383,6 +383,22 @@ def ray_environment() -> Iterator[None]:
         assert (left := survivors(known)) == [], f"outlived their Ray: {left}"
 
 
+@pytest.fixture(scope="module")
+def quiet_process() -> Iterator[None]:
+    """Takes back what training sets for its process: environment, process group, threads."""
+    import torch
+
+    from ensemw2s.training import group
+
+    before, threads = dict(os.environ), torch.get_num_threads()
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    yield
+    group.leave()
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(before)
+
+
 class Nodes:
     """More nodes of the cluster that this process is connected to, each a process that can be killed."""
 

@@ -1,7 +1,6 @@
 """Predicted bytes are those that torch, DeepSpeed and the engine really hold, for models that fit here."""
 
 import gc
-import os
 from dataclasses import replace
 
 import pytest
@@ -24,7 +23,7 @@ from ensemw2s.ensemble.decoding import decode, last_engine
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.adapters import attach_lora
-from ensemw2s.training import group, loop
+from ensemw2s.training import loop
 from ensemw2s.training.spec import Start, TrainSpec
 
 CPU = torch.device("cpu")
@@ -53,17 +52,6 @@ def base(tmp_path_factory):
     tokenizer = tiny.train_tokenizer(["sort 1 2 3"] * 5, 64)
     loading.save_trained(tiny.create_tiny("tiny-strong", tokenizer, 0), tokenizer, folder)
     return folder, len(tokenizer)
-
-
-@pytest.fixture
-def quiet_process():
-    before, threads = dict(os.environ), torch.get_num_threads()
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    yield
-    group.leave()
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def storages():

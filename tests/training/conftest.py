@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from ensemw2s.boosting.masks import RoundWeights, write_masks
 from ensemw2s.config import Recipe
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.models import loading, tiny
-from ensemw2s.training import group
 from ensemw2s.training.spec import Start, TrainSpec
 
 VOCABULARY = 64
@@ -72,15 +70,8 @@ def random_examples(n: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    """Takes back what training sets for its process, so that the next module can train: environment, group, threads."""
-    before, threads = dict(os.environ), torch.get_num_threads()
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    yield
-    group.leave()
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
+def _process_group(quiet_process: None) -> None:
+    """So that the next module can train."""
 
 
 @pytest.fixture(scope="session")
