@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 300.0
@@ -21,7 +22,9 @@ LIMIT = 300.0
 class Head:
     """The head node; `address` is that of its dashboard, which takes jobs."""
 
-    def __init__(self, folder: Path, temporary: Path, free_port: Callable[[], int], options: list[str]) -> None:
+    def __init__(
+        self, folder: Path, temporary: Path, free_port: Callable[[], int], options: list[str], autoscaling: Path | None
+    ) -> None:
         self.folder, port, dashboard = folder, free_port(), free_port()
         self.address, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
@@ -40,15 +43,25 @@ class Head:
             f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}",
         ]  # fmt: skip
-        memory = "--object-store-memory=150000000"
+        options = ["--object-store-memory=150000000", *options]
+        if autoscaling:
+            options.append(f"--autoscaling-config={self._own_address_in(autoscaling)}")
         self.log = folder / "head.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", memory, *ports, *options],
+                ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", *ports, *options],
                 env=self.environment | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._wait_until_up()
+
+    def _own_address_in(self, autoscaling: Path) -> Path:
+        """A copy of the cluster's file in which `fake_multinode` reads where the head is; it takes port 6379 for it."""
+        config = yaml.safe_load(autoscaling.read_text())
+        config["provider"]["gcs_address"] = self.gcs
+        own = self.folder / autoscaling.name
+        own.write_text(yaml.safe_dump(config))
+        return own
 
     def _wait_until_up(self) -> None:
         until = time.monotonic() + 60
@@ -129,8 +142,8 @@ def start_head(module_workplace, free_port) -> Iterator[Callable[..., Head]]:
     """Starts a cluster's head with these options of `ray start`."""
     started: list[Head] = []
 
-    def start(*options: str) -> Head:
-        started.append(Head(module_workplace.folder, module_workplace.ray, free_port, list(options)))
+    def start(*options: str, autoscaling: Path | None = None) -> Head:
+        started.append(Head(module_workplace.folder, module_workplace.ray, free_port, list(options), autoscaling))
         return started[-1]
 
     yield start

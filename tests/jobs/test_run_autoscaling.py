@@ -31,7 +31,7 @@ def raylets(head) -> int:
 
 @pytest.fixture
 def head(start_head):
-    return start_head("--num-cpus=1", f"--autoscaling-config={ROOT / 'cluster/local-autoscaling.yaml'}")
+    return start_head("--num-cpus=1", autoscaling=ROOT / "cluster/local-autoscaling.yaml")
 
 
 def test_nodes_come_for_a_run_and_go_after_it(head, module_workplace, own_jsonl, undisturbed):
