@@ -92,7 +92,9 @@ class SplitSizes(Section):
     hard_unlabelled: PositiveInt = Field(2000, description="Hard prompts that get pseudo-labels.")
     ood_test: PositiveInt = Field(1000, description="Hard test examples (out of distribution).")
     hard_validation: Annotated[int, Field(ge=0)] = Field(
-        0, description="Hard labelled examples by which a search may judge (search.validation); no training reads them."
+        0,
+        description="Hard labelled examples on which a search (search.validation) or the reader of a study may judge; "
+        "no training reads them.",
     )
 
 

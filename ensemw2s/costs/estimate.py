@@ -273,10 +273,11 @@ class _Work:
         tests, crowds = s.id_test + s.ood_test, needs.evaluation_crowds(self.graph, self.sizes)
         teams = [team for crowd in crowds for team in crowd.teams]
         busy = sum(self._answer(tests, team) + self._read(tests, team) for team in teams)
-        # without decoding: weak systems on validation examples, and the ensembles of the first rounds on all
+        # without decoding: weak systems on easy validation, all on hard, ensembles of the first rounds on the rest
         busy += sum(
             self._read(s.easy_validation, team) for crowd in crowds if crowd.name == needs.WEAK for team in crowd.teams
         )
+        busy += sum(self._read(s.hard_validation, team) for team in teams)
         for count in range(1, len(rounds) + 1):
             voting = [expert for r in rounds[:count] for expert in r.experts]
             busy += self._read(tests + s.easy_validation, needs.team(voting, self.sizes))
