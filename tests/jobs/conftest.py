@@ -83,9 +83,9 @@ class Head:
         targets = {target for group in self.ask(path).json() for target in group["targets"]}
         return "\n".join(requests.get(f"http://{target}/metrics", timeout=5).text for target in sorted(targets))
 
-    def start(self, *entrypoint: str | Path, **environment: str) -> subprocess.Popen[str]:
-        """Submits a job and follows its output until it ends."""
-        options = ["--address", self.address, "--working-dir", str(ROOT)]
+    def start(self, *entrypoint: str | Path, upload: bool = True, **environment: str) -> subprocess.Popen[str]:
+        """Submits a job, with a copy of the repository or without, and follows its output until it ends."""
+        options = ["--address", self.address, *(["--working-dir", str(ROOT)] if upload else [])]
         return subprocess.Popen(
             ["ray", "job", "submit", *options, "--", *map(str, entrypoint)],
             env=self.environment | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -101,15 +101,15 @@ class Head:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def submit(self, *entrypoint: str | Path) -> tuple[int, str]:
+    def submit(self, *entrypoint: str | Path, upload: bool = True) -> tuple[int, str]:
         """Exit code and output of a job."""
-        process = self.start(*entrypoint)
+        process = self.start(*entrypoint, upload=upload)
         output, _ = process.communicate(timeout=LIMIT)
         return process.returncode, output
 
-    def done(self, *entrypoint: str | Path) -> str:
+    def done(self, *entrypoint: str | Path, upload: bool = True) -> str:
         """Output of a job that must end well."""
-        code, output = self.submit(*entrypoint)
+        code, output = self.submit(*entrypoint, upload=upload)
         assert code == 0, output[-4000:]
         return output
 
@@ -123,13 +123,20 @@ class Head:
         return found
 
     def end(self) -> None:
-        """Ends it with Ctrl-C (at SIGTERM a node waits for its actors); what does not go then is killed."""
+        """Ends it with Ctrl-C (at SIGTERM a node waits for its actors); what does not go then is killed.
+
+        Nodes that its autoscaler started have nobody to end them.
+        """
+        started = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _orphans() -> list[psutil.Process]:
