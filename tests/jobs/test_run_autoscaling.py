@@ -37,13 +37,20 @@ def raylets(head) -> int:
     return len({process.pid for process in head.processes("raylet/raylet")})
 
 
+def wait_for_nodes(head, count: int, reproach: str) -> None:
+    until = time.monotonic() + IDLE_SECONDS
+    while raylets(head) != count:
+        assert time.monotonic() < until, reproach
+        time.sleep(0.5)
+
+
 @pytest.fixture
 def head(start_head):
     return start_head("--num-cpus=1", autoscaling=ROOT / "cluster/local-autoscaling.yaml")
 
 
 def test_nodes_come_for_a_run_and_go_after_it(head, module_workplace, own_jsonl, undisturbed):
-    assert raylets(head) == 1
+    wait_for_nodes(head, 1, "the head's did not come")
     study = module_workplace.study(
         own_jsonl,
         **{
@@ -56,9 +63,6 @@ def test_nodes_come_for_a_run_and_go_after_it(head, module_workplace, own_jsonl,
     with Watcher(head) as watcher:
         # no upload: it would lie in the folder that these nodes share, and go away with the first of them
         head.done("python", ROOT / "jobs/run.py", "--config", study, upload=False)
-        until = time.monotonic() + IDLE_SECONDS
-        while raylets(head) > 1:
-            assert time.monotonic() < until, "a node stayed"
-            time.sleep(0.5)
+        wait_for_nodes(head, 1, "a node stayed")
     assert max(watcher.seen) == 3
     assert module_workplace.files("ensemble/**/*") == undisturbed.files("ensemble/**/*")
