@@ -34,7 +34,7 @@ import yaml
 LIMIT = 480.0
 """Seconds that anything may take before a test gives up; on two quiet cores nothing takes a sixth of it."""
 
-GONE = 30.0
+GONE = 60.0
 """Seconds in which the processes of a run that ended, or was killed, must be gone."""
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
