@@ -126,8 +126,8 @@ def actors_of_the_head(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def disturb(seed: int, nodes, ensemble: Path, prompts: Path, tmp_path: Path) -> Path:
     """Kills an actor, then the driver, and when the same command goes on a node; moments by the seed."""
     chance, output = random.Random(seed), tmp_path / f"labels-{seed}"
+    node = nodes.add(cpus=1)  # before the run, which would be half done where a node takes long to start
     first = Run(ensemble, prompts, output, tmp_path / f"first-{seed}.log")
-    node = nodes.add(cpus=1)
     first.more_parts(chance.randint(1, 6))
     chance.choice(actors(psutil.Process())).kill()
     first.more_parts(chance.randint(1, 6))
