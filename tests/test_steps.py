@@ -204,6 +204,21 @@ def test_only_the_ceiling_student_reads_hard_answers(context):
     assert {student for student in tables[0] if tables[0][student] != tables[1][student]} == {"student_ceiling"}
 
 
+def test_later_generations_read_the_labels_of_the_one_before_and_no_hard_answer(context):
+    systems = {"evaluation": {"systems": ["student_ensemw2s", "student_generations"]}}
+    run = prepared(context(student={"mix_easy": False, "generations": 2, "generation_width": 2}, **systems))
+    (run.graph.data.path / "hard_labels.parquet").unlink()
+    write_labels(run)
+    [generation] = run.graph.generations
+    shutil.copytree(run.graph.labels["ensemw2s"].path, generation.labels.path)
+    (generation.labels.path / "part-0000000008.parquet").unlink()
+    first, second = generation.students
+    assert first.data is second.data, "they differ in their seed alone"
+    steps.make_student_data(run, first)
+    assert answers(run, first.data.path / "train.parquet") == [*map(str, range(10))]
+    assert answers(run, student_table(run, "student_generations")) == [*map(str, range(8))]
+
+
 def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):
     run = context(boosting={"rounds": 2, "on_failure": "retry"}, evaluation={"systems": ["ensemw2s"]})
     first, second = run.graph.rounds
