@@ -234,7 +234,8 @@ def make_generation(context: Context, generation: Generation) -> None:
     """What follows from a generation's students: their ensemble, its labels, and the students of these labels."""
     if not done(generation.ensemble):
         _make_generation_ensemble(context, generation)
-    _make_labels(context, {generation.name: generation.labels})
+    if not done(generation.labels):
+        _make_labels(context, {generation.name: generation.labels})
     _train_students(context, [generation.name])
 
 
