@@ -99,7 +99,9 @@ class SplitSizes(Section):
     hard_unlabelled: PositiveInt = Field(2000, description="Hard prompts that get pseudo-labels.")
     ood_test: PositiveInt = Field(1000, description="Hard test examples (out of distribution).")
     hard_validation: Annotated[int, Field(ge=0)] = Field(
-        0, description="Hard labelled examples by which a search may judge (search.validation); no training reads them."
+        0,
+        description="Hard labelled examples on which a search (search.validation) or the reader of a study may judge; "
+        "no training reads them.",
     )
 
 
@@ -309,8 +311,7 @@ class TrainingConfig(Section):
     node_resource: str | None = Field(
         None,
         description="A resource of those nodes only that are there for training: workers take a thousandth of it each, "
-        "so no other node will do. A run's division of the cluster does not know of it: set `lanes` to what such nodes "
-        "hold. None: any node.",
+        "so no other node will do. None: any node.",
     )
     lanes: PositiveInt | None = Field(
         None, description="Models trained at the same time; none: as many as fit beside half of the actors."
@@ -430,9 +431,9 @@ class LabelingConfig(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of an actor.")
     node_resource: str | None = Field(
         None,
-        description="A resource of those nodes only that are there for decoding: actors take a thousandth of it each. "
-        "A run's division of the cluster does not know of it: set `max_actors` to what such nodes hold. None: any "
-        "node.",
+        description="A resource of those nodes only that are there for decoding: actors take a thousandth of it each, "
+        "so no other node will do. Training without a resource of its own may take such nodes, too, and is planned to. "
+        "None: any node.",
     )
     batch_size: PositiveInt = Field(128, description="Prompts decoded at a time by an actor.")
     chunk_size: PositiveInt = Field(512, description="Prompts an output file; the grain of resuming.")
@@ -551,11 +552,15 @@ class EvaluationConfig(Section):
 
 
 class NodeKind(Section):
-    """Nodes of one size that an autoscaler may start."""
+    """Nodes of one kind that an autoscaler may start."""
 
     cpus: PositiveInt = Field(description="CPUs that Ray counts on one.")
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs on one.")
     nodes: PositiveInt = Field(description="How many there may be at a time, those that live included.")
+    resources: list[str] = Field(
+        default_factory=list,
+        description="Other resources that one has, as `training.node_resource` and `labeling.node_resource` name them.",
+    )
 
 
 class ClusterConfig(Section):

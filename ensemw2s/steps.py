@@ -265,6 +265,9 @@ def evaluate(context: Context, history: list[Facts]) -> None:
     work += [(split, path, prefixes, False) for split, path in paths.items()]
     weak = [group for group in groups(graph, members) if group.name == "weak"]
     work += [("validation", paths["validation"], group, False) for group in weak]
+    if config.data.sizes.hard_validation:
+        paths["hard_validation"] = graph.data.path / "hard_validation.parquet"
+        work += [("hard_validation", paths["hard_validation"], group, False) for group in groups(graph, members)]
     columns = evaluate_all(
         work,
         data=config.data,
@@ -284,6 +287,7 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         "config_fingerprint": stage.fingerprint,
         "systems": figures.systems(),
         "validation": figures.validation(),
+        **({"hard_validation": figures.validation("hard_validation")} if "hard_validation" in paths else {}),
         "bases": figures.bases(),
         "pgr": figures.pgr(),
         "comparisons": figures.comparisons(),

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemw2s.cluster import (
+    DRIVER,
+    Node,
     ResourcePlan,
     Resources,
     address,
@@ -33,14 +35,14 @@ def config(training: dict[str, Any] | None = None, labeling: dict[str, Any] | No
     )
 
 
-def plan(*nodes: tuple[float, float], **sections: dict[str, Any]) -> tuple[int, int, bool]:
-    made = plan_resources(config(**sections), Resources(nodes))
+def plan(*nodes: tuple[Any, ...], **sections: dict[str, Any]) -> tuple[int, int, bool]:
+    made = plan_resources(config(**sections), Resources(tuple(Node(*node) for node in nodes)))
     assert isinstance(made, ResourcePlan)
     return made.lanes, made.actors, made.keep_lanes
 
 
 def test_nodes_that_an_autoscaler_may_start_count_beside_those_that_are_there():
-    head, spot = (2.0, 0.0), (16.0, 4.0)
+    head, spot = Node(2.0, 0.0), Node(16.0, 4.0)
 
     def kinds(*counts: int) -> list[NodeKind]:
         return [NodeKind(cpus=16, gpus=4, nodes=count) for count in counts]
@@ -53,7 +55,7 @@ def test_nodes_that_an_autoscaler_may_start_count_beside_those_that_are_there():
 
 
 def test_a_head_without_room_plans_for_the_nodes_that_may_come():
-    resources = with_autoscaling([(0.0, 0.0)], [NodeKind(cpus=8, gpus=1, nodes=4)])
+    resources = with_autoscaling([Node(0.0, 0.0)], [NodeKind(cpus=8, gpus=1, nodes=4)])
     made = plan_resources(config({"gpus_per_worker": 1}, {"gpus_per_actor": 1}), resources)
     assert (made.lanes, made.actors, made.keep_lanes) == (2, 2, True)
 
@@ -61,6 +63,48 @@ def test_a_head_without_room_plans_for_the_nodes_that_may_come():
 def test_a_thousand_workers_find_room_on_a_node_of_their_kind():
     assert share_of(None) == {}
     assert share_of("training") == {"training": 0.001}
+
+
+TRAINING, DECODING = frozenset({"training"}), frozenset({"decoding"})
+
+
+def test_lanes_and_actors_are_planned_for_nodes_with_their_resource_alone():
+    nodes = ((8, 0), (4, 0, TRAINING), (2, 0, DECODING))
+    both = {"training": {"node_resource": "training"}, "labeling": {"node_resource": "decoding"}}
+    assert plan(*nodes) == (7, 7, True)
+    assert plan(*nodes, **both) == (4, 2, True)
+    assert plan(*nodes, training=both["training"]) == (4, 10, True)
+    same = {section: {"node_resource": "training"} for section in both}
+    assert plan(*nodes, **same) == (2, 2, True)
+    assert plan((8, 0), (1, 0, TRAINING), **same) == (1, 1, False)
+
+
+def test_lanes_that_may_lie_anywhere_leave_room_where_actors_have_to_be():
+    here = {"training": {"lanes": 6}, "labeling": {"node_resource": "decoding", "min_actors": 2}}
+    assert plan((8, 0), (4, 0, DECODING), **here) == (2, 2, True), "more lanes could take all of the second node"
+
+
+def test_what_has_no_node_with_its_resource_is_refused():
+    nodes = ((8, 0, TRAINING), (8, 0))
+    with pytest.raises(
+        ResourceError, match=r"only 0 fit on 0 nodes, .* with the resource a \(training\.node_resource\)"
+    ):
+        plan(*nodes, training={"node_resource": "a"})
+    with pytest.raises(
+        ResourceError, match=r"actor takes; nodes .* have it if cluster\.autoscales_to\.N\.resources says b"
+    ):
+        plan(*nodes, labeling={"node_resource": "b"})
+    with pytest.raises(ResourceError, match=r"asks for 9 workers .* only 8 fit on 1 node, 8 CPUs, 0 GPUs with"):
+        plan(*nodes, training={"node_resource": "training", "workers": 9})
+
+
+def test_living_nodes_are_of_a_kind_by_their_size_and_its_resources():
+    kinds = [NodeKind(cpus=8, nodes=2), NodeKind(cpus=8, nodes=2, resources=["training"])]
+    come = (Node(8, 0, TRAINING),) * 2 + (Node(8, 0),) * 2
+    assert with_autoscaling([], kinds).nodes == come
+    living = [Node(8, 0, frozenset({"node:10.0.0.1"})), Node(8, 0, frozenset({"node:10.0.0.2", "training"}))]
+    assert with_autoscaling(living, kinds).nodes == (*living, Node(8, 0, TRAINING), Node(8, 0))
+    assert with_autoscaling(living, kinds[1:]).nodes == (*living, Node(8, 0, TRAINING)), "the first one is of no kind"
 
 
 HALVES = {"training": {"cpus_per_worker": 0.5, "lanes": 2}, "labeling": {"cpus_per_actor": 0.5}}
@@ -120,9 +164,9 @@ def test_too_few_cores_beside_the_gpus_count_too():
 
 def test_a_piece_lies_on_one_node():
     """Three nodes with 3 cores hold three workers of 2, not four."""
-    assert Resources(((3, 0), (3, 0), (3, 0))).fits(2, 0) == 3
-    assert Resources(((4, 1), (4, 0))).fits(1, 1) == 1
-    assert Resources(((0.3, 0),)).fits(0.1, 0) == 3  # and not 2, by the rounding of 0.3 / 0.1
+    assert Resources((Node(3, 0),) * 3).fits(2, 0) == 3
+    assert Resources((Node(4, 1), Node(4, 0))).fits(1, 1) == 1
+    assert Resources((Node(0.3, 0),)).fits(0.1, 0) == 3  # and not 2, by the rounding of 0.3 / 0.1
     assert Resources(()).fits(1, 0) == 0
 
 
@@ -192,7 +236,7 @@ node = st.tuples(st.integers(1, 16), st.integers(0, 4))
 def test_whatever_is_planned_fits(nodes, workers, cpus, gpus, lanes, actor_cpus, actor_gpus, least):
     training = {"workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": gpus, "lanes": lanes}
     labeling = {"min_actors": least, "cpus_per_actor": actor_cpus, "gpus_per_actor": actor_gpus}
-    resources = Resources(tuple(nodes))
+    resources = Resources(tuple(Node(*node) for node in nodes))
     try:
         made = plan_resources(config(training, labeling), resources)
     except ResourceError:
@@ -210,7 +254,7 @@ def test_whatever_is_planned_fits(nodes, workers, cpus, gpus, lanes, actor_cpus,
 def test_a_ray_started_here_has_the_cores_of_this_machine_or_those_of_the_config(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert local_resources(ClusterConfig()).cpus == 3
-    assert local_resources(ClusterConfig(cpus=7, gpus=2)).nodes == ((7.0, 2.0),)
+    assert local_resources(ClusterConfig(cpus=7, gpus=2)).nodes == (Node(7.0, 2.0, frozenset({DRIVER})),)
 
 
 def test_the_config_says_where_ray_is_before_the_environment_does(monkeypatch):

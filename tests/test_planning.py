@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ensemw2s import store
-from ensemw2s.cluster import Resources, plan_resources
+from ensemw2s.cluster import DRIVER, Node, Resources, plan_resources
 from ensemw2s.config import Config, parse_config
 from ensemw2s.planning import Found, Plan, lay_out, parameters, print_plan, resources_for, survey
 from ensemw2s.stages import Graph, build_graph
@@ -61,7 +61,7 @@ def planned(graph: Graph) -> Plan:
 
 
 def printed(plan: Plan, resources: Resources | None = None) -> str:
-    resources = resources or Resources(((4.0, 0.0),))
+    resources = resources or Resources((Node(4.0, 0.0),))
     console = Console(file=io.StringIO(), width=200)
     division = plan_resources(plan.config, resources)
     print_plan(plan, console, resources=resources, division=division, free_bytes=5 * 10**9, address=None)
@@ -191,16 +191,17 @@ def test_rounds_after_the_end_of_boosting_are_not_needed(tmp_path: Path) -> None
 
 def test_resources_are_divided_as_the_run_would_divide_them(tmp_path: Path) -> None:
     plan = planned(build_graph(config(tmp_path, training__workers=2, labeling__max_actors=2)))
-    text = printed(plan, Resources(((4.0, 0.0),)))
+    text = printed(plan, Resources((Node(4.0, 0.0),)))
     assert "this machine: 1 node, 4 CPUs, 0 GPUs, 5.0 GB free" in text
     assert "1 lane at a time, each 2 workers of 1 CPUs" in text
     assert "1 to 2 actors of 1 CPUs, 0 GPUs, beside the lanes" in text
-    assert "in turn with the lanes" in printed(plan, Resources(((2.0, 0.0),)))
+    assert "in turn with the lanes" in printed(plan, Resources((Node(2.0, 0.0),)))
 
 
 def test_resources_of_this_machine_are_what_the_config_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert resources_for(config(tmp_path, cluster__cpus=3, cluster__gpus=0)) == Resources(((3.0, 0.0),))
+    here = Node(3.0, 0.0, frozenset({DRIVER}))
+    assert resources_for(config(tmp_path, cluster__cpus=3, cluster__gpus=0)) == Resources((here,))
 
 
 def test_parameters_of_the_embedded_family_are_those_of_the_models() -> None:

@@ -72,16 +72,24 @@ def show(costs: Costs, console: Console) -> None:
         costs.plan, console, resources=resources, division=found.division, free_bytes=None, address=place
     )
     print_estimate(found, console)
+    config = costs.plan.config
+    asked = {config.training.node_resource, config.labeling.node_resource}
     wanted = [
-        NodeKind(cpus=int(node.cpus), gpus=int(node.gpus), nodes=node.most)
+        NodeKind(cpus=int(node.cpus), gpus=int(node.gpus), nodes=node.most, resources=sorted(node.resources & asked))
         for node in found.cluster.workers
         if node.cpus >= 1
     ]
-    if costs.plan.config.cluster.autoscales_to != wanted:
-        kinds = ", ".join(f"{{cpus: {kind.cpus}, gpus: {kind.gpus}, nodes: {kind.nodes}}}" for kind in wanted)
+    if config.cluster.autoscales_to != wanted:
+        kinds = ", ".join(map(_in_words, wanted))
         console.print(
             f"\nTo be planned for these nodes there, too, a run needs cluster.autoscales_to: [{kinds}]",
             soft_wrap=True,
             highlight=False,
             markup=False,
         )
+
+
+def _in_words(kind: NodeKind) -> str:
+    """As `--set` takes it."""
+    named = f", resources: [{', '.join(kind.resources)}]" if kind.resources else ""
+    return f"{{cpus: {kind.cpus}, gpus: {kind.gpus}, nodes: {kind.nodes}{named}}}"

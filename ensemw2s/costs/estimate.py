@@ -161,7 +161,8 @@ class _Work:
         }
         lanes = self.lanes
         beside = self.division.keep_lanes and lanes > self.config.boosting.width and bool(part["rounds"])
-        rounds = [row for row in (self._rounds(part["rounds"]), self._scoring(part["rounds"])) if row is not None]
+        turns = (self._rounds(part["rounds"]), self._scoring(part["rounds"]), self._votes())
+        rounds = [row for row in turns if row is not None]
         baselines = self._trainings(
             "baselines", part["baselines"], lanes - self.config.boosting.width if beside else lanes
         )
@@ -269,6 +270,16 @@ class _Work:
         busy = sum(once) * (2 if self.config.boosting.prior == "pretrained" else 1)
         return self._decoding("scoring", f"{len(todo)} × {examples} examples", busy, examples)
 
+    def _votes(self) -> Row | None:
+        """Fitted votes: the experts read easy validation together, after a fit of temperatures once more with these."""
+        ensemble, examples = self.config.ensemble, self.config.data.sizes.easy_validation
+        if not ensemble.fitted or self.graph.ensemble.name not in self.waiting:
+            return None
+        passes = 2 if ensemble.calibration == "temperature" else 1
+        voting = needs.team((expert for r in self.graph.rounds for expert in r.experts), self.sizes)
+        busy = passes * self._read(examples, voting)
+        return self._decoding("ensemble", f"votes fitted, {passes} × {examples} examples", busy, examples)
+
     def _labels(self, name: str, makers: Iterable[str]) -> list[Row]:
         crowds, labels = needs.label_crowds(self.graph, self.sizes), self.graph.all_labels
         waiting = [crowds[maker] for maker in makers if labels[maker].name in self.waiting]
@@ -285,10 +296,11 @@ class _Work:
         tests, crowds = s.id_test + s.ood_test, needs.evaluation_crowds(self.graph, self.sizes)
         teams = [team for crowd in crowds for team in crowd.teams]
         busy = sum(self._answer(tests, team) + self._read(tests, team) for team in teams)
-        # without decoding: weak systems on validation examples, and the ensembles of the first rounds on all
+        # without decoding: weak systems on easy validation, all on hard, ensembles of the first rounds on the rest
         busy += sum(
             self._read(s.easy_validation, team) for crowd in crowds if crowd.name == needs.WEAK for team in crowd.teams
         )
+        busy += sum(self._read(s.hard_validation, team) for team in teams)
         for count in range(1, len(rounds) + 1):
             voting = [expert for r in rounds[:count] for expert in r.experts]
             busy += self._read(tests + s.easy_validation, needs.team(voting, self.sizes))
@@ -354,16 +366,19 @@ class _Work:
         return Bill(node, nodes, hours, hours * node.price(prices), hours * node.price(prices, spot=False))
 
 
+_TURNS = ("rounds", "scoring", "ensemble")
+
+
 def _decodes(name: str) -> bool:
     """Whether a row of this name is work of actors, and not of training workers."""
-    return name.startswith(("scoring", "labels", "evaluation"))
+    return name.startswith(("scoring", "ensemble", "labels", "evaluation"))
 
 
 def elapsed(rows: Iterable[Row]) -> float:
-    """Time of a phase: rounds and their scoring take turns, baselines run beside."""
+    """Time of a phase: rounds, their scoring and the fit of votes take turns, baselines run beside."""
     rows = list(rows)
-    turns = sum(row.seconds for row in rows if row.name in ("rounds", "scoring"))
-    return max([turns, *(row.seconds for row in rows if row.name not in ("rounds", "scoring"))])
+    turns = sum(row.seconds for row in rows if row.name in _TURNS)
+    return max([turns, *(row.seconds for row in rows if row.name not in _TURNS)])
 
 
 def makespan(times: Sequence[float], lanes: int) -> float:

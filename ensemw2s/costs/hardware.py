@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ensemw2s.cluster import Resources
+from ensemw2s.cluster import Node, Resources
 from ensemw2s.config_messages import explain, nearest
 from ensemw2s.config_section import Fraction, PositiveInt, Section
 from ensemw2s.config_tree import read_tree
@@ -174,7 +174,9 @@ class Cluster:
 
     def resources(self) -> Resources:
         """All nodes that there can be, as `plan_resources` sees them."""
-        return Resources(tuple((node.cpus, node.gpus) for node in self.workers for _ in range(node.most)))
+        return Resources(
+            tuple(Node(node.cpus, node.gpus, node.resources) for node in self.workers for _ in range(node.most))
+        )
 
 
 def read_prices(path: Path) -> Prices:

@@ -119,10 +119,14 @@ class RowGroup:
         members: slice | None = None,
     ) -> torch.Tensor:
         """See `Group`; `members` are those of the group that run."""
+
+        def plain() -> torch.Tensor:
+            out = self._forward(self.network, ids, starts, counts, first, members or self.everyone)
+            return out.logits.view(self.active.count, *ids.shape, -1)
+
         if self.steps is not None and ids.shape[1] == 1 and first == 0 and members in (None, self.everyone):
-            return self.steps.logits(ids, starts)
-        out = self._forward(self.network, ids, starts, first, members or self.everyone)
-        return out.logits.view(self.active.count, *ids.shape, -1)
+            return self.steps.logits(ids, starts, plain)
+        return plain()
 
     @torch.inference_mode()
     def one_token(self, ids: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
@@ -150,7 +154,7 @@ class RowGroup:
         members: slice | None = None,
     ) -> None:
         """See `Group`."""
-        self._forward(self.network.get_decoder(), ids, starts, first, members or self.everyone)
+        self._forward(self.network.get_decoder(), ids, starts, counts, first, members or self.everyone)
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -160,15 +164,26 @@ class RowGroup:
     @torch.inference_mode()
     def reserve(self, length: int) -> None:
         """See `Group`."""
+        if self.steps is not None and length > self.cache.length:
+            self.steps.forget()  # before the memory is taken: theirs may be what is lacking
         self.cache.reserve(length)
 
     @torch.inference_mode()
-    def _forward(self, network: Any, ids: torch.Tensor, starts: Sequence[int], first: int, members: slice) -> Any:
+    def _forward(
+        self,
+        network: Any,
+        ids: torch.Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        first: int,
+        members: slice,
+    ) -> Any:
         slots, q = ids.shape
+        # What fills a row up takes no room of its own: beyond the end it goes to the last place, which is never read.
+        self.cache.reserve(max(start + count for start, count in zip(starts, counts, strict=True)) + 1)
         begin = torch.tensor(starts, device=self.device).unsqueeze(-1)
-        positions = begin + torch.arange(q, device=self.device)
-        length = max(starts) + q
-        self.cache.reserve(length)
+        positions = (begin + torch.arange(q, device=self.device)).clamp(max=self.cache.length - 1)
+        length = min(max(starts) + q, self.cache.length)
         same = starts[0] if min(starts) == max(starts) else None
         rows = torch.arange(slots, device=self.device).unsqueeze(-1)
         whole = (members.stop - members.start, slots) == (self.cache.members, self.cache.slots)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -27,20 +28,30 @@ SHORTEST = 128
 TRIALS = 5
 """Passes of each way that are timed before one is chosen for a shape."""
 
+PATIENCE = 16
+"""Steps of a shape before it is recorded, which costs about as many: a short list of prompts is not made slower."""
+
+_broken: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose recording failed: PyTorch's allocators may still point to them."""
+
 
 @dataclass
 class _Step:
     """A step of one shape.
 
     Attributes:
-        ids: `[slots, 1]`, int64, read by the pass.
+        ids: `[slots, 1]`, int64, read by the record.
         positions: The same.
-        run: The pass, recorded or not; gives `[members, slots, 1, vocabulary]`.
+        uses: How often it came up.
+        tried: Whether it was decided if there is a record.
+        record: The recorded pass, if it is used; gives `[members, slots, 1, vocabulary]`.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    run: Pass
+    uses: int = 0
+    tried: bool = False
+    record: Pass | None = None
 
 
 def captured(run: Pass, device: torch.device) -> Pass:
@@ -54,21 +65,41 @@ def captured(run: Pass, device: torch.device) -> Pass:
         RuntimeError: If it does something that cannot be recorded, such as waiting for the device.
     """
     with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
         aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        aside.wait_stream(before)
         with torch.cuda.stream(aside):  # libraries choose their kernels and take memory before anything is recorded
             for _ in range(2):
                 run()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = run()
+        before.wait_stream(aside)
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # The stream is given because torch's own is one for all devices, that of the first to record: what runs on
+            # another GPU would not be recorded at all. And other threads may wait for the device meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                output = run()
+        except BaseException:
+            _give_up(graph, pool)
+            raise
+        finally:
+            torch.cuda.set_stream(before)  # torch leaves its stream in place where the end of a recording fails
+        output.zero_()
+        graph.replay()
+        if not bool(output.any()):
+            raise RuntimeError("nothing was recorded")
 
     def replay() -> torch.Tensor:
         graph.replay()
         return output
 
     return replay
+
+
+def _give_up(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    """Ends what a failed recording began: torch would send no cached memory back to the device from then on."""
+    _broken.append(graph)
+    with suppress(Exception):  # nothing to end if it was ended properly
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 def seconds(run: Pass, device: torch.device) -> float:
@@ -88,6 +119,7 @@ class DecodeSteps:
 
     Attributes:
         recorded: Shapes (slots, keys) of which a record is used.
+        given_up: Whether recording failed once; it is not tried again, and every pass is a plain one.
     """
 
     def __init__(
@@ -97,62 +129,77 @@ class DecodeSteps:
         device: torch.device,
         record: Callable[[Pass, torch.device], Pass] = captured,
         cost: Callable[[Pass, torch.device], float] = seconds,
+        patience: int = PATIENCE,
     ) -> None:
-        """Args: the cache; the pass (`RowGroup.one_token`); where it runs; what makes a record; what a pass costs."""
+        """Args: the cache; the pass (`RowGroup.one_token`); where it runs; what makes a record; what a pass costs; how
+        many steps of a shape there are before it is recorded.
+        """
         self.recorded: set[tuple[int, int]] = set()
+        self.given_up = False
+        self._patience = patience
         self._cache, self._one_token, self._device = cache, one_token, device
         self._record, self._cost = record, cost
         self._steps: dict[tuple[int, int], _Step] = {}
         self._moves = cache.moves
 
+    def forget(self) -> None:
+        """Drops all records, whose addresses are going to be wrong, and gives back their memory."""
+        self._steps.clear()
+        self.recorded.clear()
+
     @torch.inference_mode()
-    def logits(self, ids: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, starts: Sequence[int], plain: Pass) -> torch.Tensor:
         """Reads one token into each of the first slots; see `Group.logits`.
 
         Args:
             ids: `[slots, 1]`, int64.
             starts: Tokens that each slot has read before.
+            plain: The same without a record, for exactly these slots and keys.
 
         Returns:
             `[members, slots, 1, vocabulary]`; valid until the next call.
         """
+        if self.given_up:
+            return plain()
         count = len(starts)
         self._cache.reserve(max(starts) + 1)
         if self._moves != self._cache.moves:
-            self._steps.clear()
-            self.recorded.clear()
+            self.forget()
             self._moves = self._cache.moves
         slots = min(_power_of_two(count), self._cache.slots)
         length = min(max(SHORTEST, _power_of_two(max(starts) + 1)), self._cache.length)
+        shape = (slots, length)
+        step = self._steps.get(shape)
+        if step is None:
+            zeros = torch.zeros((slots, 1), dtype=torch.int64, device=self._device)
+            step = self._steps[shape] = _Step(zeros, torch.zeros_like(zeros))
+        step.uses += 1
+        if step.uses <= self._patience or (step.tried and step.record is None):
+            return plain()
         # Slots beyond may be those of prompts that are being read. The last place of a slot is never read: an answer's
         # last token is not.
         places = [*starts, *[self._cache.length - 1] * (slots - count)]
-        step = self._steps.get((slots, length))
-        new = step is None
-        if step is None:
-            step = self._steps[slots, length] = self._prepare(slots, length)
         step.ids[:count].copy_(ids)
         step.positions.copy_(torch.tensor(places).unsqueeze(-1))
-        if new:
-            step.run = self._faster(step.run, (slots, length))
-        return step.run()[:, :count]
+        if not step.tried:
+            step.record, step.tried = self._faster(step, plain, shape), True
+        return step.record()[:, :count] if step.record is not None else plain()
 
-    def _prepare(self, slots: int, length: int) -> _Step:
-        ids = torch.zeros((slots, 1), dtype=torch.int64, device=self._device)
-        positions = torch.zeros_like(ids)
-        return _Step(ids, positions, lambda: self._one_token(ids, positions, length))
-
-    def _faster(self, plain: Pass, shape: tuple[int, int]) -> Pass:
-        """The record of a pass, if there can be one and it is the faster way."""
+    def _faster(self, step: _Step, plain: Pass, shape: tuple[int, int]) -> Pass | None:
+        """The record of a step, if there can be one and it is faster than the plain pass that it stands for."""
+        ids, positions, length = step.ids, step.positions, shape[1]
         try:
-            record = self._record(plain, self._device)
+            record = self._record(lambda: self._one_token(ids, positions, length), self._device)
         except RuntimeError as error:
-            log.info("a step of %d slots and %d keys cannot be recorded: %s", *shape, str(error).splitlines()[0])
-            return plain
+            self.given_up = True
+            self.forget()
+            said = str(error).splitlines()[0]
+            log.warning("decoding goes on without CUDA graphs, which is slower and gives the same answers: %s", said)
+            return None
         before, after = self._cost(plain, self._device), self._cost(record, self._device)
         log.info("a step of %d slots and %d keys: %.3g s, recorded %.3g s", *shape, before, after)
         if after >= before:
-            return plain
+            return None
         self.recorded.add(shape)
         return record
 

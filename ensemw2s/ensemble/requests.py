@@ -159,7 +159,10 @@ def member_weights(model: EnsembleForCausalLM, weights: Mapping[str, float]) -> 
     """
     if unknown := [name for name in weights if name not in model.names]:
         raise ModelError(f"weights name {unknown[0]!r}, which is no expert here; available: {', '.join(model.names)}")
-    return normalised_weights([weights.get(name, 0.0) for name in model.names])
+    try:
+        return normalised_weights([weights.get(name, 0.0) for name in model.names])
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"weights are {dict(weights)}; expected a number for each expert") from error
 
 
 def as_tokens(row: Tokens) -> np.ndarray:

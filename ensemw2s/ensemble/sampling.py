@@ -38,8 +38,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or self.temperature == float("inf"):
             raise ConfigError(f"temperature is {self.temperature}; expected a number of at least 0")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k is {self.top_k}; expected at least 0 (0 keeps all tokens)")
+        if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}; expected a whole number of at least 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; expected more than 0 and at most 1 (1 keeps all tokens)")
 

@@ -28,7 +28,7 @@ class Figures:
 
     Args:
         config: The run's config.
-        truths: Split (`id`, `ood`, `validation`) → its examples.
+        truths: Split (`id`, `ood`, `validation`, and `hard_validation` if there is one) → its examples.
         columns: Split → voter → per-example columns (see `evaluate.evaluate_all`).
         members: The boosted experts with their weights.
         trained: What training each system took: name → `tokens_trained`, `train_seconds`.
@@ -74,11 +74,13 @@ class Figures:
             found[name]["cost"] = self._cost(name)
         return found
 
-    def validation(self) -> dict[str, Facts]:
-        """METRICS of the weak systems on easy validation, where choices are made: teacher-forced exact match."""
-        columns = self.columns.get("validation", {})
+    def validation(self, split: str = "validation") -> dict[str, Facts]:
+        """METRICS where choices are made, exact match being teacher-forced: of the weak systems on easy validation, of
+        all that are models on hard validation.
+        """
+        columns = self.columns.get(split, {})
         return {
-            name: self._of_rows(columns[name], np.array(columns[name]["forced"]), "validation")
+            name: self._of_rows(columns[name], np.array(columns[name]["forced"]), split)
             for name in self.config.evaluation.systems
             if name in columns
         }

@@ -95,11 +95,14 @@ def pool_size(resources: Resources, labeling: LabelingConfig) -> int:
     Raises:
         ResourceError: If fewer than `labeling.min_actors` fit.
     """
-    fit = resources.fits(labeling.cpus_per_actor, labeling.gpus_per_actor)
+    where, kind = resources.having(labeling.node_resource), labeling.node_resource
+    fit = where.fits(labeling.cpus_per_actor, labeling.gpus_per_actor)
     if fit < labeling.min_actors:
+        said = f" with the resource {kind} (labeling.node_resource of the run's config.yaml)" if kind else ""
+        other = ", join a cluster that has such nodes, or copy the model out of the run's folder" if kind else ""
         raise ResourceError(
             f"{fit} actors of {labeling.cpus_per_actor:g} CPUs and {labeling.gpus_per_actor:g} GPUs fit on "
-            f"{resources}, and it takes {labeling.min_actors}: lower --cpus-per-actor or --gpus-per-actor"
+            f"{where}{said}, and it takes {labeling.min_actors}: lower --cpus-per-actor or --gpus-per-actor{other}"
         )
     return fit if labeling.max_actors is None else min(fit, labeling.max_actors)
 

@@ -171,7 +171,8 @@ def divide(config: Config, resources: Resources) -> tuple[ResourcePlan, int]:
             labeling.max_actors or labeling.min_actors * count
         ) < labeling.min_actors * count:
             continue
-        if resources.fits(labeling.cpus_per_actor, labeling.gpus_per_actor) < labeling.min_actors * count:
+        where = resources.having(labeling.node_resource)
+        if where.fits(labeling.cpus_per_actor, labeling.gpus_per_actor) < labeling.min_actors * count:
             continue
         wanted = labeling.model_copy(update={"min_actors": labeling.min_actors * count})
         plan = cluster.plan_resources(config.model_copy(update={"labeling": wanted}), resources)

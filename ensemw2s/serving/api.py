@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -83,7 +84,8 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
         keys: API keys, of which a request must have one; none: no check.
         gate: Lets the caller close it and look at what is under way.
     """
-    api = FastAPI(
+    api = FastAPIOffline(
+        redoc_url=None,  # its script loads a logo from elsewhere
         title="ensemw2s",
         version=__version__,
         description="Token-level ensembles of weak experts, their students and single experts, by the OpenAI API.",

@@ -22,7 +22,8 @@ Facts = dict[str, Any]
 CHOSEN = "ensemw2s_chosen"
 """The ensemble of as many rounds as are best on validation; a row of its own beside the ensemble of all rounds."""
 
-VALIDATION = "validation"
+VALIDATION, HARD_VALIDATION = "validation", "hard_validation"
+"""Where choices are made; the second one is there where `data.sizes.hard_validation` is."""
 
 METRICS = ("exact_match", "forced_exact_match", "token_accuracy", "nll", "option_accuracy")
 DIAGNOSIS = (
@@ -91,15 +92,16 @@ def of_results(results: Facts, together: dict[tuple[str, str], Facts], labelled:
     curves, found = results["curves"], []
     for system, facts in results["systems"].items():
         metrics = {split: facts[split] for split in ("id", "ood")}
-        if system in results["validation"]:
-            metrics[VALIDATION] = results["validation"][system]
+        for split in (VALIDATION, HARD_VALIDATION):
+            if system in results.get(split, {}):
+                metrics[split] = results[split][system]
         cost = _cost(system, results, labelled)
         for split, values in metrics.items():
             row = {"system": system, "split": split, "n": values["n"], "ci95": values["ci95"], **cost}
             row |= {key: values.get(key) for key in METRICS}
             row |= together.get((system, split), {})
             row |= _recovered((results["pgr"].get(system) or {}).get(split))
-            if system == "ensemw2s":
+            if system == "ensemw2s" and split in curves:
                 row |= {"rounds": (curves["rounds"] or [None])[-1]}
                 row |= {"curve_rounds": curves["rounds"], "curve": curves[split]}
             found.append(row)

@@ -17,7 +17,7 @@ from ensemw2s.config_study import DEFAULT
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation.metrics import verdict
 from ensemw2s.study import statistics
-from ensemw2s.study.rows import CHOSEN, DIAGNOSIS, DIFFERENCES, VALIDATION
+from ensemw2s.study.rows import CHOSEN, DIAGNOSIS, DIFFERENCES, HARD_VALIDATION, VALIDATION
 
 Facts = dict[str, Any]
 
@@ -109,7 +109,7 @@ class Summary:
     def systems(self) -> Iterator[Facts]:
         """Mean exact match, token accuracy and NLL of every system, with the interval of the first."""
         for scope, variant in self._places():
-            for system, split in itertools.product(self.order, (*SPLITS, VALIDATION)):
+            for system, split in itertools.product(self.order, (*SPLITS, VALIDATION, HARD_VALIDATION)):
                 found = self._mean(self._of(self._values(variant, system, split), scope))
                 if found is None:
                     continue
@@ -158,7 +158,7 @@ class Summary:
             entry: Facts = {"variant": variant}
             for system in ("ensemw2s", "student_ensemw2s"):
                 a, b = (self._last_generation(system, name) for name in (variant, DEFAULT))
-                for split in (VALIDATION, *SPLITS):
+                for split in (VALIDATION, HARD_VALIDATION, *SPLITS):
                     values = self._values(variant, a, split) - self._values(DEFAULT, b, split)
                     entry[f"{system}/{split}"] = self._difference(values.dropna(), f"{variant}/{system}/{split}")
             found.append(entry)

@@ -99,6 +99,8 @@ def test_work_is_planned_on_the_nodes_that_the_config_names(study):
     assert where == dict.fromkeys(("rounds", "students"), "g6e.12xlarge") | dict.fromkeys(
         ("scoring", "labels"), "g6e.2xlarge"
     )
+    kinds = "{cpus: 48, gpus: 4, nodes: 4, resources: [training]}, {cpus: 8, gpus: 1, nodes: 8, resources: [decoding]}"
+    assert f"cluster.autoscales_to: [{kinds}]" in " ".join(result.stdout.split())
     nowhere = call(study()[0], "--cluster", ROOT / "cluster" / "aws.yaml", "--set", "training.node_resource=trainers")
     assert nowhere.exit_code == 2
     assert "no node type of ensemw2s has it in its resources, which are decoding, training" in nowhere.stderr

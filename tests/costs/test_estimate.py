@@ -167,6 +167,29 @@ def test_evaluation_reads_validation_examples_with_weak_systems_and_with_the_ens
     assert readings(2) == pytest.approx(4 + 4 + (2 + 4))
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "passes"),
+    [
+        ({"weights": "uniform"}, 0),
+        ({"weights": "stacked"}, 1),
+        ({"calibration": "temperature"}, 2),
+        ({"weights": "stacked", "calibration": "temperature"}, 2),
+    ],
+)
+def test_fitted_votes_read_easy_validation_with_all_experts(ensemble, passes, make_config, make_cluster):
+    config, found = make_config(ensemble=ensemble, data__sizes__easy_validation=1000), make_cluster(big=("x.big", 1))
+    graph, result = build_graph(config), worked_out(config, found)
+    plain = worked_out(make_config(data__sizes__easy_validation=1000), found)
+    tokens, weights = passes * 1000 * LENGTHS.whole, needs.shapes(graph)["w0"].multiplied
+    seconds = 2 * tokens * 2 * weights / (0.5 * 400e12)
+    assert ("ensemble" in rows(result)) == bool(passes)
+    assert sum(row.seconds for row in result.rows if row.name == "ensemble") == pytest.approx(seconds)
+    assert result.seconds - plain.seconds == pytest.approx(seconds), "after the rounds, before the labels"
+    with store.publish(graph.ensemble.path, graph.ensemble.description):
+        pass
+    assert "ensemble" not in rows(worked_out(config, found)), "it is done"
+
+
 def test_no_more_nodes_are_planned_for_than_there_may_be(make_config, make_cluster):
     kinds = {"one": ("x.one", 3), "big": ("x.big", 3), "more": ("x.big", 3)}
     config = make_config(training__lanes=3, training__node_resource="big", labeling__node_resource="more")

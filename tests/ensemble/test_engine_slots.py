@@ -540,3 +540,16 @@ def test_no_step_needs_memory_that_was_not_taken_before(ensembles, many, specula
     before = engine.groups[0].cache.bytes
     finish(engine)
     assert engine.groups[0].cache.bytes == before
+
+
+def test_the_padding_of_a_short_piece_beside_long_ones_takes_no_room(ensembles, monkeypatch):
+    monkeypatch.setattr(slots, "GROWTH", 8)
+    wanted = [Request([5] * 35, 2), *(Request([6] * 31, 2) for _ in range(6))]
+    expected = [dict(Engine(ensembles["adapters"], slots=1, chunk=16).run([r]))[0].token_ids for r in wanted]
+    engine = Engine(ensembles["adapters"], slots=2, chunk=16)
+    keys = {engine.submit(request): i for i, request in enumerate(wanted)}
+    before, found = engine.groups[0].cache.moves, {}
+    while engine.busy:
+        found |= {keys[u.key]: u.generation.token_ids for u in engine.step() if u.generation is not None}
+    assert engine.groups[0].cache.moves == before, "the cache grew within a step"
+    assert [found[i] for i in range(len(wanted))] == expected

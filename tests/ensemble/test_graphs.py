@@ -1,13 +1,14 @@
 """Steps of fixed shapes, on a CPU with a record that does nothing, and on a GPU with CUDA graphs."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.forward import RowGroup
-from ensemw2s.ensemble.graphs import SHORTEST, DecodeSteps
+from ensemw2s.ensemble.graphs import SHORTEST, DecodeSteps, captured
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.requests import Request
@@ -18,27 +19,34 @@ KINDS = ["stacked", "adapters", "learned positions", "sliding window"]
 
 @pytest.fixture
 def make_members(make_model, make_other, adapter_folders) -> Callable[[str], list]:
-    def make(kind: str) -> list:
+    def make(kind: str, device: str = "cpu") -> list:
         if kind == "stacked":
-            return [make_model(seed, context=512) for seed in range(3)]
+            return [make_model(seed, context=512).to(device) for seed in range(3)]
         if kind == "adapters":
-            return load_members(adapter_folders)
+            return load_members(adapter_folders, device=device)
         return [make_other(kind, seed) for seed in range(2)]
 
     return make
 
 
-def recording(engine: Engine, records: list, *, gain: float = 0.5) -> DecodeSteps:
+def recording(engine: Engine, records: list, *, gain: float = 0.5, patience: int = 0) -> DecodeSteps:
     """Gives an engine's group steps whose record is the pass itself, and costs so much of it."""
     [group] = engine.groups
     assert isinstance(group, RowGroup)
+    made: list = []
 
     def record(run, device):
         records.append(run)
-        return lambda: run()
+        made.append(lambda: run())
+        return made[-1]
 
     group.steps = DecodeSteps(
-        group.cache, group.one_token, CPU, record, cost=lambda run, _: 1.0 if run in records else gain
+        group.cache,
+        group.one_token,
+        CPU,
+        record,
+        cost=lambda run, _: gain if run in made else 1.0,
+        patience=patience,
     )
     return group.steps
 
@@ -84,7 +92,7 @@ def test_answers_that_grow_out_of_the_cache_are_recorded_anew(make_members):
     assert {length for _, length in steps.recorded} == {SHORTEST, 2 * SHORTEST}
 
 
-def test_a_record_that_is_slower_or_cannot_be_made_is_not_used(make_members):
+def test_a_record_that_is_slower_or_cannot_be_made_is_not_used(make_members, caplog):
     model = EnsembleForCausalLM(make_members("stacked"), [0.5, 0.3, 0.2])
     expected = answers(Engine(model, slots=3), requests())
     engine, records = Engine(model, slots=3), []
@@ -93,13 +101,29 @@ def test_a_record_that_is_slower_or_cannot_be_made_is_not_used(make_members):
     assert records
     assert not steps.recorded
 
+    tried = []
+
     def impossible(run, device):
+        tried.append(run)
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     [group] = engine.groups
-    group.steps = DecodeSteps(group.cache, group.one_token, CPU, impossible, cost=lambda *_: 1.0)
+    group.steps = DecodeSteps(group.cache, group.one_token, CPU, impossible, cost=lambda *_: 1.0, patience=0)
     assert answers(engine, requests()) == expected
     assert not group.steps.recorded
+    assert len(tried) == 1, "tried again where it cannot be done"
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.endswith("operation not permitted when stream is capturing")
+
+
+def test_a_shape_is_recorded_when_it_has_come_up_often(make_members):
+    model = EnsembleForCausalLM(make_members("stacked"), [0.5, 0.3, 0.2])
+    engine, records = Engine(model, slots=2), []
+    recording(engine, records, patience=16)
+    answers(engine, [Request([5, 6, 7], 14)])
+    assert not records
+    answers(engine, [Request([5, 6, 7], 14)])
+    assert len(records) == 1
 
 
 def test_requests_that_are_cancelled_beside_others_change_no_answer(make_members):
@@ -126,12 +150,89 @@ def test_requests_that_are_cancelled_beside_others_change_no_answer(make_members
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["stacked", "adapters"])
 def test_cuda_graphs_give_the_same_answers(kind, make_members):
-    model = EnsembleForCausalLM([member.cuda() for member in make_members(kind)], [0.5, 0.3, 0.2])
+    model = EnsembleForCausalLM(make_members(kind, "cuda"), [0.5, 0.3, 0.2])
     plain = Engine(model, slots=5, chunk=16)
     for group in plain.groups:
         group.steps = None
     expected = answers(plain, requests())
     engine = Engine(model, slots=5, chunk=16)
-    assert answers(engine, requests()) == expected
     [group] = engine.groups
+    group.steps = DecodeSteps(group.cache, group.one_token, group.device, patience=0)
+    assert answers(engine, requests()) == expected
     assert group.steps.recorded, "no step was worth recording"
+
+
+@pytest.mark.parametrize("fails", ["in the pass", "at the end"])
+def test_a_recording_that_fails_leaves_the_process_as_it_was(fails, monkeypatch):
+    """With what PyTorch's own `torch.cuda.graph` does on a GPU: it sets its stream, and does not always set it back."""
+    cuda = FakeCuda(fails)
+    for name in (
+        "device",
+        "current_stream",
+        "set_stream",
+        "Stream",
+        "stream",
+        "CUDAGraph",
+        "graph_pool_handle",
+        "graph",
+    ):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_pool, raising=False)
+
+    def run() -> torch.Tensor:
+        if fails == "in the pass" and cuda.current != "usual":
+            cuda.passes += 1
+            if cuda.passes > 2:  # those before it warm up
+                raise RuntimeError("waits for the device")
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError, match=r"device|capture"):
+        captured(run, torch.device("cuda:0"))
+    assert cuda.current == "usual"
+    assert cuda.ended == ["pool"]
+    assert cuda.captured_on == ["aside"], "torch's own stream is one for all devices"
+
+
+class FakeCuda:
+    """As much of `torch.cuda` as `captured` uses."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.current, self.passes, self.ended, self.captured_on = fails, "usual", 0, [], []
+        self.CUDAGraph, self.graph_pool_handle = object, lambda: "pool"
+
+    def device(self, _) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def current_stream(self) -> "FakeStream":
+        return FakeStream(self.current)
+
+    def Stream(self) -> "FakeStream":
+        return FakeStream("aside")
+
+    def set_stream(self, stream: "FakeStream") -> None:
+        self.current = stream.name
+
+    @contextlib.contextmanager
+    def stream(self, stream: "FakeStream") -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, _, *, pool: str, stream: "FakeStream", capture_error_mode: str) -> Iterator[None]:
+        self.current = stream.name
+        self.captured_on.append(stream.name)
+        yield
+        raise RuntimeError("capture_end failed")
+
+    def end_pool(self, _, pool: str) -> None:
+        self.ended.append(pool)
+
+
+class FakeStream:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def wait_stream(self, _) -> None:
+        pass

@@ -37,6 +37,7 @@ def model(experts) -> EnsembleForCausalLM:
         (Request([5], 5, weights={"first": float("nan")}), ModelError, "expected numbers of at least 0, not nan"),
         (Request([5], 5, weights={"first": 0.0}), ModelError, "no member has a positive weight"),
         (Request([5], 5, weights={}), ModelError, "no member has a positive weight"),
+        (Request([5], 5, weights={"first": "much"}), ModelError, "expected a number for each expert"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused_with_the_reason(model, request_, error, message):

@@ -144,6 +144,15 @@ def test_validation_figures_are_those_of_weak_systems_under_teacher_forcing():
     assert figures().validation() == {}
 
 
+def test_students_are_judged_on_hard_validation_where_there_is_one():
+    scored = {
+        name: {k: v for k, v in VOTERS[name].items() if k != "answer"} for name in ("ensemw2s", "student_ensemw2s")
+    }
+    found = figures(hard_validation=scored, tables=truths() | {"hard_validation": truths()["ood"]})
+    assert found.validation("hard_validation").keys() == {"ensemw2s", "student_ensemw2s"}
+    assert found.validation() == {}
+
+
 def test_splits_do_not_mix():
     worse = {name: rows("xxxx") for name in VOTERS}
     systems = figures(ood=worse).systems()

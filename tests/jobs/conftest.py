@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 300.0
@@ -21,7 +22,9 @@ LIMIT = 300.0
 class Head:
     """The head node; `address` is that of its dashboard, which takes jobs."""
 
-    def __init__(self, folder: Path, temporary: Path, free_port: Callable[[], int], options: list[str]) -> None:
+    def __init__(
+        self, folder: Path, temporary: Path, free_port: Callable[[], int], options: list[str], autoscaling: Path | None
+    ) -> None:
         self.folder, port, dashboard = folder, free_port(), free_port()
         self.address, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
@@ -40,15 +43,25 @@ class Head:
             f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}",
         ]  # fmt: skip
-        memory = "--object-store-memory=150000000"
+        options = ["--object-store-memory=150000000", *options]
+        if autoscaling:
+            options.append(f"--autoscaling-config={self._own_address_in(autoscaling)}")
         self.log = folder / "head.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", memory, *ports, *options],
+                ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", *ports, *options],
                 env=self.environment | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._wait_until_up()
+
+    def _own_address_in(self, autoscaling: Path) -> Path:
+        """A copy of the cluster's file in which `fake_multinode` reads where the head is; it takes port 6379 for it."""
+        config = yaml.safe_load(autoscaling.read_text())
+        config["provider"]["gcs_address"] = self.gcs
+        own = self.folder / autoscaling.name
+        own.write_text(yaml.safe_dump(config))
+        return own
 
     def _wait_until_up(self) -> None:
         until = time.monotonic() + 60
@@ -70,9 +83,9 @@ class Head:
         targets = {target for group in self.ask(path).json() for target in group["targets"]}
         return "\n".join(requests.get(f"http://{target}/metrics", timeout=5).text for target in sorted(targets))
 
-    def start(self, *entrypoint: str | Path, **environment: str) -> subprocess.Popen[str]:
-        """Submits a job and follows its output until it ends."""
-        options = ["--address", self.address, "--working-dir", str(ROOT)]
+    def start(self, *entrypoint: str | Path, upload: bool = True, **environment: str) -> subprocess.Popen[str]:
+        """Submits a job, with a copy of the repository or without, and follows its output until it ends."""
+        options = ["--address", self.address, *(["--working-dir", str(ROOT)] if upload else [])]
         return subprocess.Popen(
             ["ray", "job", "submit", *options, "--", *map(str, entrypoint)],
             env=self.environment | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -88,15 +101,15 @@ class Head:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def submit(self, *entrypoint: str | Path) -> tuple[int, str]:
+    def submit(self, *entrypoint: str | Path, upload: bool = True) -> tuple[int, str]:
         """Exit code and output of a job."""
-        process = self.start(*entrypoint)
+        process = self.start(*entrypoint, upload=upload)
         output, _ = process.communicate(timeout=LIMIT)
         return process.returncode, output
 
-    def done(self, *entrypoint: str | Path) -> str:
+    def done(self, *entrypoint: str | Path, upload: bool = True) -> str:
         """Output of a job that must end well."""
-        code, output = self.submit(*entrypoint)
+        code, output = self.submit(*entrypoint, upload=upload)
         assert code == 0, output[-4000:]
         return output
 
@@ -110,13 +123,20 @@ class Head:
         return found
 
     def end(self) -> None:
-        """Ends it with Ctrl-C (at SIGTERM a node waits for its actors); what does not go then is killed."""
+        """Ends it with Ctrl-C (at SIGTERM a node waits for its actors); what does not go then is killed.
+
+        Nodes that its autoscaler started have nobody to end them.
+        """
+        started = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _orphans() -> list[psutil.Process]:
@@ -129,8 +149,8 @@ def start_head(module_workplace, free_port) -> Iterator[Callable[..., Head]]:
     """Starts a cluster's head with these options of `ray start`."""
     started: list[Head] = []
 
-    def start(*options: str) -> Head:
-        started.append(Head(module_workplace.folder, module_workplace.ray, free_port, list(options)))
+    def start(*options: str, autoscaling: Path | None = None) -> Head:
+        started.append(Head(module_workplace.folder, module_workplace.ray, free_port, list(options), autoscaling))
         return started[-1]
 
     yield start

@@ -14,7 +14,7 @@ IDLE_SECONDS = 90
 
 
 class Watcher(threading.Thread):
-    """Counts the nodes, by their raylets, as long as it is not told to stop."""
+    """Counts the nodes, by their raylets, within a `with`."""
 
     def __init__(self, head) -> None:
         super().__init__(daemon=True)
@@ -24,6 +24,14 @@ class Watcher(threading.Thread):
         while not self.over.wait(0.5):
             self.seen.append(raylets(self.head))
 
+    def __enter__(self) -> "Watcher":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.over.set()
+        self.join()
+
 
 def raylets(head) -> int:
     return len({process.pid for process in head.processes("raylet/raylet")})
@@ -31,13 +39,11 @@ def raylets(head) -> int:
 
 @pytest.fixture
 def head(start_head):
-    return start_head("--num-cpus=1", f"--autoscaling-config={ROOT / 'cluster/local-autoscaling.yaml'}")
+    return start_head("--num-cpus=1", autoscaling=ROOT / "cluster/local-autoscaling.yaml")
 
 
 def test_nodes_come_for_a_run_and_go_after_it(head, module_workplace, own_jsonl, undisturbed):
     assert raylets(head) == 1
-    watcher = Watcher(head)
-    watcher.start()
     study = module_workplace.study(
         own_jsonl,
         **{
@@ -47,11 +53,12 @@ def test_nodes_come_for_a_run_and_go_after_it(head, module_workplace, own_jsonl,
             "cluster.autoscales_to": [{"cpus": 2, "nodes": 2}],
         },
     )
-    head.done("python", "jobs/run.py", "--config", study)
-    until = time.monotonic() + IDLE_SECONDS
-    while raylets(head) > 1:
-        assert time.monotonic() < until, "a node stayed"
-        time.sleep(0.5)
-    watcher.over.set()
+    with Watcher(head) as watcher:
+        # no upload: it would lie in the folder that these nodes share, and go away with the first of them
+        head.done("python", ROOT / "jobs/run.py", "--config", study, upload=False)
+        until = time.monotonic() + IDLE_SECONDS
+        while raylets(head) > 1:
+            assert time.monotonic() < until, "a node stayed"
+            time.sleep(0.5)
     assert max(watcher.seen) == 3
     assert module_workplace.files("ensemble/**/*") == undisturbed.files("ensemble/**/*")

@@ -1,7 +1,7 @@
 import pytest
 
 from ensemw2s import store
-from ensemw2s.cluster import Resources
+from ensemw2s.cluster import Node, Resources
 from ensemw2s.config import Config, parse_config
 from ensemw2s.errors import ConfigError
 from ensemw2s.search import search
@@ -40,7 +40,7 @@ def test_trials_at_a_time_are_those_with_room_for_a_lane_and_actors(
 ) -> None:
     (tmp_path / "x.jsonl").write_text("")
     config = wanted(tmp_path, training=training, labeling=labeling)
-    plan, count = search.divide(config, Resources(tuple(nodes)))
+    plan, count = search.divide(config, Resources(tuple(Node(*node) for node in nodes)))
     lanes, actors, keep, trials = expected
     assert (plan.keep_lanes, count) == (keep, trials)
     assert plan.lanes >= 1
@@ -52,11 +52,18 @@ def test_trials_at_a_time_are_those_with_room_for_a_lane_and_actors(
     assert (plan.lanes, plan.actors) == (lanes, actors)
 
 
+def test_only_nodes_that_actors_may_use_have_room_for_those_of_trials(tmp_path) -> None:
+    (tmp_path / "x.jsonl").write_text("")
+    config = wanted(tmp_path, training={"node_resource": "a"}, labeling={"node_resource": "b"})
+    plan, count = search.divide(config, Resources((Node(64, 0, frozenset({"a"})), Node(2, 0, frozenset({"b"})))))
+    assert (plan.lanes, plan.actors, plan.keep_lanes, count) == (32, 1, True, 2)
+
+
 def test_concurrency_can_be_bounded(tmp_path) -> None:
     (tmp_path / "x.jsonl").write_text("")
     space = {"expert.epochs": {"integer": [1, 2]}}
     config = wanted(tmp_path, search={"space": space, "concurrent": 3})
-    assert search.divide(config, Resources(((64.0, 0.0),)))[1] == 3
+    assert search.divide(config, Resources((Node(64.0, 0.0),)))[1] == 3
 
 
 def test_a_folder_of_another_search_is_refused_with_what_changed(made, tmp_path) -> None:

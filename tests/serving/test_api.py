@@ -1,6 +1,7 @@
 """The OpenAI API over real HTTP, with the openai client, on real engines; Ray is not part of it."""
 
 import json
+import re
 import time
 
 import openai
@@ -212,3 +213,13 @@ def test_the_schema_knows_the_errors(url):
     answers = schema["paths"]["/v1/completions"]["post"]["responses"]
     assert {"200", "400", "401", "404", "413", "429", "503", "504"} <= set(answers)
     assert "422" not in json.dumps(answers)
+
+
+def test_the_description_of_the_api_loads_nothing_from_elsewhere(url):
+    page = requests.get(f"{url}/docs", timeout=20).text
+    assert "//" not in page, "no address of another host"
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert {asset.rsplit(".", 1)[-1] for asset in assets} == {"js", "css", "png"}
+    for asset in (*assets, *re.findall(r"url: '([^']+)'", page)):
+        assert requests.get(f"{url}{asset}", timeout=20).status_code == 200, asset
+    assert requests.get(f"{url}/redoc", timeout=20).status_code == 404

@@ -97,6 +97,12 @@ def test_an_error_is_said(page):
     shot(page, "error")
 
 
+def test_the_api_is_described(page):
+    page.goto(page.url + "docs")
+    expect(page.locator(".opblock").filter(has_text="Chat Completions")).to_be_visible()
+    shot(page, "docs")
+
+
 def test_a_key_is_asked_for_and_used(browser, backend, served, limits):
     with served(make_api(backend, limits, ["right"])) as url:
         page = browser.new_page()

@@ -42,6 +42,13 @@ def test_a_row_for_each_system_and_split_and_validation_of_weak_ones(rows) -> No
     assert find(rows, "bagging", "ood")["exact_match"] == 0.25
 
 
+def test_students_are_on_hard_validation_where_there_is_one(results) -> None:
+    results["hard_validation"] = {"ensemw2s": METRICS, "student_bagging": {**METRICS, "exact_match": 0.3}}
+    rows = of_results(results, {}, {"bagging": 77})
+    assert find(rows, "student_bagging", "hard_validation")["exact_match"] == 0.3
+    assert [row["system"] for row in rows if row["split"] == "hard_validation"] == ["ensemw2s", "student_bagging"]
+
+
 def test_the_fewest_rounds_that_are_best_on_validation_are_chosen_whatever_tests_say(rows) -> None:
     """One round and three are equal on validation; three test better on ID, one on OOD."""
     assert (find(rows, CHOSEN, "id")["rounds"], find(rows, CHOSEN, "id")["exact_match"]) == (1, 0.4)

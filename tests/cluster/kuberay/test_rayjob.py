@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from ensemw2s.cluster import plan_resources, with_autoscaling
+from ensemw2s.cluster import Node, plan_resources, with_autoscaling
 from ensemw2s.config import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -50,15 +50,20 @@ def test_it_runs_on_the_cluster_that_is_there_with_the_driver_on_its_head(job, l
 
 def test_what_may_come_is_what_one_market_of_each_kind_has(loaded, kinds):
     """Either the spot group or the on-demand group of a kind: to count both would be to plan for twice the nodes."""
-    groups = [kinds[resource] for resource in (loaded.training.node_resource, loaded.labeling.node_resource)]
-    said = Counter((kind.cpus, kind.gpus, kind.nodes) for kind in loaded.cluster.autoscales_to)
-    assert said == Counter((g["resources"]["CPU"], g["resources"]["GPU"], g["max_workers"]) for g in groups)
+    groups = [
+        (resource, kinds[resource]) for resource in (loaded.training.node_resource, loaded.labeling.node_resource)
+    ]
+    assert all(resource in group["resources"] for resource, group in groups)
+    said = Counter((kind.cpus, kind.gpus, kind.nodes, *kind.resources) for kind in loaded.cluster.autoscales_to)
+    assert said == Counter(
+        (g["resources"]["CPU"], g["resources"]["GPU"], g["max_workers"], resource) for resource, g in groups
+    )
 
 
 def test_the_plan_is_one_for_which_each_kind_of_node_has_room(loaded, kinds):
-    plan = plan_resources(loaded, with_autoscaling([(0.0, 0.0)], loaded.cluster.autoscales_to))
+    plan = plan_resources(loaded, with_autoscaling([Node(0.0, 0.0)], loaded.cluster.autoscales_to))
     training, decoding = kinds[loaded.training.node_resource], kinds[loaded.labeling.node_resource]
     workers = plan.lanes * loaded.training.workers.max
     assert workers * loaded.training.gpus_per_worker <= training["max_workers"] * training["resources"]["GPU"]
     assert plan.actors * loaded.labeling.gpus_per_actor <= decoding["max_workers"] * decoding["resources"]["GPU"]
-    assert plan.keep_lanes
+    assert (plan.lanes, plan.actors, plan.keep_lanes) == (16, 8, True), "all GPUs of either kind"
