@@ -162,8 +162,8 @@ def _stages(context: Context) -> list[dict[str, Any]]:
         with context.stage("students", "training on pseudo-labels"):
             steps.train_students(context)
     for generation in graph.generations:
-        after = (generation.labels, *(student.stage for student in graph.learning_from([generation.name])))
-        if not all(map(steps.done, after)):
+        next_ones = (student.stage for student in graph.learning_from([generation.name]))
+        if not all(map(steps.done, (generation.ensemble, generation.labels, *next_ones))):
             with context.stage(f"generations/{generation.number}", "labels of its students, and who learns from them"):
                 steps.make_generation(context, generation)
     return history
