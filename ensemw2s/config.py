@@ -30,6 +30,13 @@ SYSTEMS = (
     "student_ensemw2s",
     "student_ceiling",
 )
+"""Systems that are compared where none are named."""
+
+GENERATIONS = "student_generations"
+"""The student of the last generation; there is one only where `student.generations` is above 1."""
+
+ALL_SYSTEMS = (*SYSTEMS[:-1], GENERATIONS, SYSTEMS[-1])
+"""All systems in the order of a report."""
 
 TINY_FAMILY = ("tiny-weak", "tiny-strong")
 
@@ -510,12 +517,25 @@ class StudentConfig(Recipe, LabelFilter):
     confidence_weight: Fraction = Field(0.5, description="Largest weight of the student's own prediction in logconf.")
     confidence_warmup: Fraction = Field(0.2, description="Share of the steps over which that weight rises from 0.")
     mix_easy: bool = Field(True, description="Train on the easy labelled examples beside the pseudo-labels.")
+    generations: PositiveInt = Field(
+        1,
+        description="Generations of students. Above 1, the students of each generation but the last label the hard "
+        "prompts anew for the next one, as an ensemble; the last one's is the system student_generations.",
+    )
+    generation_width: PositiveInt = Field(
+        3, description="Students of a generation that labels for the next one, each with a seed of its own."
+    )
 
 
 class EvaluationConfig(Section):
     """Which systems are compared, and how."""
 
-    systems: list[str] = Field(list(SYSTEMS), min_length=1, description=f"Any of {', '.join(SYSTEMS)}.")
+    systems: list[str] = Field(
+        list(SYSTEMS),
+        min_length=1,
+        description=f"Any of {', '.join(ALL_SYSTEMS)}. Where none are named, {GENERATIONS} is among them if "
+        "student.generations is above 1.",
+    )
     single_max_epochs: PositiveInt | None = Field(
         None, description="Epochs among which expert_single's are chosen on validation; none: twice expert.epochs."
     )
@@ -527,8 +547,8 @@ class EvaluationConfig(Section):
     @field_validator("systems")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
-        raise_all([f"{name} is not a system{nearest(name, SYSTEMS)}" for name in value if name not in SYSTEMS])
-        return [name for name in SYSTEMS if name in value]
+        raise_all([f"{name} is not a system{nearest(name, ALL_SYSTEMS)}" for name in value if name not in ALL_SYSTEMS])
+        return [name for name in ALL_SYSTEMS if name in value]
 
 
 class NodeKind(Section):
@@ -630,8 +650,23 @@ class Config(Section):
             )
         if self.student.min_consistency and self.labeling.samples == 1:
             wrong.append("student.min_consistency needs labeling.samples of at least 2")
+        systems, generations = self.evaluation.systems, self.student.generations
+        named = "systems" in self.evaluation.model_fields_set
+        if GENERATIONS in systems and generations == 1:
+            wrong.append(
+                f"evaluation.systems has {GENERATIONS}, but student.generations is 1: set it to 2 or more, or leave "
+                f"{GENERATIONS} out"
+            )
+        if named and GENERATIONS not in systems and generations > 1:
+            wrong.append(
+                f"student.generations is {generations}, but evaluation.systems does not have {GENERATIONS}: add it, or "
+                "set student.generations to 1"
+            )
         raise_all(wrong)
-        return self
+        if named or generations == 1:
+            return self
+        evaluation = self.evaluation.model_copy(update={"systems": list(ALL_SYSTEMS)})
+        return self.model_copy(update={"evaluation": evaluation})
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -158,9 +158,14 @@ def _stages(context: Context) -> list[dict[str, Any]]:
     if not all(map(steps.done, graph.labels.values())):
         with context.stage("labels", "pseudo-labels for the hard prompts"):
             steps.make_labels(context)
-    if not all(steps.done(student.stage) for student in graph.students):
+    if not all(steps.done(student.stage) for student in graph.learning_from(graph.labels)):
         with context.stage("students", "training on pseudo-labels"):
             steps.train_students(context)
+    for generation in graph.generations:
+        next_ones = (student.stage for student in graph.learning_from([generation.name]))
+        if not all(map(steps.done, (generation.ensemble, generation.labels, *next_ones))):
+            with context.stage(f"generations/{generation.number}", "labels of its students, and who learns from them"):
+                steps.make_generation(context, generation)
     return history
 
 

@@ -23,7 +23,7 @@ from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.wording import amount
 from ensemw2s.models.info import model_info
 from ensemw2s.models.tiny import tiny_parameters
-from ensemw2s.stages import LABEL_MAKERS, Base, Expert, Graph, Student
+from ensemw2s.stages import Base, Expert, Generation, Graph, Student
 from ensemw2s.store import Stage
 from ensemw2s.training import checkpoints
 
@@ -198,8 +198,11 @@ def _items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
     for maker, stage in graph.labels.items():
         by = {"ensemw2s": "the ensemble", "bagging": "bagging", "expert_single": "one expert"}[maker]
         yield Item(stage.name, f"{s.hard_unlabelled} hard prompts, by {by}", (stage,))
+    for generation in graph.generations:
+        yield from _generation_items(graph, generation, sizes)
     for student in graph.students:
-        yield _student_item(graph, student, sizes)
+        words, steps = _student_work(graph, student, sizes)
+        yield Item(student.stage.name, words, (student.data, student.stage), {student.stage.name: steps})
     words = f"{len(systems)} systems on {s.id_test} ID and {s.ood_test} OOD examples"
     yield Item("evaluation", words, (graph.evaluation,))
 
@@ -233,10 +236,25 @@ def _training_item(name: str, words: str, experts: tuple[Expert, ...], config: C
     return Item(name, words, stages, {e.stage.name: _expert_steps(e, config) for e in experts})
 
 
-def _student_item(graph: Graph, student: Student, sizes: dict[str, int]) -> Item:
+def _generation_items(graph: Graph, generation: Generation, sizes: dict[str, int]) -> Iterator[Item]:
+    config, students = graph.config, generation.students
+    words, steps = _student_work(graph, students[0], sizes)
+    stages = (students[0].data, *(student.stage for student in students))
+    name = f"generations/{generation.number}/students"
+    yield Item(
+        name, f"{_times(len(students), 'student')}, {words}", stages, dict.fromkeys((s.name for s in stages[1:]), steps)
+    )
+    votes = f"{_times(len(students), 'member')}, {config.ensemble.combine}, uniform"
+    yield Item(generation.ensemble.name, votes, (generation.ensemble,))
+    words = f"{config.data.sizes.hard_unlabelled} hard prompts, by generation {generation.number}"
+    yield Item(generation.labels.name, words, (generation.labels,))
+
+
+def _student_work(graph: Graph, student: Student, sizes: dict[str, int]) -> tuple[str, int]:
+    """A student's training in words, and its optimizer steps."""
     config, recipe = graph.config, graph.config.student
     examples = 0
-    if student.name in LABEL_MAKERS:
+    if student.maker is not None:
         examples += round(recipe.keep_fraction * config.data.sizes.hard_unlabelled)
     elif student.name == "student_ceiling":
         examples += config.data.sizes.hard_unlabelled
@@ -245,8 +263,7 @@ def _student_item(graph: Graph, student: Student, sizes: dict[str, int]) -> Item
         examples += config.data.sizes.easy_train
     steps = _steps(examples, recipe)
     size = f"{amount(sizes[graph.strong.name])} parameters"
-    words = f"{size}, {bound}{examples} examples, {_epochs(recipe)}, {steps} steps, {recipe.objective}"
-    return Item(student.stage.name, words, (student.data, student.stage), {student.stage.name: steps})
+    return f"{size}, {bound}{examples} examples, {_epochs(recipe)}, {steps} steps, {recipe.objective}", steps
 
 
 def _recipe(expert: Expert, config: Config) -> str:

@@ -6,21 +6,21 @@ stages are known before any work starts, so a plan can be shown and a mismatch r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ensemw2s import remote
-from ensemw2s.config import BoostingConfig, Config, FilesSource, LabelFilter, Lora, ModelConfig, Recipe
+from ensemw2s.config import GENERATIONS, BoostingConfig, Config, FilesSource, LabelFilter, Lora, ModelConfig, Recipe
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
 from ensemw2s.store import Stage, file_hash
 
 LABEL_MAKERS = {"student_single": "expert_single", "student_bagging": "bagging", "student_ensemw2s": "ensemw2s"}
-"""Students that learn from pseudo-labels, and whose labels these are."""
+"""Students that learn from pseudo-labels of weak models, and whose labels these are."""
 
 FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
 """Settings of boosting that an expert of the first round depends on."""
@@ -72,12 +72,32 @@ class Round:
 
 @dataclass(frozen=True)
 class Student:
-    """A student: the token table it learns from and the model it becomes."""
+    """A student: the token table it learns from and the model it becomes.
+
+    Attributes:
+        maker: Whose pseudo-labels it learns from, a key of `Graph.all_labels`; None: no pseudo-labels.
+    """
 
     name: str
     data: Stage
     stage: Stage
     seed: int
+    maker: str | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Students that label the hard prompts for those of the next generation: they, their ensemble and its labels."""
+
+    number: int
+    students: tuple[Student, ...]
+    ensemble: Stage
+    labels: Stage
+
+    @property
+    def name(self) -> str:
+        """Its name as a label maker."""
+        return f"generation_{self.number}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,7 @@ class Graph:
 
     Attributes:
         shared: Other runs may be at work on the same stages, which lie in folders named by what they are.
+        generations: Generations of students before the last one, whose student is one of `students`.
     """
 
     config: Config
@@ -105,6 +126,7 @@ class Graph:
     evaluation: Stage
     bases: tuple[Base, ...] = field(default=())
     shared: bool = False
+    generations: tuple[Generation, ...] = ()
 
     @cached_property
     def _boosted(self) -> dict[str, Path]:
@@ -114,6 +136,16 @@ class Graph:
     def expert_folder(self, name: str) -> Path:
         """Where the boosted expert of this name is or will be."""
         return self._boosted[name]
+
+    @property
+    def all_labels(self) -> dict[str, Stage]:
+        """Label maker → its labels, those of later generations too."""
+        return self.labels | {generation.name: generation.labels for generation in self.generations}
+
+    def learning_from(self, makers: Collection[str | None]) -> tuple[Student, ...]:
+        """The students, of all generations, that learn from the pseudo-labels of any of these; None: from none."""
+        earlier = (student for generation in self.generations for student in generation.students)
+        return tuple(student for student in (*self.students, *earlier) if student.maker in makers)
 
     def stages(self) -> Iterator[Stage]:
         """Every stage that leaves a folder, in the order in which they can run."""
@@ -128,6 +160,11 @@ class Graph:
         yield from (expert.stage for expert in self.baseline_experts)
         yield self.ensemble
         yield from self.labels.values()
+        for generation in self.generations:
+            yield generation.students[0].data
+            yield from (student.stage for student in generation.students)
+            yield generation.ensemble
+            yield generation.labels
         for student in self.students:
             yield student.data
             yield student.stage
@@ -190,7 +227,8 @@ class _Builder:
         bagging = self._bagging(weak, tokens) if systems & {"bagging", "student_bagging"} else ()
         ensemble = self._ensemble(rounds)
         labels = self._labels(data, ensemble, single, bagging, systems)
-        students = self._students(systems, data, strong, labels)
+        generations = self._generations(data, strong, labels["ensemw2s"]) if GENERATIONS in systems else ()
+        students = self._students(data, strong, labels, generations)
         evaluation = self._stage(
             "evaluation",
             {
@@ -213,7 +251,7 @@ class _Builder:
         bases = (strong, *weak)
         return Graph(
             config, self.root, data, corpus, weak, strong, tokens, rounds, bagging, single, matched, ensemble, labels,
-            students, evaluation, bases, self.shared,
+            students, evaluation, bases, self.shared, generations,
         )  # fmt: skip
 
     def _stage(
@@ -381,7 +419,7 @@ class _Builder:
     def _labels(
         self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
     ) -> dict[str, Stage]:
-        settings = {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
+        settings = self._labeling()
         labels = {"ensemw2s": self._stage("labels", settings, (data, ensemble))}
         others: dict[str, tuple[Stage, ...]] = {}
         if single is not None and "student_single" in systems:
@@ -394,23 +432,53 @@ class _Builder:
             labels[maker] = self._stage(name, {**settings, **combine}, (data, *inputs))
         return labels
 
-    def _students(self, systems: set[str], data: Stage, strong: Base, labels: dict[str, Stage]) -> tuple[Student, ...]:
-        recipe = self.config.student
-        table_keys = ("mix_easy", "objective", *LabelFilter.model_fields)
+    def _labeling(self) -> dict[str, Any]:
+        return {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
+
+    def _generations(self, data: Stage, strong: Base, labels: Stage) -> tuple[Generation, ...]:
+        """Those that label for another one; the first learns from the labels of the boosted weak experts."""
+        made: list[Generation] = []
+        maker = "ensemw2s"
+        for number in range(1, self.config.student.generations):
+            folder = f"generations/{number}"
+            table = self._stage(f"tokens/{folder}", self._table_settings(), (data, strong.stage, labels))
+            students = []
+            for k in range(self.config.student.generation_width):
+                name = f"{folder}/students/{k}"
+                students.append(self._student(name, table, strong, derive_seed(self.config.seed, name), maker))
+            combine = {"ensemble.combine": self.config.ensemble.combine}
+            ensemble = self._stage(f"{folder}/ensemble", combine, tuple(student.stage for student in students))
+            labels = self._stage(f"{folder}/labels", self._labeling(), (data, ensemble))
+            made.append(Generation(number, tuple(students), ensemble, labels))
+            maker = made[-1].name
+        return tuple(made)
+
+    def _students(
+        self, data: Stage, strong: Base, labels: dict[str, Stage], generations: tuple[Generation, ...]
+    ) -> tuple[Student, ...]:
+        labels = labels | {generation.name: generation.labels for generation in generations}
+        makers = LABEL_MAKERS | ({GENERATIONS: generations[-1].name} if generations else {})
+        seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
         students = []
         for name in self.config.evaluation.systems:
             if not name.startswith("student_"):
                 continue
-            maker = LABEL_MAKERS.get(name)
+            maker = makers.get(name)
             inputs = (data, strong.stage, *((labels[maker],) if maker is not None else ()))
-            kept = {f"student.{k}": getattr(recipe, k) for k in table_keys}
-            table = self._stage(f"tokens/students/{name}", {**kept, "student": name}, inputs)
-            seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
-            lora = strong.lora.model_dump(mode="json") if strong.lora else None
-            settings = {**settings_of(recipe, "student"), **self._training(), "lora": lora, "seed": seed}
-            stage = self._stage(f"students/{name}", settings, (table, strong.stage))
-            students.append(Student(name, table, stage, seed))
+            table = self._stage(f"tokens/students/{name}", {**self._table_settings(), "student": name}, inputs)
+            student = self._student(f"students/{name}", table, strong, seed, maker)
+            students.append(replace(student, name=name))
         return tuple(students)
+
+    def _table_settings(self) -> dict[str, Any]:
+        keys = ("mix_easy", "objective", *LabelFilter.model_fields)
+        return {f"student.{key}": getattr(self.config.student, key) for key in keys}
+
+    def _student(self, name: str, table: Stage, strong: Base, seed: int, maker: str | None) -> Student:
+        recipe = settings_of(self.config.student, "student", without=("generations", "generation_width"))
+        lora = strong.lora.model_dump(mode="json") if strong.lora else None
+        settings = {**recipe, **self._training(), "lora": lora, "seed": seed}
+        return Student(name, table, self._stage(name, settings, (table, strong.stage)), seed, maker)
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:

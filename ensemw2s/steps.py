@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import write_summary
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
-from ensemw2s.stages import LABEL_MAKERS, Student
+from ensemw2s.stages import Generation, Student
 from ensemw2s.store import Stage, read_table
 from ensemw2s.training.specs import base_spec, expert_spec, student_spec
 
@@ -135,8 +136,12 @@ def make_ensemble(context: Context, history: list[Facts]) -> None:
 
 
 def make_labels(context: Context) -> None:
-    """Pseudo-labels of all makers for the unlabelled hard prompts, on one pool of actors."""
-    waiting = {maker: stage for maker, stage in context.graph.labels.items() if not done(stage)}
+    """Pseudo-labels of all weak makers for the unlabelled hard prompts, on one pool of actors."""
+    _make_labels(context, context.graph.labels)
+
+
+def _make_labels(context: Context, makers: dict[str, Stage]) -> None:
+    waiting = {maker: stage for maker, stage in makers.items() if not done(stage)}
     prompts = context.graph.data.path / "hard_unlabelled.parquet"
     jobs = []
     for maker, stage in waiting.items():
@@ -160,9 +165,8 @@ def make_student_data(context: Context, student: Student) -> None:
     tokenizer = load_tokenizer(strong.path, strong.revision)
     data = context.graph.data.path
     tables = []
-    maker = LABEL_MAKERS.get(student.name)
-    if maker is not None:
-        tables.append(_label_tokens(context, maker, tokenizer))
+    if student.maker is not None:
+        tables.append(_label_tokens(context, student.maker, tokenizer))
     elif student.name == "student_ceiling":
         tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
     if config.student.mix_easy or student.name == "student_easy_only":
@@ -185,7 +189,7 @@ def _true_hard(data: Path) -> pa.Table:
 def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
     """Pseudo-labels as tokens of the student: those that the student's filter lets pass."""
     config = context.config
-    labels = read_labels(context.graph.labels[maker].path)
+    labels = read_labels(context.graph.all_labels[maker].path)
     labels = labels.filter(pa.array(passing(labels, config.student)))
     if not len(labels):
         raise DataError(
@@ -206,21 +210,47 @@ def train_baselines(context: Context) -> None:
     """Trains what waits for no boosting round: baseline experts, and the students of true labels. Long ones first."""
     graph = context.graph
     specs = [expert_spec(graph, expert) for expert in graph.baseline_experts]
-    for student in graph.students:
-        if student.name not in LABEL_MAKERS:
-            if not done(student.data):
-                make_student_data(context, student)
-            specs.append(student_spec(graph, student))
+    for student in graph.learning_from([None]):
+        if not done(student.data):
+            make_student_data(context, student)
+        specs.append(student_spec(graph, student))
     context.lanes.train(sorted(specs, key=lambda spec: -spec.recipe.epochs), priority=1)
 
 
 def train_students(context: Context) -> None:
-    """Trains the students of pseudo-labels."""
-    waiting = [student for student in context.graph.students if student.name in LABEL_MAKERS]
-    for student in waiting:
+    """Trains the students of weak models' pseudo-labels, those of the first of several generations among them."""
+    _train_students(context, context.graph.labels)
+
+
+def _train_students(context: Context, makers: Collection[str]) -> None:
+    students = context.graph.learning_from(makers)
+    for student in students:
         if not done(student.data):
             make_student_data(context, student)
-    context.lanes.train([student_spec(context.graph, student) for student in waiting])
+    context.lanes.train([student_spec(context.graph, student) for student in students])
+
+
+def make_generation(context: Context, generation: Generation) -> None:
+    """What follows from a generation's students: their ensemble, its labels, and the students of these labels."""
+    if not done(generation.ensemble):
+        _make_generation_ensemble(context, generation)
+    if not done(generation.labels):
+        _make_labels(context, {generation.name: generation.labels})
+    _train_students(context, [generation.name])
+
+
+def _make_generation_ensemble(context: Context, generation: Generation) -> None:
+    """The students as one artifact, with equal votes: they differ in their seed alone."""
+    from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+
+    strong, rule = context.graph.strong, context.config.ensemble.combine
+    members = [
+        MemberSource(f"student-{k}", remote.pull(student.stage.path), alpha=1.0, weight=1.0, round=1)
+        for k, student in enumerate(generation.students)
+    ]
+    tokenizer = load_tokenizer(strong.path, strong.revision)
+    with store.publish(generation.ensemble.path, generation.ensemble.description) as folder:
+        save_ensemble(folder, members=members, rule=rule, tokenizer=tokenizer)
 
 
 def evaluate(context: Context, history: list[Facts]) -> None:
@@ -264,7 +294,8 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         "rounds": history,
         **({"fit": store.read_json(graph.ensemble.path / FIT)} if config.ensemble.fitted else {}),
         "curves": figures.curves(),
-        "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.labels.items()},
+        "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
+        **({"generations": [_generation_facts(g) for g in graph.generations]} if graph.generations else {}),
         "examples": figures.examples(truths["ood"]),
     }
     with store.publish(stage.path, stage.description) as folder:
@@ -283,23 +314,30 @@ def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict
 def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
     """Tokens and seconds that training each system took, its label makers not counted."""
     graph = context.graph
-
-    def cost(paths: list[Path]) -> Facts:
-        facts = [store.read_json(path / "train.json") for path in paths]
-        return {
-            "tokens_trained": sum(f["tokens_trained"] for f in facts),
-            "train_seconds": round(sum(f["seconds"] for f in facts), 2),
-        }
-
-    boosted = cost([graph.expert_folder(m["name"]) for m in members])
+    boosted = _cost([graph.expert_folder(m["name"]) for m in members])
     for given_up in (m["first_try"] for m in members if "first_try" in m):
         boosted["tokens_trained"] += given_up["tokens_trained"]
         boosted["train_seconds"] = round(boosted["train_seconds"] + given_up["seconds"], 2)
-    costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": cost([e.stage.path for e in graph.bagging])}
+    costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": _cost([e.stage.path for e in graph.bagging])}
     for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
         if expert is not None:
-            costs[name] = cost([expert.stage.path])
-    return costs | {student.name: cost([student.stage.path]) for student in graph.students}
+            costs[name] = _cost([expert.stage.path])
+    return costs | {student.name: _cost([student.stage.path]) for student in graph.students}
+
+
+def _cost(models: list[Path]) -> Facts:
+    """Tokens and seconds that training these models took."""
+    facts = [store.read_json(model / "train.json") for model in models]
+    return {
+        "tokens_trained": sum(f["tokens_trained"] for f in facts),
+        "train_seconds": round(sum(f["seconds"] for f in facts), 2),
+    }
+
+
+def _generation_facts(generation: Generation) -> Facts:
+    """Who the students of a generation are, and what training all of them took."""
+    models = [student.stage for student in generation.students]
+    return {"name": generation.name, "students": len(models), **_cost([model.path for model in models])}
 
 
 def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ensemw2s.config import SYSTEMS, Config, FilesSource, HuggingFaceSource, dump_config, load_config, parse_config
+from ensemw2s.config import (
+    ALL_SYSTEMS,
+    SYSTEMS,
+    Config,
+    FilesSource,
+    HuggingFaceSource,
+    dump_config,
+    load_config,
+    parse_config,
+)
 from ensemw2s.errors import ConfigError, EnsemW2SError
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +103,12 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number(write: Write) -
 
 def test_null_switches_the_weight_limit_off() -> None:
     assert parse_config(tree(boosting__weight_clip=None)).boosting.weight_clip is None
+
+
+def test_the_student_of_a_later_generation_is_compared_where_no_systems_are_named() -> None:
+    assert parse_config(tree(student__generations=2)).evaluation.systems == list(ALL_SYSTEMS)
+    named = parse_config(tree(student__generations=2, evaluation__systems=["student_generations", "ensemw2s"]))
+    assert named.evaluation.systems == ["ensemw2s", "student_generations"]
 
 
 def test_systems_are_kept_in_the_order_of_the_table() -> None:
@@ -244,6 +259,14 @@ def test_free_keys_of_a_generator_are_not_judged_here() -> None:
         ({"data__prompt_template": "Question:"}, "data.prompt_template: must contain {prompt} (it is 'Question:')"),
         ({"boosting__members": [{}, {"model": "x"}]}, "boosting.members.1.model is x, available: weak-0"),
         ({"student__objective": "soft"}, "student.objective soft needs labeling.soft_top_k of at least 1"),
+        (
+            {"evaluation__systems": ["student_generations"]},
+            "evaluation.systems has student_generations, but student.generations is 1",
+        ),
+        (
+            {"evaluation__systems": ["student_ensemw2s"], "student__generations": 2},
+            "student.generations is 2, but evaluation.systems does not have student_generations: add it",
+        ),
         ({"labeling": {"min_actors": 3, "max_actors": 2}}, "max_actors is 2, less than min_actors 3"),
         (
             {"models__weak": [{"base": "x", "name": "a"}, {"base": "y", "name": "a"}]},

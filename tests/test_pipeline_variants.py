@@ -1,5 +1,7 @@
 """Whole runs of the method's other choices. Each run takes several, so that all of them meet the real engines once."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -161,6 +163,50 @@ def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, 
     assert np.isfinite([*easy, *hard]).all()
     assert easy.max() < hard.min()
     assert not (workplace.run_folder / ".reference").exists()
+
+
+@pytest.mark.long
+def test_students_label_for_a_next_generation_and_a_run_goes_on_from_any_of_their_stages(workplace, own_jsonl) -> None:
+    """Two generations of two students, adapters on the strong base, soft labels."""
+    systems = ["expert_single", "ensemw2s", "student_ensemw2s", "student_generations", "student_ceiling"]
+    study = workplace.study(
+        own_jsonl,
+        **{
+            "models.strong": {"base": "tiny-strong", "lora": {"rank": 4}},
+            "labeling.soft_top_k": 4,
+            "student.objective": "soft",
+            "student.generations": 3,
+            "student.generation_width": 2,
+            "evaluation.systems": systems,
+        },
+    )
+    workplace.done("run", study)
+    results = workplace.json("results.json")
+    assert list(results["systems"]) == systems
+    assert results["labels"].keys() == {"ensemw2s", "generation_1", "generation_2"}
+    assert {"student_ensemw2s", "student_generations"} == results["pgr"].keys()
+    assert {s["name"] for s in results["stages"]} >= {"students", "generations/1", "generations/2"}
+    for number, facts in enumerate(results["generations"], 1):
+        folder = workplace.run_folder / "generations" / str(number)
+        ensemble = Ensemble.from_pretrained(folder / "ensemble")
+        assert [(m.name, m.weight) for m in ensemble.members] == [("student-0", 1.0), ("student-1", 1.0)]
+        weights = {(folder / "students" / k / ADAPTER_WEIGHTS).read_bytes() for k in "01"}
+        assert len(weights) == 2, "students of different seeds are the same"
+        trained = [workplace.json(f"generations/{number}/students/{k}/train.json")["tokens_trained"] for k in (0, 1)]
+        assert (facts["students"], facts["tokens_trained"]) == (2, sum(trained))
+        labels = pq.read_table(sorted((folder / "labels").glob("part-*.parquet")))
+        assert (len(labels), set(map(len, labels["top_tokens"][0].as_py()))) == (60, {4})
+
+    made = ("generations/**/*.safetensors", "generations/**/part-*.parquet", "students/**/*.safetensors")
+    before = workplace.files(*made)
+    for lost in ("generations/1/labels", "generations/2/students/1", "generations/2/ensemble", "evaluation"):
+        shutil.rmtree(workplace.run_folder / lost)
+    workplace.done("run", study)
+    assert workplace.files(*made) == before
+    again = workplace.json("results.json")
+    assert [again["systems"][name]["ood"] for name in systems] == [results["systems"][name]["ood"] for name in systems]
+    ran = {stage["name"] for stage in again["stages"] if stage["status"] == "ran"}
+    assert ran - {"baselines"} == {"generations/1", "generations/2", "evaluation"}
 
 
 def mask(workplace, number: int, column: str) -> np.ndarray:

@@ -110,6 +110,21 @@ def test_kept_labels_and_unmixed_students_are_counted(tmp_path: Path) -> None:
     assert "at most 100 examples" in line(plan, "students/student_ensemw2s")
 
 
+def test_generations_of_students_are_planned_with_their_labels(tmp_path: Path) -> None:
+    systems = ["ensemw2s", "student_ensemw2s", "student_generations"]
+    changes = {"student__generations": 3, "student__generation_width": 2, "evaluation__systems": systems}
+    graph = build_graph(config(tmp_path, **changes))
+    plan = planned(graph)
+    students = "2 students, 159 k parameters, at most 300 examples, 2 epochs, 10 steps"
+    assert students in line(plan, "generations/1/students")
+    assert "2 members, probability, uniform" in line(plan, "generations/2/ensemble")
+    assert "200 hard prompts, by generation 2" in line(plan, "generations/2/labels")
+    assert "2 × 159 k parameters, at most 300" in line(plan, "students/student_ensemw2s … student_generations")
+    assert plan.left() == (3 + 3 + 2 * 2 + 2, 16 + 2 * 8 + 3 * 12 + (2 * 2 + 2) * 10)
+    shown = [stage.name for item in plan.items for stage in item.stages]
+    assert sorted(shown) == sorted(stage.name for stage in graph.stages())
+
+
 def test_documents_of_a_file_source_end_with_its_examples(tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text('{"prompt": "a", "answer": "b", "level": 1}\n')
     source = {"kind": "files", "paths": [str(tmp_path / "own.jsonl")], "columns": {"difficulty": "level"}}

@@ -31,6 +31,8 @@ def of(*names: str) -> set[str]:
 
 OWN_LABELS = of("single", "bagging", "ensemw2s")
 TABLES = of("easy_only", "ceiling") | OWN_LABELS
+GENERATION = {"tokens/generations/1", "generations/1/ensemble", "generations/1/labels"}
+GENERATION |= {f"generations/1/students/{k}" for k in range(3)}
 AFTER_ROUNDS = {"ensemble", "labels"} | of("ensemw2s") | EVALUATION
 AFTER_BAGGING = BAGGING | {"baselines/labels/bagging"} | of("bagging") | EVALUATION
 AFTER_SINGLE = SINGLE | {"baselines/labels/expert_single"} | of("single") | EVALUATION
@@ -104,6 +106,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("student.keep_fraction", 0.5, TABLES | EVALUATION),
     ("student.mix_easy", False, TABLES | EVALUATION),
     ("student.objective", "xent", TABLES | EVALUATION),
+    ("student.generation_width", 5, set()),
+    ("student.generations", 2, GENERATION | of("generations") | EVALUATION),
     ("models.strong.lora", {"rank": 2}, STUDENTS | EVALUATION),
     ("models.pretraining.strong.epochs", 2, {"models/strong"} | TABLES | EVALUATION),
     # labels
@@ -249,6 +253,39 @@ def test_no_student_but_the_ceiling_and_no_expert_depends_on_more_than_its_label
     assert not students["student_easy_only"] & (LABELS | EXPERTS)
     assert not students["student_ceiling"] & (LABELS | EXPERTS)
     assert not students["student_single"] & (ROUNDS | BAGGING)
+
+
+def test_every_generation_learns_from_the_labels_of_the_one_before():
+    made = graph(**{"student.generations": 3, "student.generation_width": 2})
+    first, second = made.generations
+    assert [len(g.students) for g in made.generations] == [2, 2]
+    tables = [g.students[0].data for g in made.generations] + [s.data for s in made.learning_from(["generation_2"])]
+    assert [table.inputs[-1] for table in tables] == [made.labels["ensemw2s"], first.labels, second.labels]
+    assert [g.labels.inputs[-1] for g in made.generations] == [first.ensemble, second.ensemble]
+    assert [s.stage for s in second.students] == list(second.ensemble.inputs)
+    assert made.all_labels.keys() == {"ensemw2s", "expert_single", "bagging", "generation_1", "generation_2"}
+    assert sorted(s.name for s in made.learning_from(["ensemw2s"]))[-1] == "student_ensemw2s"
+
+
+def test_students_of_generations_differ_in_their_seed_and_the_last_in_its_labels_alone():
+    made = graph(**{"student.generations": 3})
+    students = {student.name: student for student in made.students}
+    last, first = students["student_generations"], students["student_ensemw2s"]
+    assert last.stage.settings == first.stage.settings
+    members = [student for generation in made.generations for student in generation.students]
+    assert len({student.seed for student in (*members, last)}) == 7
+    for student in members:
+        assert student.stage.settings | {"seed": last.seed} == last.stage.settings
+    done: set[str] = set()
+    for stage in made.stages():
+        assert {before.name for before in stage.inputs} <= done
+        done.add(stage.name)
+
+
+def test_one_more_generation_keeps_those_before():
+    before, after = (fingerprints(**{"student.generations": n}) for n in (2, 3))
+    changed_ones = {name for name in before if before[name] != after[name]}
+    assert changed_ones == of("generations") | EVALUATION
 
 
 def test_bases_take_turns_over_rounds_and_width():

@@ -15,8 +15,10 @@ from ensemw2s import steps, store
 from ensemw2s.config import parse_config
 from ensemw2s.data.splits import SPLITS
 from ensemw2s.data.tokens import TokenData
+from ensemw2s.ensemble.artifact import Ensemble
 from ensemw2s.errors import DataError
 from ensemw2s.labeling.parts import LABEL_SCHEMA, SOFT_FIELDS, write_part
+from ensemw2s.models import tiny
 from ensemw2s.models.loading import load_tokenizer
 from ensemw2s.stages import build_graph
 from ensemw2s.training.batches import read_training_set
@@ -202,6 +204,42 @@ def test_only_the_ceiling_student_reads_hard_answers(context):
         names = ("student_ensemw2s", "student_easy_only", "student_ceiling")
         tables.append({student: student_table(run, student).read_bytes() for student in names})
     assert {student for student in tables[0] if tables[0][student] != tables[1][student]} == {"student_ceiling"}
+
+
+def test_later_generations_read_the_labels_of_the_one_before_and_no_hard_answer(context):
+    systems = {"evaluation": {"systems": ["student_ensemw2s", "student_generations"]}}
+    run = prepared(context(student={"mix_easy": False, "generations": 2, "generation_width": 2}, **systems))
+    (run.graph.data.path / "hard_labels.parquet").unlink()
+    write_labels(run)
+    [generation] = run.graph.generations
+    shutil.copytree(run.graph.labels["ensemw2s"].path, generation.labels.path)
+    (generation.labels.path / "part-0000000008.parquet").unlink()
+    first, second = generation.students
+    assert first.data is second.data, "they differ in their seed alone"
+    steps.make_student_data(run, first)
+    assert answers(run, first.data.path / "train.parquet") == [*map(str, range(10))]
+    assert answers(run, student_table(run, "student_generations")) == [*map(str, range(8))]
+
+
+def test_students_of_a_generation_become_an_ensemble_of_equal_votes_before_the_next_are_trained(context):
+    systems = {"evaluation": {"systems": ["student_generations"]}}
+    run = prepared(context(student={"generations": 2, "generation_width": 2}, **systems))
+    [generation] = run.graph.generations
+    tokenizer = load_tokenizer(run.graph.strong.path)
+    for student in generation.students:
+        with store.publish(student.stage.path, student.stage.description) as folder:
+            tiny.create_tiny("tiny-strong", tokenizer, student.seed).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    write_labels(run)
+    shutil.copytree(run.graph.labels["ensemw2s"].path, generation.labels.path)
+    store.finish(generation.labels.path, generation.labels.description)
+    trained = []
+    run.lanes = SimpleNamespace(train=lambda specs: trained.extend(spec.name for spec in specs))
+    steps.make_generation(run, generation)
+    ensemble = Ensemble.from_pretrained(generation.ensemble.path)
+    assert [(m.name, m.alpha, m.weight) for m in ensemble.members] == [("student-0", 1, 1), ("student-1", 1, 1)]
+    assert steps.done(generation.ensemble)
+    assert trained == ["students/student_generations"]
 
 
 def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):

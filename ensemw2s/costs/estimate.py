@@ -7,7 +7,7 @@ is up, whole, with its start and the idling at its end. Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ensemw2s import cluster
@@ -170,11 +170,23 @@ class _Work:
         phases = [
             self._trainings("models", part["models"], lanes),
             *together,
-            self._labels(),
-            self._trainings("students", part["students"], lanes),
+            self._labels("labels", self.graph.labels),
+            self._trainings("students", self._of_makers(part["students"], [None, *self.graph.labels]), lanes),
+            *self._generations(part["students"], lanes),
             self._evaluation(),
         ]
         return [phase for phase in phases if phase]
+
+    def _of_makers(self, students: Sequence[Job], makers: Collection[str | None]) -> list[Job]:
+        """Those that learn from the labels of these."""
+        names = {student.stage.name for student in self.graph.learning_from(makers)}
+        return [job for job in students if job.name in names]
+
+    def _generations(self, students: Sequence[Job], lanes: int) -> Iterator[list[Row]]:
+        """A generation labels, then the students of the next one are trained."""
+        for g in self.graph.generations:
+            yield self._labels(f"labels, generation {g.number}", [g.name])
+            yield self._trainings(f"students, generation {g.number + 1}", self._of_makers(students, [g.name]), lanes)
 
     @property
     def lanes(self) -> int:
@@ -209,7 +221,7 @@ class _Work:
     def _row(self, name: str, what: str, node: NodeType, at_a_time: int, seconds: float, busy: float) -> Row:
         """A row of `busy` process-seconds on so many processes at a time."""
         t, d = self.config.training, self.config.labeling
-        trains = node is self.trainer and name not in _DECODES
+        trains = node is self.trainer and not _decodes(name)
         cpus, gpus = (t.cpus_per_worker, t.gpus_per_worker) if trains else (d.cpus_per_actor, d.gpus_per_actor)
         each = pieces((node.cpus, node.gpus), cpus, gpus)
         money = busy / each / HOUR * node.price(self.found.prices)
@@ -268,13 +280,13 @@ class _Work:
         busy = passes * self._read(examples, voting)
         return self._decoding("ensemble", f"votes fitted, {passes} × {examples} examples", busy, examples)
 
-    def _labels(self) -> list[Row]:
-        crowds = needs.label_crowds(self.graph, self.sizes)
-        waiting = [crowds[maker] for maker, stage in self.graph.labels.items() if stage.name in self.waiting]
+    def _labels(self, name: str, makers: Iterable[str]) -> list[Row]:
+        crowds, labels = needs.label_crowds(self.graph, self.sizes), self.graph.all_labels
+        waiting = [crowds[maker] for maker in makers if labels[maker].name in self.waiting]
         prompts, samples = self.config.data.sizes.hard_unlabelled, self.config.labeling.samples
         busy = sum(self._answer(prompts * samples, crowd.teams[0]) for crowd in waiting)
         what = f"{len(waiting)} × {prompts * samples} answers"
-        row = self._decoding("labels", what, busy, prompts * len(waiting))
+        row = self._decoding(name, what, busy, prompts * len(waiting))
         return [row] if waiting else []
 
     def _evaluation(self) -> list[Row]:
@@ -329,8 +341,8 @@ class _Work:
         once; its minutes are paid.
         """
         start = self.found.prices.assumptions.startup_minutes * 60
-        trains = [sum(row.parts for row in rows if row.name not in _DECODES) for rows in phases]
-        decodes = [max((row.parts for row in rows if row.name in _DECODES), default=0.0) for rows in phases]
+        trains = [sum(row.parts for row in rows if not _decodes(row.name)) for rows in phases]
+        decodes = [max((row.parts for row in rows if _decodes(row.name)), default=0.0) for rows in phases]
         if self.division.keep_lanes:
             last = max((i for i, parts in enumerate(trains) if parts), default=-1)
             trains = [max(trains) if i <= last else 0.0 for i in range(len(trains))]
@@ -354,8 +366,12 @@ class _Work:
         return Bill(node, nodes, hours, hours * node.price(prices), hours * node.price(prices, spot=False))
 
 
-_DECODES = ("scoring", "ensemble", "labels", "evaluation")
 _TURNS = ("rounds", "scoring", "ensemble")
+
+
+def _decodes(name: str) -> bool:
+    """Whether a row of this name is work of actors, and not of training workers."""
+    return name.startswith(("scoring", "ensemble", "labels", "evaluation"))
 
 
 def elapsed(rows: Iterable[Row]) -> float:

@@ -72,7 +72,8 @@ def jobs(graph: Graph, plan: Plan) -> list[Job]:
     ]
     found += [Job("rounds", e.stage.name, e.base, e.recipe, 0) for e in experts]
     found += [Job("baselines", e.stage.name, e.base, e.recipe, 0) for e in graph.baseline_experts]
-    found += [Job("students", s.stage.name, graph.strong, graph.config.student, 0) for s in graph.students]
+    students = graph.learning_from([None, *graph.all_labels])
+    found += [Job("students", s.stage.name, graph.strong, graph.config.student, 0) for s in students]
     return [replace(job, steps=steps[job.name]) for job in found if job.name in waiting]
 
 
@@ -287,8 +288,11 @@ def label_crowds(graph: Graph, sizes: Shapes) -> dict[str, Crowd]:
     boosted = [expert for r in graph.rounds for expert in r.experts]
     single = [graph.single] if graph.single is not None else []
     makers = {"ensemw2s": boosted, "bagging": list(graph.bagging), "expert_single": single}
+    for g in graph.generations:
+        makers[g.name] = [Expert(s.stage, graph.strong, graph.config.student, s.seed) for s in g.students]
     return {
-        name: Crowd("labelling", _loaded(makers[name], sizes), (team(makers[name], sizes),)) for name in graph.labels
+        name: Crowd("labelling", _loaded(makers[name], sizes), (team(makers[name], sizes),))
+        for name in graph.all_labels
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ensemw2s.config import Config
+from ensemw2s.config import GENERATIONS, Config
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation import metrics as m
 from ensemw2s.evaluation.evaluate import Rows
@@ -20,7 +20,7 @@ Facts = dict[str, Any]
 Columns = dict[str, dict[str, Rows]]
 
 BASELINES = ("base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "sequence_vote")
-STUDENTS = ("student_single", "student_bagging", "student_ensemw2s")
+STUDENTS = ("student_single", "student_bagging", "student_ensemw2s", GENERATIONS)
 
 
 class Figures:
@@ -151,9 +151,12 @@ class Figures:
         }
 
     def comparisons(self) -> list[Facts]:
-        """The ensemble against every baseline, and its student against the other students, paired by example."""
+        """The ensemble against every baseline, its student against the other students, and the student of the last
+        generation against that of the first, paired by example.
+        """
         pairs = [("ensemw2s", other) for other in BASELINES]
         pairs += [("student_ensemw2s", other) for other in ("student_easy_only", "student_single", "student_bagging")]
+        pairs += [(GENERATIONS, "student_ensemw2s")]
         return [
             {
                 "a": a,

@@ -29,6 +29,7 @@ EXPECTED_RIVALS = ("expert_single", "expert_compute_matched", "bagging", "sequen
 RIVALS = {
     "ensemw2s": (*EXPECTED_RIVALS, "base_zero_shot"),
     "student_ensemw2s": ("student_single", "student_bagging", "student_easy_only", "ensemw2s"),
+    "student_generations": ("student_ensemw2s",),
 }
 
 

@@ -67,6 +67,9 @@ def label_maker(graph: Graph, maker: str) -> Voter:
         return Voter(name=maker, ensemble=str(graph.ensemble.path.resolve()))
     if maker == "bagging":
         return bagging_voter(graph)
+    for generation in graph.generations:
+        if maker == generation.name:
+            return Voter(name=maker, ensemble=str(generation.ensemble.path.resolve()))
     assert graph.single is not None
     return one(maker, _path(graph.single))
 

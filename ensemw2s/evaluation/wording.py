@@ -28,6 +28,7 @@ LABELS = {
     "student_single": "Student of one expert",
     "student_bagging": "Student of bagging",
     "student_ensemw2s": "Student of EnsemW2S",
+    "student_generations": "Student, last generation",
     "student_ceiling": "Student, true labels",
 }
 
@@ -42,12 +43,15 @@ IN_A_SENTENCE = {
     "student_single": "a student of one expert’s labels",
     "student_bagging": "a student of bagging’s labels",
     "student_ensemw2s": "the student of the ensemble’s labels",
+    "student_generations": "the student of the last generation",
     "student_ceiling": "a student of the true labels",
 }
 
 
 def label(system: str) -> str:
-    """Name of a system in a table."""
+    """Name of a system, or of a generation of students that made labels, in a table."""
+    if system.startswith("generation_"):
+        return f"Students, generation {system.removeprefix('generation_')}"
     return LABELS.get(system, system)
 
 

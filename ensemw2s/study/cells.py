@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s import remote
-from ensemw2s.config import SYSTEMS, Config, parse_config
+from ensemw2s.config import ALL_SYSTEMS, GENERATIONS, Config, parse_config
 from ensemw2s.config_messages import nearest
 from ensemw2s.config_study import DEFAULT, Changes, StudyConfig
 from ensemw2s.config_tree import set_value
@@ -26,7 +26,7 @@ ALWAYS = ("expert_single", "expert_compute_matched", "bagging", "ensemw2s")
 """Systems of every cell, whatever its config says: a gain counts against these only."""
 
 STUDENTS = ("student_single", "student_bagging")
-"""Systems of every cell that has a student of the ensemble, for the same reason."""
+"""Systems of every cell that has a student of the ensemble, which a later generation's needs, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ def _cell(study: StudyConfig, task: str, changes: Changes, name: str, variant: C
 
 def systems(asked: list[str]) -> list[str]:
     """What a config asks for, and what a study never leaves out."""
-    needed = {*asked, *ALWAYS, *(STUDENTS if "student_ensemw2s" in asked else ())}
-    return [name for name in SYSTEMS if name in needed]
+    needed = {*asked, *ALWAYS, *(("student_ensemw2s",) if GENERATIONS in asked else ())}
+    needed |= {*(STUDENTS if "student_ensemw2s" in needed else ())}
+    return [name for name in ALL_SYSTEMS if name in needed]
 
 
 def _short(value: Any) -> str:

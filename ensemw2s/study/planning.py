@@ -76,7 +76,8 @@ def _models(graph: Graph) -> list[Stage]:
     experts = [expert.stage for r in graph.rounds for expert in r.experts]
     bases = [base.stage for base in graph.bases if base.tiny is not None]
     others = [expert.stage for expert in graph.baseline_experts]
-    return [*bases, *experts, *others, *(student.stage for student in graph.students)]
+    students = graph.learning_from([None, *graph.all_labels])
+    return [*bases, *experts, *others, *(student.stage for student in students)]
 
 
 def print_plan(plan: StudyPlan, console: Console) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ensemw2s import store
+from ensemw2s.config import GENERATIONS
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.stages import LABEL_MAKERS, Graph
 from ensemw2s.study import diagnosis
@@ -139,16 +140,19 @@ def _chosen(results: Facts) -> list[Facts]:
 
 
 def _cost(system: str, results: Facts, labelled: dict[str, int]) -> Facts:
+    """What a system took; of the student of the last generation, all generations before count as its supervisors."""
     cost = results["systems"][system]["cost"]
-    maker = LABEL_MAKERS.get(system)
+    maker = "ensemw2s" if system == GENERATIONS else LABEL_MAKERS.get(system)
     if maker is None:
         return dict(cost)
+    earlier = results["generations"] if system == GENERATIONS else []
+    makers = [maker, *(generation["name"] for generation in earlier)]
     trained = results["systems"][maker]["cost"]["tokens_trained"]
     return {
         **cost,
-        "supervision_trained": trained,
-        "tokens_labelled": labelled.get(maker),
-        "label_accuracy": results["labels"][maker]["accuracy"],
+        "supervision_trained": trained + sum(generation["tokens_trained"] for generation in earlier),
+        "tokens_labelled": sum(labelled[name] for name in makers),
+        "label_accuracy": results["labels"][makers[-1]]["accuracy"],
     }
 
 
@@ -162,10 +166,11 @@ def _tokens_labelled(graph: Graph, results: Facts) -> dict[str, int]:
     """Tokens that the members of each label maker decoded for its labels, every sample of every member."""
     voting = sum(expert["weight"] > 0 for entry in results["rounds"] for expert in entry["experts"])
     members = {"ensemw2s": voting, "bagging": len(graph.bagging), "expert_single": 1}
+    members |= {generation.name: len(generation.students) for generation in graph.generations}
     samples = graph.config.labeling.samples
     return {
         maker: sum(read_labels(stage.path)["n_tokens"].to_pylist()) * members[maker] * samples
-        for maker, stage in graph.labels.items()
+        for maker, stage in graph.all_labels.items()
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ensemw2s.config import GENERATIONS
 from ensemw2s.config_study import DEFAULT
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation.metrics import verdict
@@ -126,6 +127,7 @@ class Summary:
         """
         pairs = [(a, b) for a in ("ensemw2s", CHOSEN) for b in RIVALS]
         pairs += [("student_ensemw2s", b) for b in STUDENT_RIVALS]
+        pairs += [(GENERATIONS, "student_ensemw2s")]
         for scope, variant in self._places():
             for (a, b), split in itertools.product(pairs, SPLITS):
                 column = "forced_exact_match" if a == CHOSEN else "exact_match"
@@ -145,19 +147,28 @@ class Summary:
         return {**found, "pairs": len(values), **test, "verdict": said}
 
     def variants(self) -> Iterator[Facts]:
-        """Variants with the default's examples minus the default, paired by task and seed, best on validation first."""
+        """Variants with the default's examples minus the default, paired by task and seed, best on validation first.
+
+        The student of a variant is that of its last generation.
+        """
         found = []
         for variant in self.names:
             if variant == DEFAULT or variant in self.other_data:
                 continue
             entry: Facts = {"variant": variant}
             for system in ("ensemw2s", "student_ensemw2s"):
+                a, b = (self._last_generation(system, name) for name in (variant, DEFAULT))
                 for split in (VALIDATION, HARD_VALIDATION, *SPLITS):
-                    values = self._values(variant, system, split) - self._values(DEFAULT, system, split)
+                    values = self._values(variant, a, split) - self._values(DEFAULT, b, split)
                     entry[f"{system}/{split}"] = self._difference(values.dropna(), f"{variant}/{system}/{split}")
             found.append(entry)
         key = f"ensemw2s/{VALIDATION}"
         yield from sorted(found, key=lambda e: -(e[key]["mean"] if e[key] else float("-inf")))
+
+    def _last_generation(self, system: str, variant: str) -> str:
+        """The system itself, or, of the student of a variant with several generations, that of the last one."""
+        later = system == "student_ensemw2s" and (variant, GENERATIONS, SPLITS[0]) in self._groups
+        return GENERATIONS if later else system
 
     def others(self) -> Iterator[Facts]:
         """Variants with other examples, and their tasks."""

@@ -45,6 +45,22 @@ def test_hours_follow_from_tokens_and_speed(make_config, make_cluster):
     assert found["students"].money == pytest.approx(found["students"].seconds / 3600 * 20 / 8), "a GPU of eight"
 
 
+def test_generations_of_students_are_paid_with_their_labels(make_config, make_cluster):
+    measured = Measured(expert=100.0, student=50.0, members=1000.0, alone=500.0)
+    changes = {
+        "student__generations": 3,
+        "student__generation_width": 2,
+        "evaluation__systems": ["ensemw2s", "student_ensemw2s", "student_generations"],
+    }
+    found = rows(worked_out(make_config(**changes), make_cluster(big=("x.big", 1)), measured))
+    one, labelled = 105 * 4 * 150 / 50, 100 * 50 * 2 / 1000
+    assert found["students"].seconds == pytest.approx(3 * one), "the first generation's beside student_ensemw2s"
+    assert found["students, generation 2"].seconds == pytest.approx(2 * one)
+    assert found["students, generation 3"].seconds == pytest.approx(one)
+    for number in (1, 2):
+        assert found[f"labels, generation {number}"].seconds == pytest.approx(labelled)
+
+
 def test_workers_share_the_time_and_not_the_gpu_hours(make_config, make_cluster):
     found = [
         rows(worked_out(make_config(training__workers=n), make_cluster(big=("x.big", 1))))["rounds"] for n in (1, 4)

@@ -60,6 +60,7 @@ VOTERS = {
     "student_single": rows("1xxx"),
     "student_bagging": rows("1xxx"),
     "student_ensemw2s": rows("12xx"),
+    "student_generations": rows("123x"),
     "student_ceiling": rows("123x"),
 }
 
@@ -72,6 +73,7 @@ def figures(
             "name": "study",
             "data": {"source": {"kind": "reasoning_gym", "dataset": "number_sorting"}},
             "models": {"weak": [{"base": "tiny-weak", "name": n} for n in "ab"], "strong": {"base": "tiny-strong"}},
+            "student": {"generations": 2 if "student_generations" in systems else 1},
             "evaluation": {"systems": list(systems or SYSTEMS), "bootstrap_samples": 100},
         }
     )
@@ -204,6 +206,13 @@ def test_the_ensemble_is_compared_with_every_baseline_and_its_student_with_the_o
     assert found["ensemw2s", "base_zero_shot", "id"]["difference"] == pytest.approx(3 / 8)
     assert found["student_ensemw2s", "student_single", "id"]["difference"] == 0.25
     assert ("student_ensemw2s", "student_ceiling", "id") not in found
+
+
+def test_the_student_of_the_last_generation_is_compared_with_that_of_the_first():
+    made = figures(*SYSTEMS, "student_generations")
+    [entry] = [c for c in made.comparisons() if c["a"] == "student_generations" and c["split"] == "ood"]
+    assert (entry["b"], entry["difference"]) == ("student_ensemw2s", 0.25)
+    assert made.pgr()["student_generations"]["ood"]["value"] == 1.0
 
 
 def test_a_missing_system_is_in_no_table():

@@ -106,6 +106,13 @@ def test_labels_are_made_by_the_saved_ensemble_by_bagging_or_by_one_expert(graph
     assert (single.models, single.weights) == ([str(made.root / "baselines" / "expert_single")], [1.0])
 
 
+def test_labels_of_a_generation_are_made_by_its_saved_ensemble(graph):
+    made = graph("student_generations", student={"generations": 3})
+    voter = label_maker(made, "generation_2")
+    assert (voter.name, voter.ensemble) == ("generation_2", str(made.root / "generations" / "2" / "ensemble"))
+    assert [g.name for g in groups(made, MEMBERS)] == ["student_generations"]
+
+
 def test_folders_are_absolute_and_hub_ids_stay(graph, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = graph(storage="here")

@@ -2,13 +2,14 @@
 
 import pytest
 
-from ensemw2s.config import SYSTEMS
+from ensemw2s.config import ALL_SYSTEMS
 from ensemw2s.evaluation import wording
 
 
 def test_every_system_of_the_config_has_a_name_for_tables_and_one_for_sentences():
-    assert tuple(wording.LABELS) == SYSTEMS
-    assert tuple(wording.IN_A_SENTENCE) == SYSTEMS
+    assert tuple(wording.LABELS) == ALL_SYSTEMS
+    assert tuple(wording.IN_A_SENTENCE) == ALL_SYSTEMS
+    assert wording.label("generation_2") == "Students, generation 2", "who make labels and are no system"
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5", True, [0.1]])

@@ -54,6 +54,9 @@ def test_what_a_gain_counts_against_is_in_every_cell() -> None:
     ]  # fmt: skip
     assert cells.systems(["bagging"]) == ["expert_single", "expert_compute_matched", "bagging", "ensemw2s"]
     assert cells.systems(list(SYSTEMS)) == list(SYSTEMS)
+    assert cells.systems(["student_generations"])[-4:] == [
+        "student_single", "student_bagging", "student_ensemw2s", "student_generations",
+    ]  # fmt: skip
 
 
 def test_a_variant_can_be_of_some_tasks_only() -> None:

@@ -65,6 +65,16 @@ def test_a_student_costs_what_its_supervisors_cost_too(rows) -> None:
     assert "supervision_trained" not in find(rows, "student_easy_only", "id")
 
 
+def test_the_student_of_the_last_generation_costs_what_all_before_it_cost_too(results) -> None:
+    results["systems"]["student_generations"] = {**BOTH, "cost": COST}
+    results["generations"] = [{"name": f"generation_{n}", "tokens_trained": 1000 * n} for n in (1, 2)]
+    results["labels"] |= {f"generation_{n}": {"accuracy": n / 10} for n in (1, 2)}
+    labelled = {"bagging": 77, "ensemw2s": 5, "generation_1": 60, "generation_2": 700}
+    student = find(of_results(results, {}, labelled), "student_generations", "ood")
+    assert (student["tokens_trained"], student["supervision_trained"]) == (100, 100 + 1000 + 2000)
+    assert (student["tokens_labelled"], student["label_accuracy"]) == (765, 0.2)
+
+
 def test_an_undefined_pgr_stays_so_beside_its_differences(rows) -> None:
     found = find(rows, "student_bagging", "ood")
     assert (found["pgr"], found["student_minus_weak"]) == (None, 0.1)

@@ -68,6 +68,16 @@ def test_variants_are_held_against_the_default_and_ordered_by_validation(frame) 
     assert found[1]["ensemw2s/id"]["pairs"] == 1
 
 
+def test_the_student_of_a_variant_is_that_of_its_last_generation(frame) -> None:
+    later = frame[(frame["variant"] == "better") & (frame["system"] == "student_ensemw2s")].copy()
+    later["system"] = "student_generations"
+    later["exact_match"] += 0.03
+    found = summarise(pd.concat([frame, later]), resamples=1000)
+    assert found["variants"][0]["student_ensemw2s/ood"]["mean"] == pytest.approx(0.03)
+    pair = {"variant": "better", "a": "student_generations", "b": "student_ensemw2s", "split": "ood"}
+    assert find(found["comparisons"], task="all", **pair)["mean"] == pytest.approx(0.03)
+
+
 def test_a_variant_with_other_examples_is_held_against_nothing_but_itself(frame) -> None:
     found = summarise(frame, resamples=1000, other_data={"better"})
     assert found["variants"] == []
