@@ -8,7 +8,7 @@ import pytest
 
 from ensemw2s.config import SYSTEMS
 from ensemw2s.ensemble.artifact import Ensemble
-from ensemw2s.evaluation.wording import LABELS
+from ensemw2s.evaluation.wording import label
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -99,7 +99,7 @@ def test_the_artifact_alone_gives_the_labels(undisturbed, tmp_path) -> None:
 
 def test_the_report_is_one_page_that_names_every_system(undisturbed) -> None:
     page = (undisturbed.run_folder / "report.html").read_text(encoding="utf-8")
-    assert [name for name in LABELS.values() if name not in page] == []
+    assert [name for name in map(label, SYSTEMS) if name not in page] == []
     assert list((undisturbed.run_folder / "plots").glob("*.png"))
 
 
