@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -135,10 +135,21 @@ def run_stages(context: Context) -> list[dict[str, Any]]:
     Returns:
         The facts of the boosting rounds.
     """
-    if context.plan.keep_lanes and not all(steps.done(r.stage) for r in context.graph.rounds):
-        with scoring.warmed(context.graph.config.labeling, context.actors):
-            return _stages(context)
+    if context.plan.keep_lanes and not _boosted(context):
+        scoring.warm(context.config.labeling, context.actors)
     return _stages(context)
+
+
+def _boosted(context: Context) -> bool:
+    return all(steps.done(r.stage) for r in context.graph.rounds)
+
+
+def _rehearsed(context: Context) -> AbstractContextManager[None]:
+    """Scoring is tried while the first round trains, where there is room for both."""
+    if not context.plan.keep_lanes or _boosted(context):
+        return nullcontext()
+    table, base = context.graph.tokens.path / "easy_validation.parquet", context.graph.weak[0].reference
+    return scoring.rehearsed(table, base, labeling=context.config.labeling, actors=context.actors)
 
 
 def _stages(context: Context) -> list[dict[str, Any]]:
@@ -152,7 +163,8 @@ def _stages(context: Context) -> list[dict[str, Any]]:
                 steps.pretrain(context)
     _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
     with _beside(context, steps.train_baselines) as baselines:
-        history = run_rounds(context)
+        with _rehearsed(context):
+            history = run_rounds(context)
         _do(context, graph.ensemble, "the experts as one artifact", lambda c: steps.make_ensemble(c, history))
         baselines()
     if not all(map(steps.done, graph.labels.values())):

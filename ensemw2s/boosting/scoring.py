@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.combine import Rule
+from ensemw2s.errors import EnsemW2SError
+
+REHEARSED = 8
+"""Rows a process."""
 
 
 class Scorer:
@@ -45,14 +49,34 @@ class Scorer:
         return {"start": chunk["start"], "rows": len(data), "tokens": tokens.tobytes()}
 
 
-@contextmanager
-def warmed(labeling: LabelingConfig, actors: int) -> Iterator[None]:
-    """Starts the processes that score, in the background, and Ray Data in this one, which is up when the block ends."""
+def warm(labeling: LabelingConfig, actors: int) -> None:
+    """Starts the processes that score, and does not wait for them."""
     from ensemw2s.labeling import stream
 
     modules = ["ensemw2s.ensemble.score", "ensemw2s.ensemble.voter"]
     stream.warm(modules, labeling=labeling, actors=actors)
-    thread = threading.Thread(target=stream.warm_driver, name="warm Ray Data", daemon=True)
+
+
+@contextmanager
+def rehearsed(table: Path, model: str, *, labeling: LabelingConfig, actors: int) -> Iterator[None]:
+    """Scores a few rows a process in the background, so that the first round does not wait for what starts with the
+    first stream: Ray Data in this process, code and first passes of a model in the others. Not on GPUs.
+    """
+    from ensemw2s.labeling.stream import chunks, stream
+
+    def rehearse() -> None:
+        with suppress(EnsemW2SError, ray.exceptions.RayError):  # the first round meets the same, and says it
+            place = str(Path(model).resolve()) if Path(model).exists() else model
+            arguments = {"models": [place], "batch_size": labeling.batch_size, "precision": labeling.precision}
+            work = chunks(table.resolve(), REHEARSED)[:actors]
+            list(stream(work, Scorer, arguments, labeling=labeling, actors=actors, reuse=True))
+
+    if labeling.gpus_per_actor:
+        yield
+        return
+    import ray
+
+    thread = threading.Thread(target=rehearse, name="rehearse scoring", daemon=True)
     thread.start()
     try:
         yield

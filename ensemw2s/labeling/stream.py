@@ -7,7 +7,6 @@ are such workers.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import pkgutil
@@ -162,17 +161,6 @@ def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[r
     size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
     start = ray.remote(num_cpus=size, resources=kind, max_retries=0)(_import)
     return [start.remote(modules) for _ in range(actors)]
-
-
-def warm_driver() -> None:
-    """Starts what Ray Data starts with the first stream of a driver, which takes most of a second."""
-    nothing = ray.data.from_items([{"chunk": None}]).map(_same, num_cpus=0)
-    with contextlib.suppress(ray.exceptions.RayError):  # whoever needs it next meets the same, and says it
-        list(nothing.iter_rows())
-
-
-def _same(row: dict[str, Any]) -> dict[str, Any]:
-    return row
 
 
 def _import(modules: list[str]) -> None:
