@@ -169,9 +169,12 @@ def _stages(context: Context) -> list[dict[str, Any]]:
         baselines()
     if not all(map(steps.done, graph.labels.values())):
         with context.stage("labels", "pseudo-labels for the hard prompts"):
+            scoring.cool(context.config.labeling, context.actors)  # room for the actors
             steps.make_labels(context)
     if not all(steps.done(student.stage) for student in graph.learning_from(graph.labels)):
         with context.stage("students", "training on pseudo-labels"):
+            if context.plan.keep_lanes:
+                scoring.warm(context.config.labeling, context.actors)  # for the evaluation
             steps.train_students(context)
     for generation in graph.generations:
         next_ones = (student.stage for student in graph.learning_from([generation.name]))

@@ -50,11 +50,18 @@ class Scorer:
 
 
 def warm(labeling: LabelingConfig, actors: int) -> None:
-    """Starts the processes that score, and does not wait for them."""
+    """Starts the processes that score, or evaluate, and does not wait for them."""
     from ensemw2s.labeling import stream
 
     modules = ["ensemw2s.ensemble.score", "ensemw2s.ensemble.voter"]
     stream.warm(modules, labeling=labeling, actors=actors)
+
+
+def cool(labeling: LabelingConfig, actors: int) -> None:
+    """Ends these processes, which would keep their memory while others need it, and does not wait for that."""
+    from ensemw2s.labeling import stream
+
+    stream.cool(labeling=labeling, actors=actors)
 
 
 @contextmanager

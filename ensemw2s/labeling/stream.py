@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
+import time
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -161,6 +163,24 @@ def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[r
     size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
     start = ray.remote(num_cpus=size, resources=kind, max_retries=0)(_import)
     return [start.remote(modules) for _ in range(actors)]
+
+
+def cool(*, labeling: LabelingConfig, actors: int) -> list[ray.ObjectRef]:
+    """Ends as many pooled processes, which would keep their memory for a later stream, and does not wait for them.
+
+    Returns:
+        One reference a process, to its number; none where a GPU is used.
+    """
+    if labeling.gpus_per_actor:
+        return []
+    size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
+    end = ray.remote(num_cpus=size, resources=kind, max_retries=0, max_calls=1)(_be_the_last)
+    return [end.remote() for _ in range(actors)]
+
+
+def _be_the_last() -> int:
+    time.sleep(0.2)  # so that the next one does not find this process free
+    return os.getpid()
 
 
 def _import(modules: list[str]) -> None:

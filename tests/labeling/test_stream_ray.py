@@ -1,5 +1,8 @@
 """Chunks on real Ray Data actors and pooled processes: every result arrives, and errors of ours arrive as they are."""
 
+import time
+
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -98,6 +101,29 @@ def test_pooled_processes_can_import_before_there_is_work() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         ray.get(warm(["no_such_module"], labeling=POOL, actors=1))
     assert warm(["colorsys"], labeling=POOL.model_copy(update={"gpus_per_actor": 1}), actors=2) == []
+
+
+@pytest.mark.usefixtures("_ray_here")
+def test_pooled_processes_end_where_their_memory_is_needed(work) -> None:
+    import ray
+
+    from ensemw2s.labeling.stream import cool, stream
+
+    class Process:
+        def __call__(self, chunk: dict) -> dict:
+            import os
+
+            return {"pid": os.getpid()}
+
+    pooled = {row["pid"] for row in stream(work, Process, {}, labeling=POOL, actors=2, reuse=True)}
+    ended = set(ray.get(cool(labeling=POOL, actors=2)))
+    assert len(ended) == 2
+    assert ended & pooled, "others were ended"
+    until = time.monotonic() + 30
+    while any(map(psutil.pid_exists, ended)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert cool(labeling=POOL.model_copy(update={"gpus_per_actor": 1}), actors=2) == []
 
 
 @REUSE
