@@ -162,6 +162,7 @@ def _stages(context: Context) -> list[dict[str, Any]]:
             with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
                 steps.pretrain(context)
     _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
+    scored = not _boosted(context)
     with _beside(context, steps.train_baselines) as baselines:
         with _rehearsed(context):
             history = run_rounds(context)
@@ -169,7 +170,8 @@ def _stages(context: Context) -> list[dict[str, Any]]:
         baselines()
     if not all(map(steps.done, graph.labels.values())):
         with context.stage("labels", "pseudo-labels for the hard prompts"):
-            scoring.cool(context.config.labeling, context.actors)  # room for the actors
+            if scored:  # else there are none, and some would be started to be ended
+                scoring.cool(context.config.labeling, context.actors)  # room for the actors
             steps.make_labels(context)
     if not all(steps.done(student.stage) for student in graph.learning_from(graph.labels)):
         with context.stage("students", "training on pseudo-labels"):
