@@ -73,10 +73,8 @@ def rehearsed(table: Path, model: str, *, labeling: LabelingConfig, actors: int)
 
     def rehearse() -> None:
         with suppress(EnsemW2SError, ray.exceptions.RayError):  # the first round meets the same, and says it
-            place = str(Path(model).resolve()) if Path(model).exists() else model
-            arguments = {"models": [place], "batch_size": labeling.batch_size, "precision": labeling.precision}
             work = chunks(table.resolve(), REHEARSED)[:actors]
-            list(stream(work, Scorer, arguments, labeling=labeling, actors=actors, reuse=True))
+            list(stream(work, Scorer, _arguments([model], labeling), labeling=labeling, actors=actors, reuse=True))
 
     if labeling.gpus_per_actor:
         yield
@@ -226,12 +224,17 @@ def _streamed(
     total = work[-1]["stop"] if work else 0
     parts: dict[int, dict[str, Any]] = {}
     done = 0
-    # workers do not share this process's working folder; a hub id stays as it is
-    places = [str(Path(model).resolve()) if Path(model).exists() else model for model in models]
-    arguments = {"models": places, "batch_size": labeling.batch_size, "precision": labeling.precision, **options}
+    arguments = _arguments(models, labeling) | options
     for row in stream(work, worker, arguments, labeling=labeling, actors=actors, reuse=True):
         parts[row["start"]] = row
         done += row["rows"]
         if on_progress is not None:
             on_progress(done, total)
     return [parts[start] for start in sorted(parts)]
+
+
+def _arguments(models: list[str], labeling: LabelingConfig) -> dict[str, Any]:
+    """What every scorer is made of."""
+    # workers do not share this process's working folder; a hub id stays as it is
+    places = [str(Path(model).resolve()) if Path(model).exists() else model for model in models]
+    return {"models": places, "batch_size": labeling.batch_size, "precision": labeling.precision}
