@@ -24,6 +24,8 @@ from ensemw2s.errors import EnsemW2SError
 REHEARSED = 8
 """Rows a process."""
 
+_rehearsals: set[threading.Thread] = set()
+
 
 class Scorer:
     """Scores chunks of a token table with several models (a worker for `labeling.stream`)."""
@@ -82,11 +84,13 @@ def rehearsed(table: Path, model: str, *, labeling: LabelingConfig, actors: int)
     import ray
 
     thread = threading.Thread(target=rehearse, name="rehearse scoring", daemon=True)
+    _rehearsals.add(thread)
     thread.start()
     try:
         yield
     finally:
         thread.join()  # else it could ask a Ray that has ended, which starts another one
+        _rehearsals.discard(thread)
 
 
 def predictions(
@@ -220,6 +224,8 @@ def _streamed(
     """What a worker returns for each chunk of a table, in the table's order."""
     from ensemw2s.labeling.stream import chunks, stream
 
+    for rehearsal in tuple(_rehearsals):
+        rehearsal.join()  # its processes are free then; else there would be as many others
     work = chunks(table.resolve(), labeling.chunk_size)
     total = work[-1]["stop"] if work else 0
     parts: dict[int, dict[str, Any]] = {}

@@ -13,6 +13,7 @@ import os
 import pkgutil
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,12 @@ said. A lost node costs tries until the cluster knows that it is dead."""
 
 ACTOR = "actor"
 """Column of a result: which actor it comes from."""
+
+STARTING = 30.0
+"""Seconds for which a stream waits for pooled processes that are importing: longer than that takes."""
+
+_starting: dict[str, list[ray.ObjectRef]] = defaultdict(list)
+"""What `warm` has started and no stream has waited for, by Ray job."""
 
 FAILED = "error of ours"
 """Column of a row that stands for an error; no worker has one of this name."""
@@ -107,6 +114,7 @@ def stream(
         # Ray Data 2.60 warns of every remote option it gave no name, and the number of retries is one of these.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if reuse and not labeling.gpus_per_actor:
+            _let_them_start()
             dataset = items.map(
                 _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
                 fn_args=(worker, json.dumps(arguments)),
@@ -148,7 +156,8 @@ def stream(
 
 
 def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[ray.ObjectRef]:
-    """Starts the pooled processes of a later `stream(reuse=True)`, which takes seconds, and does not wait for them.
+    """Starts the pooled processes of a later `stream(reuse=True)`, which takes seconds, and does not wait for them: the
+    stream does.
 
     Args:
         modules: What they are to import.
@@ -156,13 +165,22 @@ def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[r
         actors: How many.
 
     Returns:
-        One reference a process, for whoever wants to wait; none where a GPU is used.
+        One reference a process, to its number; none where a GPU is used.
     """
     if labeling.gpus_per_actor:
         return []
     size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
     start = ray.remote(num_cpus=size, resources=kind, max_retries=0)(_import)
-    return [start.remote(modules) for _ in range(actors)]
+    started = [start.remote(modules) for _ in range(actors)]
+    _starting[ray.get_runtime_context().get_job_id()] += started
+    return started
+
+
+def _let_them_start() -> None:
+    """Waits for the processes that `warm` started: a stream that finds them importing would start as many others."""
+    started = _starting.pop(ray.get_runtime_context().get_job_id(), [])
+    if started:
+        ray.wait(started, num_returns=len(started), timeout=STARTING)
 
 
 def cool(*, labeling: LabelingConfig, actors: int) -> list[ray.ObjectRef]:
@@ -183,9 +201,10 @@ def _be_the_last() -> int:
     return os.getpid()
 
 
-def _import(modules: list[str]) -> None:
+def _import(modules: list[str]) -> int:
     for name in modules:
         importlib.import_module(name)
+    return os.getpid()
 
 
 @lru_cache(maxsize=1)

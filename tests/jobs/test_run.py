@@ -22,7 +22,7 @@ SAME = ("rounds/*/errors.parquet", "rounds/**/*.safetensors", "ensemble/**/*", "
 
 @pytest.fixture(scope="module")
 def head(start_head):
-    return start_head("--num-cpus=3")
+    return start_head("--num-cpus=2")
 
 
 @pytest.fixture(scope="module")

@@ -97,10 +97,21 @@ def test_pooled_processes_can_import_before_there_is_work() -> None:
 
     from ensemw2s.labeling.stream import warm
 
-    assert ray.get(warm(["colorsys"], labeling=POOL, actors=2)) == [None, None]
+    assert all(map(psutil.pid_exists, ray.get(warm(["colorsys"], labeling=POOL, actors=2))))
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         ray.get(warm(["no_such_module"], labeling=POOL, actors=1))
     assert warm(["colorsys"], labeling=POOL.model_copy(update={"gpus_per_actor": 1}), actors=2) == []
+
+
+@pytest.mark.usefixtures("_ray_here")
+def test_a_stream_waits_for_the_processes_that_import_for_it(work, worker) -> None:
+    import ray
+
+    from ensemw2s.labeling.stream import stream, warm
+
+    started = warm(["transformers.models.llama.modeling_llama"], labeling=POOL, actors=2)
+    next(stream(work, worker, {"bad": None}, labeling=POOL, actors=2, reuse=True))
+    assert set(ray.wait(started, num_returns=2, timeout=0)[0]) == set(started)
 
 
 @pytest.mark.usefixtures("_ray_here")
