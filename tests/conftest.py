@@ -84,6 +84,7 @@ STUDY: Tree = {
         "batch_size": 32,
         "chunk_size": 25,
         "chunks_per_actor": 1,
+        "max_actors": 1,  # a second one takes seconds of both cores to start; `undisturbed` has two
     },
     "student": {"epochs": 4, "learning_rate": 0.005, "batch_size": 32},
     "evaluation": {"bootstrap_samples": 200, "examples": 3},
@@ -552,5 +553,5 @@ def own_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, own_jsonl: Path) -> Workplace:
     """A finished run of all systems that nobody disturbed. Read it; copy its storage to change anything."""
     with workplace_in(tmp_path_factory.mktemp("undisturbed")) as place:
-        place.done("run", place.study(own_jsonl))
+        place.done("run", place.study(own_jsonl, **{"labeling.max_actors": 2}))
     return place

@@ -58,7 +58,8 @@ FROZEN = {"the expert of round 2 is half trained"}
 
 @pytest.fixture
 def study(workplace, own_jsonl):
-    return workplace.study(own_jsonl, **{"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.01})
+    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.2, "training.lanes": 1}
+    return workplace.study(own_jsonl, **own)
 
 
 def outcome(place) -> tuple:
@@ -90,7 +91,7 @@ def kill_controllers_when(place, study, moment: str) -> None:
     """Starts the run and kills Ray Train's own processes at a moment: the run ends by itself and says how to go on."""
     running = place.start("run", study)
     running.wait_for(moment, lambda: MOMENTS[moment](place, running))
-    assert kill_all(running.descendants("ray::TrainController")) == 2
+    assert kill_all(running.descendants("ray::TrainController")) == 1
     finished = running.wait()
     assert finished.code == 1
     assert "controller died: the same command goes on" in finished.text

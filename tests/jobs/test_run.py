@@ -27,7 +27,8 @@ def head(start_head):
 
 @pytest.fixture(scope="module")
 def study(module_workplace, own_jsonl):
-    return module_workplace.study(own_jsonl, **{"evaluation.systems": ["ensemw2s", "student_ensemw2s"]})
+    own = {"evaluation.systems": ["ensemw2s", "student_ensemw2s"], "training.lanes": 1}
+    return module_workplace.study(own_jsonl, **own)
 
 
 def stages_in(page: str) -> dict[tuple[str, str], float]:
