@@ -37,7 +37,7 @@ test-long: check  ## Every test but those for a GPU, the slow suites too.
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 format: setup  ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
