@@ -110,8 +110,8 @@ def test_a_stream_waits_for_the_processes_that_import_for_it(work, worker) -> No
     from ensemw2s.labeling.stream import stream, warm
 
     started = warm(["transformers.models.llama.modeling_llama"], labeling=POOL, actors=2)
-    next(stream(work, worker, {"bad": None}, labeling=POOL, actors=2, reuse=True))
-    assert set(ray.wait(started, num_returns=2, timeout=0)[0]) == set(started)
+    for _ in stream(work, worker, {"bad": None}, labeling=POOL, actors=2, reuse=True):
+        assert set(ray.wait(started, num_returns=2, timeout=0)[0]) == set(started)
 
 
 @pytest.mark.usefixtures("_ray_here")
@@ -137,19 +137,27 @@ def test_pooled_processes_end_where_their_memory_is_needed(work) -> None:
     assert cool(labeling=POOL.model_copy(update={"gpus_per_actor": 1}), actors=2) == []
 
 
+def third(work: list[dict], reuse: bool) -> list[dict]:
+    """The chunk that fails: among others, or alone. Where one fails, Ray Data cancels the tasks of the others, and Ray
+    2.60 aborts this process if one of them ends in that very moment (`task_manager.cc`: it was not pending): chunks of
+    milliseconds do, once in some dozen runs of this file; those of real work take seconds.
+    """
+    return work[2:3] if reuse else work
+
+
 @REUSE
 @pytest.mark.usefixtures("_ray_here")
 @pytest.mark.parametrize("kind", [DataError, ResourceError])
 def test_an_error_of_ours_arrives_as_it_is(work, worker, reuse, kind) -> None:
     with pytest.raises(kind, match=r"^there is a reason$"):
-        streamed(work, worker, reuse, bad=16, kind=kind.__name__)
+        streamed(third(work, reuse), worker, reuse, bad=16, kind=kind.__name__)
 
 
 @REUSE
 @pytest.mark.usefixtures("_ray_here")
 def test_an_error_at_the_start_of_a_worker_arrives_as_it_is(work, worker, reuse) -> None:
     with pytest.raises(DataError, match=r"^the model is of another kind$"):
-        streamed(work, worker, reuse, bad=None, built=False)
+        streamed(third(work, reuse), worker, reuse, bad=None, built=False)
 
 
 @REUSE
@@ -157,4 +165,4 @@ def test_an_error_at_the_start_of_a_worker_arrives_as_it_is(work, worker, reuse)
 def test_a_chunk_that_ends_its_process_every_time_is_given_up(work, worker, reuse, monkeypatch) -> None:
     monkeypatch.setattr("ensemw2s.labeling.stream.RETRIES", 1)
     with pytest.raises(ResourceError, match=r"a chunk's process died 2 times; if for lack of memory, lower labeling\."):
-        streamed(work, worker, reuse, bad=16, kind="death")
+        streamed(third(work, reuse), worker, reuse, bad=16, kind="death")
