@@ -140,7 +140,7 @@ def test_pooled_processes_end_where_their_memory_is_needed(work) -> None:
 def third(work: list[dict], reuse: bool) -> list[dict]:
     """The chunk that fails: among others, or alone. Where one fails, Ray Data cancels the tasks of the others, and Ray
     2.60 aborts this process if one of them ends in that very moment (`task_manager.cc`: it was not pending): chunks of
-    milliseconds do, once in some dozen runs of this file; those of real work take seconds.
+    milliseconds did once; those of real work take seconds.
     """
     return work[2:3] if reuse else work
 
