@@ -25,6 +25,7 @@ REHEARSED = 8
 """Rows a process."""
 
 _rehearsals: set[threading.Thread] = set()
+"""Those under way in this process."""
 
 
 class Scorer:

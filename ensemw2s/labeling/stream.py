@@ -108,13 +108,14 @@ def stream(
     """
     if not work:
         return
+    if reuse:
+        _let_them_start()
     largest = min(actors, len(work))
     items = ray.data.from_items([{"chunk": chunk} for chunk in work], override_num_blocks=len(work))
     with warnings.catch_warnings():
         # Ray Data 2.60 warns of every remote option it gave no name, and the number of retries is one of these.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         if reuse and not labeling.gpus_per_actor:
-            _let_them_start()
             dataset = items.map(
                 _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
                 fn_args=(worker, json.dumps(arguments)),
