@@ -74,7 +74,8 @@ STUDY: Tree = {
             "strong": {"epochs": 3, "learning_rate": 0.005, "batch_size": 32},
         },
     },
-    "training": {"cpus_per_worker": 0.5, "lanes": 2},
+    # a second lane, or decoding actor, takes seconds of both cores to start; `undisturbed` has two of each
+    "training": {"cpus_per_worker": 0.5, "lanes": 1},
     "expert": {"epochs": 8, "learning_rate": 0.005, "batch_size": 16},
     "boosting": {"rounds": 2},
     # one chunk at a time, so that batches do not depend on timing and labels can be compared to the byte
@@ -84,7 +85,7 @@ STUDY: Tree = {
         "batch_size": 32,
         "chunk_size": 25,
         "chunks_per_actor": 1,
-        "max_actors": 1,  # a second one takes seconds of both cores to start; `undisturbed` has two
+        "max_actors": 1,
     },
     "student": {"epochs": 4, "learning_rate": 0.005, "batch_size": 32},
     "evaluation": {"bootstrap_samples": 200, "examples": 3},
@@ -553,5 +554,5 @@ def own_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, own_jsonl: Path) -> Workplace:
     """A finished run of all systems that nobody disturbed. Read it; copy its storage to change anything."""
     with workplace_in(tmp_path_factory.mktemp("undisturbed")) as place:
-        place.done("run", place.study(own_jsonl, **{"labeling.max_actors": 2}))
+        place.done("run", place.study(own_jsonl, **{"training.lanes": 2, "labeling.max_actors": 2}))
     return place

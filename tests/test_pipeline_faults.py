@@ -34,6 +34,7 @@ def said(text: str) -> Callable:
 
 
 MOMENTS = {
+    "the first base is half trained": after("cache/.checkpoints-models-*/step-*"),
     "the first base is trained": after("cache/models-*/.complete.json"),
     "round 1 begins": said("boosting round 1"),
     "the expert of round 1 is trained, not scored": after("small/rounds/1/experts/0/.complete.json"),
@@ -47,6 +48,7 @@ MOMENTS = {
     "the evaluation begins": said("every system on both test splits"),
 }
 UNFINISHED = {
+    "the first base is half trained": "rounds/1/experts/0/.complete.json",
     "the expert of round 1 is trained, not scored": "rounds/1/.complete.json",
     "round 2 begins": "rounds/2/.complete.json",
     "the expert of round 2 is half trained": "rounds/2/experts/0/.complete.json",
@@ -58,7 +60,7 @@ FROZEN = {"the expert of round 2 is half trained"}
 
 @pytest.fixture
 def study(workplace, own_jsonl):
-    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.2, "training.lanes": 1}
+    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.2}
     return workplace.study(own_jsonl, **own)
 
 
@@ -98,11 +100,12 @@ def kill_controllers_when(place, study, moment: str) -> None:
     assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
 
 
+@pytest.mark.long
 def test_a_run_stopped_and_killed_between_and_inside_rounds_ends_as_if_nothing_had_happened(
     workplace, undisturbed, study
 ) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
-    stop_when(workplace, study, "the expert of round 1 is trained, not scored")
+    stop_when(workplace, workplace.start("run", study), "the expert of round 1 is trained, not scored")
     kill_when(workplace, study, "the expert of round 2 is half trained")
     first = workplace.json("rounds/1/round.json")
     workplace.done("run", study)
@@ -114,9 +117,8 @@ def test_a_run_stopped_and_killed_between_and_inside_rounds_ends_as_if_nothing_h
     assert not list(workplace.storage.rglob(".checkpoints-*"))
 
 
-def stop_when(place, study, moment: str) -> None:
-    """Starts the run and presses Ctrl-C at a moment: it ends soon, says how to go on, and leaves no process."""
-    running = place.start("run", study)
+def stop_when(place, running, moment: str) -> None:
+    """Presses Ctrl-C at a moment: the run ends soon, says how to go on, and leaves no process."""
     running.wait_for(moment, lambda: MOMENTS[moment](place, running))
     finished = running.interrupt()
     assert finished.code == 130
@@ -137,15 +139,20 @@ def test_a_run_that_loses_its_controllers_and_its_labels_driver_ends_as_if_nothi
     assert kept.items() <= parts(workplace).items(), "prompts were labelled twice"
 
 
-def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_happened(workplace, undisturbed, own_jsonl) -> None:
+def test_a_run_that_is_stopped_and_whose_workers_are_killed_ends_as_if_nothing_had_happened(
+    workplace, undisturbed, own_jsonl
+) -> None:
     """Of trainings, of scoring and of labels; and the new training workers have no room for large checkpoints."""
-    every_step = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0}
-    running = workplace.start("run", workplace.study(own_jsonl, **every_step))
-    running.wait_for("a checkpoint", lambda: after("cache/.checkpoints-models-*/step-*")(workplace, running))
+    often = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.1}
+    study = workplace.study(own_jsonl, **often)
+    stop_when(workplace, workplace.start("run", study), "the first base is half trained")
+    stopped = steps_of_bases(workplace)
+    running = workplace.start("run", study)
+    running.wait_for("a checkpoint", lambda: steps_of_bases(workplace) - stopped)
     dead = running.descendants("ray::RayTrainWorker")
-    assert kill_all(dead) == 2
+    assert kill_all(dead) == 1
     assert len(list(workplace.storage.glob("cache/models-*/.complete.json"))) < 3, "killed too late to be in the middle"
-    running.wait_for("new workers", lambda: len(new := running.descendants("ray::RayTrainWorker")) == 2 and new != dead)
+    running.wait_for("new workers", lambda: (new := running.descendants("ray::RayTrainWorker")) and new != dead)
     for process in running.descendants("ray::RayTrainWorker"):
         process.rlimit(psutil.RLIMIT_FSIZE, (MEBIBYTE, MEBIBYTE))
     running.wait_for("a trained expert", lambda: after("small/rounds/1/experts/0/.complete.json")(workplace, running))
@@ -164,6 +171,12 @@ def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_happened(workplac
     assert outcome(workplace) == outcome(undisturbed)
     begun = [int(path.suffix[1:]) for path in workplace.run_folder.glob("tensorboard/models/*/events.*")]
     assert max(begun) > 0, "no base went on from its checkpoint"
+
+
+def steps_of_bases(place) -> set[str]:
+    """Checkpoints of models that are being pre-trained."""
+    found = place.storage.glob("cache/.checkpoints-models-*/step-*")
+    return {path.relative_to(place.storage).as_posix() for path in found}
 
 
 def of_the_student(place) -> list[str]:

@@ -63,7 +63,7 @@ def study(module_workplace: Any, undisturbed: Any, own_jsonl: Path, bucket: Any)
         if file.is_file():
             key = f"runs/cache/{file.relative_to(cache).as_posix()}"
             bucket.client.upload_file(str(file), bucket.name, key)
-    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.3, "training.lanes": 1}
+    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.3}
     return module_workplace.study(own_jsonl, storage=f"s3://{bucket.name}/runs", **own)
 
 

@@ -27,7 +27,7 @@ def head(start_head):
 
 @pytest.fixture(scope="module")
 def study(module_workplace, own_jsonl):
-    own = {"evaluation.systems": ["ensemw2s", "student_ensemw2s"], "training.lanes": 1}
+    own = {"evaluation.systems": ["ensemw2s", "student_ensemw2s"]}
     return module_workplace.study(own_jsonl, **own)
 
 

@@ -56,6 +56,7 @@ def test_nodes_come_for_a_run_and_go_after_it(head, module_workplace, own_jsonl,
         **{
             "evaluation.systems": ["ensemw2s", "student_ensemw2s"],
             "training.cpus_per_worker": 1,
+            "training.lanes": 2,
             "labeling.cpus_per_actor": 1,
             "labeling.max_actors": 2,
             "cluster.autoscales_to": [{"cpus": 2, "nodes": 2}],

@@ -22,6 +22,9 @@ SEARCH = {
         "ensemble.combine": {"choice": ["probability", "log_probability"]},
     },
 }
+TWO = {"training.lanes": 2}
+"""Two trials at a time."""
+
 FACTS = ["trial", "state", "rounds", "experts", "value", "exact_match", "token_accuracy", "nll", "best_rounds"]
 
 
@@ -85,7 +88,7 @@ def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, 
         "boosting.rounds": {"integer": [1, 3]},
         "expert.learning_rate": {"choice": [0.005, 0.0045, 0.004, 0.0035]},
     }
-    values = {"search": {**SEARCH, "scheduler": "asha", "seed": 1, "space": space}, "storage": "runs"}
+    values = {**TWO, "search": {**SEARCH, "scheduler": "asha", "seed": 1, "space": space}, "storage": "runs"}
     monkeypatch.chdir(workplace.folder)
     config = load_config(workplace.study(own_jsonl, **values))
     data = build_graph(trial_config(config, {}), search.search_directory(config) / "stages").data
@@ -110,7 +113,7 @@ def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, 
 @pytest.mark.faults
 def test_a_search_that_was_killed_goes_on_and_finds_the_same(workplace, undisturbed, own_jsonl) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
-    study = workplace.study(own_jsonl, search=SEARCH)
+    study = workplace.study(own_jsonl, **TWO, search=SEARCH)
     folder = workplace.run_folder / "search"
     running = workplace.start("tune", study)
     running.wait_for("two rounds", lambda: len(list(folder.glob("stages/rounds-*/round.json"))) >= 2)

@@ -15,13 +15,16 @@ WEAK = {"expert_single", "expert_compute_matched", "bagging", "ensemw2s", CHOSEN
 
 SYSTEMS = ["base_zero_shot", "sequence_vote", "student_ensemw2s", "student_ceiling"]
 
+TWO = {"training.lanes": 2}
+"""Two cells at a time."""
+
 
 @pytest.fixture
 def write(workplace, own_jsonl):
     """Writes a study on the small config."""
 
     def to_file(systems=("ensemw2s",), **values):
-        base = yaml.safe_load(workplace.study(own_jsonl).read_text(encoding="utf-8"))
+        base = yaml.safe_load(workplace.study(own_jsonl, **TWO).read_text(encoding="utf-8"))
         base["evaluation"]["systems"] = list(systems)
         path = workplace.folder / "study.yaml"
         tree = {"name": "small", "storage": str(workplace.storage), "base": base, **values}
