@@ -29,6 +29,7 @@ TEMPLATED = {
 }
 
 
+@pytest.mark.long
 def test_committees_of_experts_on_windows_with_a_round_that_fails_and_is_tried_again(workplace, own_jsonl) -> None:
     """Generated data, split at random; width 2 with members, windows, bootstrap, the ensemble's errors, retry."""
     study = workplace.study(
