@@ -49,6 +49,7 @@ MOMENTS = {
 }
 UNFINISHED = {
     "the first base is half trained": "rounds/1/experts/0/.complete.json",
+    "round 1 begins": "rounds/1/.complete.json",
     "the expert of round 1 is trained, not scored": "rounds/1/.complete.json",
     "round 2 begins": "rounds/2/.complete.json",
     "the expert of round 2 is half trained": "rounds/2/experts/0/.complete.json",
@@ -78,15 +79,26 @@ def parts(place) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in place.run_folder.glob("labels/part-*.parquet")}
 
 
-def kill_when(place, study, moment: str, *, later: float = 0.0) -> None:
+def kill_when(place, study, moment: str) -> None:
     """Starts the run and kills its driver at a moment."""
     running = place.start("run", study)
     running.wait_for(moment, lambda: MOMENTS[moment](place, running))
-    time.sleep(later)
     # held, or else it may be done before Ray sees that its driver is gone
     running.kill(running.hold("RayTrainWorker") if moment in FROZEN else ())
-    if not later and moment in UNFINISHED:
-        assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
+    assert not is_over(place, moment), "killed too late to be in the middle"
+
+
+def kill_about(place, study, moment: str, *, later: float) -> None:
+    """The same some time after a moment, or at once where an earlier kill came after what it is a moment of."""
+    running = place.start("run", study)
+    running.wait_for(moment, lambda: MOMENTS[moment](place, running) or is_over(place, moment))
+    time.sleep(later)
+    running.kill()
+
+
+def is_over(place, moment: str) -> bool:
+    """Whether what was to be disturbed at this moment is finished."""
+    return moment in UNFINISHED and (place.run_folder / UNFINISHED[moment]).exists()
 
 
 def kill_controllers_when(place, study, moment: str) -> None:
@@ -97,7 +109,7 @@ def kill_controllers_when(place, study, moment: str) -> None:
     finished = running.wait()
     assert finished.code == 1
     assert "controller died: the same command goes on" in finished.text
-    assert not (place.run_folder / UNFINISHED[moment]).exists(), "killed too late to be in the middle"
+    assert not is_over(place, moment), "killed too late to be in the middle"
 
 
 @pytest.mark.long
@@ -123,7 +135,7 @@ def stop_when(place, running, moment: str) -> None:
     finished = running.interrupt()
     assert finished.code == 130
     assert "the same command continues" in finished.text
-    assert not (place.run_folder / UNFINISHED[moment]).exists(), "stopped too late to be in the middle"
+    assert not is_over(place, moment), "stopped too late to be in the middle"
 
 
 @pytest.mark.long
@@ -201,7 +213,7 @@ def test_a_run_killed_ten_times_at_random_ends_as_if_nothing_had_happened(workpl
     rng = random.Random(seed)
     names = list(MOMENTS)
     for place in sorted(rng.randrange(len(names)) for _ in range(10)):
-        kill_when(workplace, study, names[place], later=rng.choice([0.0, 0.2, 1.0, 3.0]) * rng.random())
+        kill_about(workplace, study, names[place], later=rng.choice([0.0, 0.2, 1.0, 3.0]) * rng.random())
         if (workplace.run_folder / "results.json").exists():
             break
     workplace.done("run", study)
