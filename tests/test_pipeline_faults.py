@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_and_whose_workers_are_killed_ends_as_if_nothing_h
     stopped = steps_of_bases(workplace)
     running = workplace.start("run", study)
     running.wait_for("a checkpoint", lambda: steps_of_bases(workplace) - stopped)
-    dead = running.descendants("ray::RayTrainWorker")
+    dead, before = running.descendants("ray::RayTrainWorker"), gone_on(workplace)
     assert kill_all(dead) == 1
     assert len(list(workplace.storage.glob("cache/models-*/.complete.json"))) < 3, "killed too late to be in the middle"
     running.wait_for("new workers", lambda: (new := running.descendants("ray::RayTrainWorker")) and new != dead)
@@ -181,14 +181,18 @@ def test_a_run_that_is_stopped_and_whose_workers_are_killed_ends_as_if_nothing_h
     assert any(name.startswith(".working") for name in tried), "no checkpoint was tried"
     assert not any(name.startswith("step") for name in tried), "a checkpoint found room"
     assert outcome(workplace) == outcome(undisturbed)
-    begun = [int(path.suffix[1:]) for path in workplace.run_folder.glob("tensorboard/models/*/events.*")]
-    assert max(begun) > 0, "no base went on from its checkpoint"
+    assert gone_on(workplace) > before, "no base went on from a checkpoint after its worker was killed"
 
 
 def steps_of_bases(place) -> set[str]:
     """Checkpoints of models that are being pre-trained."""
     found = place.storage.glob("cache/.checkpoints-models-*/step-*")
     return {path.relative_to(place.storage).as_posix() for path in found}
+
+
+def gone_on(place) -> set[str]:
+    """Curves of bases that were gone on with from a checkpoint: each ends with the step that it begins after."""
+    return {str(path) for path in place.run_folder.glob("tensorboard/models/*/events.*") if path.suffix != ".0"}
 
 
 def of_the_student(place) -> list[str]:
