@@ -163,7 +163,7 @@ def _stages(context: Context) -> list[dict[str, Any]]:
                 steps.pretrain(context)
     _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
     scored = not _boosted(context)
-    with _beside(context, steps.train_baselines) as baselines:
+    with _baselines_beside(context) as baselines:
         with _rehearsed(context):
             history = run_rounds(context)
         _do(context, graph.ensemble, "the experts as one artifact", lambda c: steps.make_ensemble(c, history))
@@ -199,15 +199,18 @@ def _do(context: Context, stage: Stage, what: str, step: Callable[[Context], Non
 
 
 @contextmanager
-def _beside(context: Context, work: Callable[[Context], None]) -> Iterator[Callable[[], None]]:
-    """Does work in the background, on what the main line of stages leaves free.
+def _baselines_beside(context: Context) -> Iterator[Callable[[], None]]:
+    """Trains the baselines in the background, on what the main line of stages leaves free.
 
-    Gives a function that waits for the work's end.
+    Gives a function that waits for the end of it.
     """
+    graph = context.graph
+    trained = [*(expert.stage for expert in graph.baseline_experts), *(s.stage for s in graph.learning_from([None]))]
 
     def recorded() -> None:
-        with context.stage("baselines", "experts and students that the ensemble is compared with"):
-            work(context)
+        if not all(map(steps.done, trained)):
+            with context.stage("baselines", "experts and students that the ensemble is compared with"):
+                steps.train_baselines(context)
 
     with ThreadPoolExecutor(1, thread_name_prefix="baselines") as pool:
         if context.plan.keep_lanes:

@@ -215,6 +215,7 @@ class Running:
                 process.kill()
         self.process.wait()
         assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
+        survivors(set(), 0.0)  # these would go within a minute
 
     def tail(self, lines: int = 60) -> str:
         return "\n".join(["the end of its output:", *self.output.splitlines()[-lines:]])
@@ -314,7 +315,7 @@ class Workplace:
 
 
 def survivors(known: set[int], limit: float = GONE, *, but: tuple[str, ...] = ()) -> list[str]:
-    """Waits until this process has no other descendants than the known; those that stay are ended and named."""
+    """Waits until this process has no other descendants than the known; those that stay are killed and named."""
     until = time.monotonic() + limit
     while left := [process for process, title in _descendants(known) if not title.startswith(but or "\0")]:
         if time.monotonic() > until:

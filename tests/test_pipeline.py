@@ -137,16 +137,27 @@ def test_a_changed_setting_is_refused_and_changes_nothing(taken_over, own_jsonl)
     assert taken_over.files("**/*") == before
 
 
-def test_fresh_redoes_only_what_depends_on_the_changed_setting(taken_over, own_jsonl) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "stages", "folders"),
+    [
+        ("evaluation.bootstrap_samples", 300, {"evaluation"}, ("evaluation",)),
+        pytest.param(
+            "student.learning_rate", 0.004, {"baselines", "students", "evaluation"}, ("evaluation", "students/"),
+            marks=pytest.mark.long,
+        ),
+    ],
+)  # fmt: skip
+def test_fresh_redoes_only_what_depends_on_the_changed_setting(
+    key, value, stages, folders, taken_over, own_jsonl
+) -> None:
     before = stamps(taken_over.run_folder)
-    study = taken_over.study(own_jsonl, **{"student.learning_rate": 0.004})
-    taken_over.done("run", study, "--fresh")
+    taken_over.done("run", taken_over.study(own_jsonl, **{key: value}), "--fresh")
     after = stamps(taken_over.run_folder)
     assert before.keys() == after.keys()
     redone = {name for name in before if before[name] != after[name]}
-    assert redone == {name for name in before if name.startswith("students/")} | {"evaluation"}
-    stages = taken_over.json("results.json")["stages"]
-    assert {s["name"] for s in stages if s["status"] == "ran"} == {"baselines", "students", "evaluation"}
+    assert redone == {name for name in before if name.startswith(folders)}
+    ran = {stage["name"] for stage in taken_over.json("results.json")["stages"] if stage["status"] == "ran"}
+    assert ran == stages
 
 
 def stamps(run_folder: Path) -> dict[str, int]:

@@ -96,6 +96,15 @@ def kill_about(place, study, moment: str, *, later: float) -> None:
     running.kill()
 
 
+def kill_at_random(place, study, seed: int, kills: int) -> None:
+    """Starts the run so many times and kills its driver each time, later and later in it, unless a run is done."""
+    chance, names = random.Random(seed), list(MOMENTS)
+    for number in sorted(chance.randrange(len(names)) for _ in range(kills)):
+        kill_about(place, study, names[number], later=chance.choice([0.0, 0.2, 1.0, 3.0]) * chance.random())
+        if (place.run_folder / "results.json").exists():
+            break
+
+
 def is_over(place, moment: str) -> bool:
     """Whether what was to be disturbed at this moment is finished."""
     return moment in UNFINISHED and (place.run_folder / UNFINISHED[moment]).exists()
@@ -214,11 +223,6 @@ def kill_all(processes: list[psutil.Process]) -> int:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_killed_ten_times_at_random_ends_as_if_nothing_had_happened(workplace, undisturbed, study, seed) -> None:
-    rng = random.Random(seed)
-    names = list(MOMENTS)
-    for place in sorted(rng.randrange(len(names)) for _ in range(10)):
-        kill_about(workplace, study, names[place], later=rng.choice([0.0, 0.2, 1.0, 3.0]) * rng.random())
-        if (workplace.run_folder / "results.json").exists():
-            break
+    kill_at_random(workplace, study, seed, kills=10)
     workplace.done("run", study)
     assert outcome(workplace) == outcome(undisturbed)

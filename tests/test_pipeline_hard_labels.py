@@ -1,4 +1,7 @@
-"""True answers to hard prompts are read by the ceiling and the evaluation alone: wrong ones change nothing else."""
+"""True answers to hard prompts are read by the ceiling and the evaluation alone: wrong ones change nothing else.
+
+The run with wrong ones is killed three times at random besides, which must change nothing either.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+from .test_pipeline_faults import kill_at_random
+
+pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.faults]
 
 MADE = (
     "data/easy_*.parquet",
@@ -35,8 +40,11 @@ def corrupted(own_jsonl, tmp_path) -> Path:
     return path
 
 
-def test_wrong_hard_answers_change_the_ceiling_and_nothing_else(undisturbed, workplace, corrupted) -> None:
-    workplace.done("run", workplace.study(corrupted))
+def test_wrong_hard_answers_and_kills_change_the_ceiling_and_nothing_else(undisturbed, workplace, corrupted) -> None:
+    study = workplace.study(corrupted, **{"training.checkpoint_seconds": 0.3})
+    kill_at_random(workplace, study, seed=1, kills=3)
+    assert not (workplace.run_folder / "results.json").exists(), "killed too late to be in the middle"
+    workplace.done("run", study)
     truths, lies = (pq.read_table(p.run_folder / "data" / "hard_labels.parquet") for p in (undisturbed, workplace))
     assert truths["id"] == lies["id"]
     assert sum(a != b for a, b in zip(truths["answer"], lies["answer"], strict=True)) > 50

@@ -122,6 +122,20 @@ class Head:
                     found.append(process)
         return found
 
+    def hold(self, title: str) -> list[psutil.Process]:
+        """Stops its processes with this in their command line where they are, until they are killed."""
+        held = self.processes(title)
+        for process in held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        return held
+
+    def kill(self, title: str, *more: psutil.Process) -> None:
+        """SIGKILL for its processes with this in their command line, and more; some go as soon as others have gone."""
+        for process in [*self.processes(title), *more]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def end(self) -> None:
         """Ends it with Ctrl-C (at SIGTERM a node waits for its actors); what does not go then is killed.
 

@@ -53,17 +53,16 @@ def run(head, study, module_workplace, undisturbed):
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.01)
-    held = head.processes("RayTrainWorker")
-    for process in held:
-        process.suspend()  # the driver tells of the second round for as long as nobody has seen that it does
+    held = head.hold(
+        "RayTrainWorker"
+    )  # the driver tells of the second round for as long as nobody has seen that it does
     head.stages = {}
     while "rounds/2" not in {stage for _, stage in head.stages}:
         assert time.monotonic() < until, head.stages
         time.sleep(1)  # as often as Ray reports on this cluster
         with contextlib.suppress(requests.RequestException):
             head.stages |= stages_in(head.metrics(urlsplit(discovery["url"]).path))
-    for process in [*head.processes("jobs/run.py"), *held]:
-        process.kill()
+    head.kill("jobs/run.py", *held)
     output, _ = first.communicate(timeout=60)
     assert first.returncode != 0, output
     assert not (module_workplace.run_folder / "labels/.complete.json").exists()
@@ -131,8 +130,7 @@ def test_a_killed_search_that_is_submitted_again_goes_on(run, head, own_jsonl, m
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
-    for process in head.processes("jobs/tune.py"):
-        process.kill()
+    head.kill("jobs/tune.py")
     output, _ = first.communicate(timeout=60)
     assert first.returncode != 0, output
     made = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/.complete.json")}
