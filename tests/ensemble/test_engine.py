@@ -36,6 +36,7 @@ def test_greedy_output_of_full_members_is_that_of_the_naive_reference(experts, m
     assert len({len(answer) for answer in expected}) > 4  # the test means something: rows do leave at many steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES[:2])
 def test_greedy_output_of_members_with_temperatures_is_that_of_the_naive_reference(
     experts, make_other, many, naive_greedy, rule

@@ -247,6 +247,7 @@ def test_the_same_chunk_gives_the_same_bytes(job, data):
     assert part.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_threads_label_chunks_of_several_jobs_each_with_its_own_maker(job, data, experts, tokenizer, tmp_path):
     """Chunks come as Ray Data gives them to an actor that works on three at a time."""
     single = LabelJob(Voter(name="one", models=[str(tmp_path / "m0")], weights=[1.0]), job.prompts, tmp_path / "single")

@@ -28,6 +28,7 @@ def study():
     return plots.study_of(config, {"trials": trials})
 
 
+@pytest.mark.slow
 def test_the_parameter_that_decides_is_the_most_important(study) -> None:
     found = plots.importance(study)
     assert set(found) == {"expert.learning_rate", "expert.epochs", "boosting.prior", "boosting.shrinkage"}

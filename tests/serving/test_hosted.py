@@ -38,6 +38,7 @@ def hold():
         assert one.loop.join(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["ngram", "member"])
 def test_drafts_change_no_answer(hold, folders, draft):
     plain, quick = hold(folders / "ensemble"), hold(folders / "ensemble", speculation=draft)

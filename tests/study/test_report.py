@@ -15,6 +15,8 @@ from ensemw2s.study.summary import summarise
 
 from .conftest import frame_of, rows_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):

@@ -7,6 +7,8 @@ from ensemw2s.study.tables import find
 
 from .conftest import frame_of, rows_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_mean_over_tasks_has_an_interval_over_seeds(summary) -> None:
     """Bagging: 58 and 38 per cent with seed 0, a point more with each seed."""
