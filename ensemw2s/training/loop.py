@@ -175,12 +175,17 @@ class _Run:
             num_training_steps=self.steps,
             scheduler_specific_kwargs={"min_lr_rate": recipe.final_lr_fraction},
         )
+        zero = {
+            "stage": spec.zero_stage,
+            "contiguous_gradients": self.world > 1,  # a copy that makes gradients ready to be sent
+            **self._offload(),
+        }
         config = {
             "train_micro_batch_size_per_gpu": self.layout.micro,
             "gradient_accumulation_steps": self.layout.accumulation,
             "gradient_clipping": recipe.gradient_clipping,
             "bf16": {"enabled": use_bf16(spec.precision, self.device)},
-            "zero_optimization": {"stage": spec.zero_stage, **self._offload()},
+            "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,  # its own would be compiled first, and rounds otherwise
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
