@@ -53,9 +53,8 @@ def run(head, study, module_workplace, undisturbed):
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.01)
-    held = head.hold(
-        "RayTrainWorker"
-    )  # the driver tells of the second round for as long as nobody has seen that it does
+    # the driver tells of the second round for as long as nobody has seen that it does
+    held = head.hold("RayTrainWorker")
     head.stages = {}
     while "rounds/2" not in {stage for _, stage in head.stages}:
         assert time.monotonic() < until, head.stages

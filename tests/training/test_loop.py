@@ -169,7 +169,7 @@ def test_one_worker_and_two_give_the_same_losses_and_weights(workshop, alone, tw
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("name", ["passes", "zero-0", "zero-2", "zero-3"])
 def test_micro_batches_and_zero_stages_change_nothing(workshop, alone, name):
     np.testing.assert_allclose(alone["plain"]["loss"], alone[name]["loss"], atol=4e-6)
@@ -415,7 +415,7 @@ def test_weights_that_cannot_be_loaded_name_the_folder(workshop, tmp_path):
         train(workshop.spec("nothing", start=Start(path=str(tmp_path))))
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_training_takes_its_inputs_from_object_storage_and_leaves_its_model_there(
     workshop, bucket, tmp_path, monkeypatch
 ):
