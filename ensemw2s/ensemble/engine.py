@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, longest_first, member_weights
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import choose, draws
-from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, make_draft
+from ensemw2s.ensemble.speculation import Draft, Measured, Pace, Speculation, make_draft
 from ensemw2s.errors import EnsemW2SError, ResourceError
 
 CHUNK = 512
@@ -301,7 +302,7 @@ class Engine:
 
     def _answer(self) -> list[Update]:
         rows = self._rows[: self._ready]
-        with self._pace.timed(len(rows)) as measured:
+        with self._pace.timed(len(rows)) if self._draft else nullcontext(Measured()) as measured:
             drafts = self._draft.propose(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
             ids, counts = padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
             members = self._forward(ids, [row.read for row in rows], counts)
@@ -419,8 +420,9 @@ class Engine:
 def _likeliest(scores: torch.Tensor, counts: list[int]) -> list[np.ndarray]:
     """Tokens and log-probabilities, each `[slots, q, ..., k]`, of the slots that want any; the others have zeros."""
     slots, most = [slot for slot, count in enumerate(counts) if count], max(counts)
-    found = scores[slots].topk(most, dim=-1)
     shape = (*scores.shape[:-1], most)
     tokens, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    tokens[slots], values[slots] = found.indices.int().cpu().numpy(), found.values.cpu().numpy()
+    if slots:
+        found = scores[slots].topk(most, dim=-1)
+        tokens[slots], values[slots] = found.indices.int().cpu().numpy(), found.values.cpu().numpy()
     return [tokens, values]

@@ -101,14 +101,10 @@ class RowGroup:
         self.heads = getattr(config, "num_key_value_heads", None) or heads
         self.group = heads // self.heads
         self.limit = getattr(config, "max_position_embeddings", None)
+        self.device, self.dtype = network.device, network.dtype  # which transformers looks up anew each time
         self.cache = SlotCache(len(members), slots)
         self.everyone = slice(0, len(members))
         self.steps = DecodeSteps(self.cache, self.one_token, self.device) if self.device.type == "cuda" else None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.network.device
 
     def logits(
         self,
@@ -183,7 +179,7 @@ class RowGroup:
         self.cache.reserve(max(start + count for start, count in zip(starts, counts, strict=True)) + 1)
         begin = torch.tensor(starts, device=self.device).unsqueeze(-1)
         positions = (begin + torch.arange(q, device=self.device)).clamp(max=self.cache.length - 1)
-        length = min(max(starts) + q, self.cache.length)
+        length = self.cache.looked_at(max(starts) + q, self.group * q)
         same = starts[0] if min(starts) == max(starts) else None
         rows = torch.arange(slots, device=self.device).unsqueeze(-1)
         whole = (members.stop - members.start, slots) == (self.cache.members, self.cache.slots)
@@ -194,7 +190,7 @@ class RowGroup:
         count = view.members.stop - view.members.start
         self.active.members, self.active.count = view.members, count
         self.cache.view = view
-        mask = causal_mask(view, self.heads, self.group, self.network.dtype)
+        mask = causal_mask(view, self.heads, self.group, self.dtype)
         # What fills a row up may lie beyond the context; it is not looked at, but has to have a position.
         named = view.positions.clamp(max=self.limit - 1) if self.limit else view.positions
         return network(

@@ -36,7 +36,7 @@ class Active:
 
     def of(self, stacked: torch.Tensor) -> torch.Tensor:
         """The weights of these members, `[count, ...]`."""
-        return stacked if self.count == len(stacked) else stacked[self.members]
+        return stacked if self.count == stacked.shape[0] else stacked[self.members]
 
 
 class _Layer(nn.Module):

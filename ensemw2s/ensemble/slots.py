@@ -25,6 +25,10 @@ ATTENTION = "ensemw2s_slots"
 FEW_QUERIES = 16
 """Queries of a head up to which attention is written out on a CPU."""
 
+FEWEST_PRODUCTS = 400
+"""Multiplications of a head under which PyTorch forms batched products on a CPU by a plain loop of its own, which takes
+up to four times as long as the library that has the larger ones: a few keys more, which are hidden, cost less."""
+
 windows_seen: set[int] = set()
 """Sliding windows that layers have asked `attend` for; one that a config has and no layer asks for is in masks."""
 
@@ -103,6 +107,18 @@ class SlotCache(Cache):
                     part[layer] = self._allocate(old, wider)
                     part[layer][..., : old.shape[3], :] = old
         self.length = wider
+
+    def looked_at(self, needed: int, queries: int) -> int:
+        """How many keys a pass should look at: `needed`, or on CPUs somewhat more, see `FEWEST_PRODUCTS`.
+
+        Args:
+            needed: Keys up to the last new token.
+            queries: Queries of a head of keys.
+        """
+        keys = next(iter(self._keys.values()), None)
+        if keys is not None and keys.device.type == "cpu":
+            needed = max(needed, math.ceil(FEWEST_PRODUCTS / (queries * keys.shape[-1])))
+        return min(needed, self.length)
 
     def move(self, source: int, target: int) -> None:
         """Copies a slot onto another."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 import numpy as np
@@ -261,4 +262,4 @@ class _Trial:
         with_, without = self._seconds[True], self._seconds[False]
         if len(with_) < TRIAL:
             return True
-        return len(without) == TRIAL and float(np.median(with_)) < float(np.median(without))
+        return len(without) == TRIAL and median(with_) < median(without)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ensemw2s.ensemble.rows import NotStackable
-from ensemw2s.ensemble.slots import GROWTH, SlotCache, View, attend, causal_mask
+from ensemw2s.ensemble.slots import FEWEST_PRODUCTS, GROWTH, SlotCache, View, attend, causal_mask
 
 MEMBERS, SLOTS, HEADS, SIZE = 2, 3, 2, 4
 
@@ -43,6 +43,16 @@ def test_what_is_written_at_a_position_lies_there(starts, q):
     found = found.view(MEMBERS, SLOTS, HEADS, length, SIZE)
     for slot, start in enumerate(starts):
         assert torch.equal(found[:, slot, :, start : start + q], keys.view(MEMBERS, SLOTS, HEADS, q, SIZE)[:, slot])
+
+
+def test_few_keys_are_looked_at_together_with_as_many_hidden_ones_as_make_them_fast():
+    cache = SlotCache(MEMBERS, SLOTS)
+    cache.reserve(2)
+    assert cache.looked_at(2, queries=1) == 2  # nothing is known of the heads yet
+    write(cache, view([0, 0, 0], 5, cache))
+    assert cache.looked_at(6, queries=1) == cache.length == GROWTH
+    assert cache.looked_at(6, queries=4) == FEWEST_PRODUCTS // (4 * SIZE)
+    assert cache.looked_at(60, queries=4) == 60
 
 
 def test_room_for_more_keeps_what_was_there():
