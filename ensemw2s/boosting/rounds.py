@@ -67,8 +67,14 @@ def each_round(context: Context) -> Iterator[list[Facts]]:
     if not any(facts["accepted"] for facts in history):
         raise BoostingError(
             f"no round gave an expert with a positive alpha (round 1 had a weighted error of "
-            f"{history[0]['weighted_error']:.3f}): train experts longer (expert.epochs), or set boosting.prior to none"
+            f"{history[0]['weighted_error']:.3f}): train experts longer (expert.epochs){_asking_less(context)}"
         )
+
+
+def _asking_less(context: Context) -> str:
+    """What else helps where no expert is good enough: a reference that is easier to beat."""
+    easier = {"pretrained": ", or set boosting.prior to none", "none": ", or set boosting.prior to samme"}
+    return easier.get(context.config.boosting.prior, "")
 
 
 def is_last(context: Context, history: list[Facts]) -> bool:

@@ -201,7 +201,7 @@ def test_a_warm_start_takes_the_try_that_counts(script):
 
 def test_a_first_round_cannot_be_retried_its_weights_are_uniform(script):
     run = script(BAD, on_failure="retry")
-    with pytest.raises(BoostingError, match=r"round 1 had a weighted error of 0.600.*expert.epochs.*prior to none"):
+    with pytest.raises(BoostingError, match=r"round 1 had a weighted error of 0.600.*expert.epochs.*prior to samme"):
         rounds.run_rounds(run)
     assert len(run.trained) == 1
 
