@@ -238,8 +238,26 @@ def variants(summary: Facts) -> Sheet:
     note = (
         "Exact match of the ensemble (and of its student), points, paired by task and seed; on validation under "
         "teacher forcing. Choose by validation only: the ensemble by the easy one, the student by the hard one."
+        + _by_validation(summary)
     )
     return Sheet("variants", "Variants", headings, tuple(rows), note)
+
+
+def _by_validation(summary: Facts) -> str:
+    """The variants that validation speaks for, and those that it speaks against, in sentences."""
+    text = ""
+    for system, split in (("ensemw2s", VALIDATION), ("student_ensemw2s", HARD_VALIDATION)):
+        found = {e["variant"]: e[f"{system}/{split}"] for e in summary["variants"] if e.get(f"{system}/{split}")}
+        if not found:
+            continue
+        name, best = max(found.items(), key=lambda item: item[1]["mean"])
+        said = f"{name} does best, {_difference(best)}, p = {_p(best)}"
+        text += f" {name_of(system)}, {CHOICES[split]}: {said if best['mean'] > 0 else 'none beats the default'}"
+        for verdict, where in (("better", "above"), ("worse", "below")):
+            names = [variant for variant, entry in found.items() if entry["verdict"] == verdict]
+            text += f"; the interval is {where} 0 for {', '.join(names) or 'none'}"
+        text += "."
+    return text
 
 
 def others(summary: Facts) -> Sheet:

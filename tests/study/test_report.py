@@ -59,6 +59,25 @@ def test_what_did_not_hold_is_said_as_loudly(frame) -> None:
     assert "one seed" in single["What cannot be told"][0]
 
 
+def test_the_variant_that_validation_speaks_for_is_named(summary) -> None:
+    def entry(variant: str, weak: tuple, student: tuple) -> dict:
+        keys = ("mean", "ci95", "verdict")
+        counts = {"pairs": 3, "p": 0.25}
+        return {
+            "variant": variant,
+            "ensemw2s/validation": {**dict(zip(keys, weak, strict=True)), **counts},
+            "student_ensemw2s/hard_validation": {**dict(zip(keys, student, strict=True)), **counts},
+        }
+
+    better, worse, nothing = (0.02, (0.01, 0.03), "better"), (-0.1, (-0.2, -0.05), "worse"), (0, (0, 0), "none")
+    entries = [entry("one", better, worse), entry("two", nothing, nothing)]
+    note = tables.variants({**summary, "variants": entries}).note
+    assert (
+        "ensemble, validation: one does best, +2.0 (+1.0 to +3.0), p = 0.25; the interval is above 0 for one;" in note
+    )
+    assert note.endswith("none beats the default; the interval is above 0 for none; the interval is below 0 for one.")
+
+
 def test_a_study_of_one_seed_has_a_report_too(tmp_path) -> None:
     table = pa.Table.from_pylist(rows_of("a", 0), schema=SCHEMA)
     summary = report.write(StudyConfig(name="s", base={}), table, {}, 5, tmp_path)
