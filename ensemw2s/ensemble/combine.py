@@ -77,7 +77,7 @@ def combine(log_probs: torch.Tensor, weights: Sequence[float], rule: Rule = "pro
         return members[0]
     column = torch.tensor(shares, dtype=torch.float32, device=members.device).view(-1, *[1] * (members.dim() - 1))
     if rule == "probability":
-        return functools.reduce(torch.logaddexp, members + column.log())  # twice as fast as logsumexp over few members
+        return functools.reduce(torch.logaddexp, members + column.log())  # faster than logsumexp for few
     return torch.log_softmax((members * column).sum(dim=0), dim=-1)
 
 
