@@ -15,8 +15,8 @@ from ensemw2s.config_study import DEFAULT
 from ensemw2s.evaluation.plots import Plot, Theme, canvas, legend
 from ensemw2s.evaluation.wording import SPLITS, points
 from ensemw2s.study.rows import VALIDATION
+from ensemw2s.study.sheet import name_of, scope_name, scopes
 from ensemw2s.study.summary import ALL
-from ensemw2s.study.tables import name_of, scope_name, scopes
 
 MOST = 12
 """Panels of curves that are drawn; a study of more tasks shows the first."""

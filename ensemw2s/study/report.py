@@ -19,6 +19,7 @@ from ensemw2s.config_study import StudyConfig
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
 from ensemw2s.study import plots, tables
 from ensemw2s.study.cells import with_other_data
+from ensemw2s.study.sheet import Sheet
 from ensemw2s.study.summary import summarise
 
 Facts = dict[str, Any]
@@ -27,7 +28,14 @@ SHOWN = {"comparisons": (0, 1, 2, 3, 4), "systems": (0, 1, 2, 3), "variants": (0
 """Sheets that the terminal shows, of all tasks together, and their columns; the page has all."""
 
 
-def write(study: StudyConfig, table: pa.Table, failed: dict[str, str], cells: int, folder: Path) -> Facts:
+def write(
+    study: StudyConfig,
+    table: pa.Table,
+    failed: dict[str, str],
+    cells: int,
+    folder: Path,
+    commits: dict[str, int] | None = None,
+) -> Facts:
     """Writes study.json, study.html and plots/.
 
     Args:
@@ -36,6 +44,7 @@ def write(study: StudyConfig, table: pa.Table, failed: dict[str, str], cells: in
         failed: Name of each failed cell → reason.
         cells: How many cells it has.
         folder: Its folder.
+        commits: Commit of the code → cells that it finished.
 
     Returns:
         The content of study.json.
@@ -46,6 +55,7 @@ def write(study: StudyConfig, table: pa.Table, failed: dict[str, str], cells: in
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": pipeline.versions(),
         "git_commit": pipeline.git_commit(),
+        "commits": commits or {},
         "cells": cells,
         "finished": int(frame[["task", "variant", "seed"]].drop_duplicates().shape[0]),
         "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
@@ -81,12 +91,14 @@ def page(summary: Facts, light: dict[str, bytes], dark: dict[str, bytes]) -> str
 def facts(summary: Facts) -> list[tuple[str, str]]:
     """Where the figures come from."""
     sizes = summary["parameters"]
+    commits = ", ".join(f"{commit} ({cells})" for commit, cells in summary.get("commits", {}).items())
     return [
         *((f"parameters of {name}", ", ".join(map(str, found))) for name, found in sizes.items() if found),
         ("cells", f"{summary['finished']} of {summary['cells']}"),
         ("seeds", ", ".join(map(str, summary["seeds"]))),
         ("created", summary["created"]),
-        ("commit", str(summary["git_commit"])),
+        ("commit of the report", str(summary["git_commit"])),
+        *([("commits of the cells", commits)] if commits else []),
         *((name, summary["versions"][name]) for name in ("ensemw2s", "torch", "ray", "deepspeed", "transformers")),
     ]
 
@@ -110,7 +122,7 @@ def print_summary(summary: Facts, console: Console) -> None:
         summary: Contents of study.json.
         console: Where to print.
     """
-    first: dict[str, tables.Sheet] = {}
+    first: dict[str, Sheet] = {}
     for sheet in tables.sheets(summary):
         first.setdefault(sheet.key, sheet)
     for said, sentences in tables.verdicts(summary).items():
@@ -126,8 +138,9 @@ def print_summary(summary: Facts, console: Console) -> None:
         console.print(Text(f"\n{name} failed: {reason}"))
 
 
-def print_sheet(sheet: tables.Sheet, columns: tuple[int, ...], console: Console) -> None:
+def print_sheet(sheet: Sheet, columns: tuple[int, ...], console: Console) -> None:
     """Prints some columns of a table, and its note."""
+    columns = tuple(i for i in columns if i < len(sheet.headings))
     table = Table(title=Text(sheet.title), title_justify="left", box=None, pad_edge=False)
     for i in columns:
         table.add_column(sheet.headings[i], justify="left" if i == 0 else "right", overflow="fold")
@@ -137,7 +150,7 @@ def print_sheet(sheet: tables.Sheet, columns: tuple[int, ...], console: Console)
     console.print(Text(sheet.note, "dim"))
 
 
-def markdown(sheet: tables.Sheet) -> str:
+def markdown(sheet: Sheet) -> str:
     """A table with its note as Markdown."""
 
     def line(cells: tuple[str, ...]) -> str:

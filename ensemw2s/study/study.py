@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,7 +105,22 @@ def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> Fact
     table = pa.Table.from_pylist([row for cell in done for row in rows.of_cell(cell)], schema=rows.SCHEMA)
     pq.write_table(table, folder / "study.parquet")
     remote.push(folder / "study.parquet")
-    return report.write(study, table, failed, len(cells), folder)
+    missing = {cell.name for cell in cells} - {cell.name for cell in done}
+    failed = {**_failed_before(folder, missing), **failed}
+    return report.write(study, table, failed, len(cells), folder, _commits(folder, done))
+
+
+def _failed_before(folder: Path, missing: set[str]) -> dict[str, str]:
+    """Name and reason of the cells that failed when they were last tried, of those that are still missing."""
+    written = folder / "study.json"
+    told = store.read_json(written)["failed"] if written.exists() else {}
+    return {name: reason for name, reason in told.items() if name in missing}
+
+
+def _commits(folder: Path, done: list[Cell]) -> dict[str, int]:
+    """Commit of the code → how many cells were finished by it, of those that say so."""
+    told = [folder / "cells" / f"{cell.slug}.json" for cell in done]
+    return dict(Counter(str(store.read_json(path)["git_commit"]) for path in told if path.exists()).most_common())
 
 
 def _run_cells(cells: list[Cell], waiting: list[Cell], folder: Path, shown: Progress, debug: bool) -> dict[str, str]:

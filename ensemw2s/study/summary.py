@@ -284,13 +284,18 @@ class Summary:
             }
             for row in rows.to_dict("records")
         ]
-        associations = []
-        for split in (*SPLITS, VALIDATION):
-            for key in ("error_correlation", "same_wrong", "all_same_wrong", "all_same_wrong_answer"):
-                known = [p for p in points if p["split"] == split and p[key] is not None]
-                found = statistics.association(
-                    [p[key] for p in known], [p["gain"] for p in known], resamples=self.resamples, seed=0
-                )
-                if found is not None:
-                    associations.append({"split": split, "figure": key, **found})
-        return {"points": points, "associations": associations}
+        return {"points": points, "associations": associations(points, self.resamples)}
+
+
+def associations(points: list[Facts], resamples: int) -> list[Facts]:
+    """Within tasks: does what members' errors have in common go with what their vote gains?"""
+    found = []
+    for split in (*SPLITS, VALIDATION):
+        for key in ("error_correlation", "same_wrong", "all_same_wrong", "all_same_wrong_answer"):
+            known = [p for p in points if p["split"] == split and p[key] is not None]
+            told = statistics.association(
+                *([p[name] for p in known] for name in (key, "gain", "task")), resamples=resamples, seed=0
+            )
+            if told is not None:
+                found.append({"split": split, "figure": key, **told})
+    return found

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from ensemw2s.config_study import StudyConfig
 from ensemw2s.evaluation.plots import LIGHT, render
-from ensemw2s.study import plots, report, tables
+from ensemw2s.evaluation.wording import NBSP
+from ensemw2s.study import plots, report, tables, tables_variants
 from ensemw2s.study.rows import SCHEMA
+from ensemw2s.study.sheet import Sheet, without_empty
 from ensemw2s.study.summary import summarise
 
 from .conftest import frame_of, rows_of
@@ -62,7 +64,7 @@ def test_what_did_not_hold_is_said_as_loudly(frame) -> None:
 def test_the_variant_that_validation_speaks_for_is_named(summary) -> None:
     def entry(variant: str, weak: tuple, student: tuple) -> dict:
         keys = ("mean", "ci95", "verdict")
-        counts = {"pairs": 3, "p": 0.25}
+        counts = {"n": 3, "pairs": 3, "p": 0.25}
         return {
             "variant": variant,
             "ensemw2s/validation": {**dict(zip(keys, weak, strict=True)), **counts},
@@ -71,11 +73,42 @@ def test_the_variant_that_validation_speaks_for_is_named(summary) -> None:
 
     better, worse, nothing = (0.02, (0.01, 0.03), "better"), (-0.1, (-0.2, -0.05), "worse"), (0, (0, 0), "none")
     entries = [entry("one", better, worse), entry("two", nothing, nothing)]
-    note = tables.variants({**summary, "variants": entries}).note
+    note = tables_variants.variants({**summary, "variants": entries}).note
     assert (
         "ensemble, validation: one does best, +2.0 (+1.0 to +3.0), p = 0.25; the interval is above 0 for one;" in note
     )
+    assert "Of 2 intervals in a column 0 or so miss 0 by chance." in note
     assert note.endswith("none beats the default; the interval is above 0 for none; the interval is below 0 for one.")
+
+
+def test_two_seeds_have_no_interval() -> None:
+    """Two that agree by chance would have a narrow one."""
+    two = summarise(frame_of([r for seed in (0, 1) for r in rows_of("a", seed)]), resamples=1000)
+    row = next(row for row in tables.comparisons(two, "a").rows if row[0].endswith("− Bagging"))
+    assert row[1] == "+2.5 (2 seeds)"
+
+
+def test_variants_stand_beside_their_own_rivals(summary) -> None:
+    """The variant's ensemble is two points better, its bagging is not."""
+    sheet = tables_variants.rivals(summary)
+    own = {row[0]: row for row in sheet.rows}
+    assert sheet.headings[2] == "− bagging, ID"
+    assert own["default"][1:3] == (f"1{NBSP}M", "+3.0 (+0.5 to +5.5)")
+    assert own["better"][2] == "+5.0 (+2.5 to +7.5)"
+    assert own["better"][6] == "+7.0 (+4.5 to +9.5)"
+
+
+def test_columns_and_tables_without_a_figure_are_left_out() -> None:
+    sheet = Sheet("k", "T", ("", "a", "b"), (("x", "–", "1"), ("y", "–", "–")))
+    assert without_empty(sheet).headings == ("", "b")
+    kept = [r for r in rows_of("a", 0) if r["system"] in ("ensemw2s", "bagging")]
+    shown = {sheet.key: sheet for sheet in tables.sheets(summarise(frame_of(kept), resamples=1000))}
+    assert "pgr" not in shown
+    assert "ID gain" not in shown["costs"].headings, "there are no weak bases as they are"
+
+
+def test_curves_are_told_round_by_round(summary) -> None:
+    assert ("a", "ID", "57.0", "62.0") in tables.curves(summary).rows
 
 
 def test_a_study_of_one_seed_has_a_report_too(tmp_path) -> None:
@@ -108,14 +141,14 @@ def test_variants_with_other_examples_have_a_table_of_their_own(frame) -> None:
     keys = [sheet.key for sheet in tables.sheets(summary)]
     assert "variants" not in keys
     assert keys.count("others") == 1
-    rows = {row[1]: row for row in tables.others(summary).rows}
+    rows = {row[1]: row for row in tables_variants.others(summary).rows}
     ours, bagging, student = (rows[name] for name in ("EnsemW2S ensemble", "Bagging", "Student of bagging"))
     assert ours[0] == "better (b)"
     assert ours[3].startswith("44.0 (")
     assert ours[5:] == ("–",) * 4
     assert bagging[5].startswith("+5.0 (")
     assert student[5] == "+2.0 (+2.0 to +2.0)"
-    of_all = tables.others(summarise(frame, resamples=1000, other_data={"better"}))
+    of_all = tables_variants.others(summarise(frame, resamples=1000, other_data={"better"}))
     assert {row[0] for row in of_all.rows} == {"better"}
 
 
@@ -135,7 +168,7 @@ def test_pgr_is_shown_by_its_median_and_range(summary) -> None:
 
 
 def test_a_table_becomes_markdown_with_its_cells_escaped() -> None:
-    sheet = tables.Sheet("k", "T", ("", "x"), (("a|b", "1"),), "Note.")
+    sheet = Sheet("k", "T", ("", "x"), (("a|b", "1"),), "Note.")
     assert report.markdown(sheet).splitlines() == ["|  | x |", "|---|---:|", "| a\\|b | 1 |", "", "Note."]
 
 

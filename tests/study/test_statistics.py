@@ -58,8 +58,28 @@ def test_many_pairs_are_drawn_and_come_near_the_exact_value() -> None:
 
 
 def test_ranks_go_together_or_not() -> None:
-    found = association([1, 2, 3, 4], [10, 20, 30, 40], resamples=1000, seed=0)
-    assert found == {"rho": pytest.approx(1.0), "p": pytest.approx(2 / 24), "n": 4}
-    assert association([1, 2, 3, 4], [4, 3, 2, 1], resamples=1000, seed=0)["rho"] == pytest.approx(-1.0)
-    assert association([1, 2], [1, 2], resamples=1000, seed=0) is None
-    assert association([1, 1, 1], [1, 2, 3], resamples=1000, seed=0) is None
+    def told(x: list, y: list, groups: str = "") -> dict | None:
+        return association(x, y, groups or "a" * len(x), resamples=4000, seed=0)
+
+    found = told([1, 2, 3, 4], [10, 20, 30, 40])
+    assert found == {"rho": pytest.approx(1.0), "p": pytest.approx(2 / 24, abs=0.02), "n": 4, "groups": 1}
+    assert told([1, 2, 3, 4], [4, 3, 2, 1])["rho"] == pytest.approx(-1.0)
+    assert told([1, 2], [1, 2]) is None
+    assert told([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_what_sets_groups_apart_is_no_association() -> None:
+    """Within each task the two have nothing to do with each other; one task has more of both."""
+    x, y = [1, 2, 3, 4, 5], [3, 5, 1, 2, 4]
+    level = [[*x, *(v + 10 for v in x)], [*y, *(v + 10 for v in y)]]
+    assert association(*level, "a" * 10, resamples=2000, seed=0)["p"] < 0.05
+    within = association(*level, "aaaaabbbbb", resamples=2000, seed=0)
+    assert (within["n"], within["groups"]) == (10, 2)
+    assert abs(within["rho"]) < 0.2
+    assert within["p"] > 0.5
+
+
+def test_a_group_that_can_say_nothing_is_left_out() -> None:
+    alone = association([1, 2, 3, 4], [1, 2, 4, 3], "aaaa", resamples=1000, seed=0)
+    more = association([1, 2, 3, 4, 1, 2, 7, 7, 7], [1, 2, 4, 3, 2, 1, 1, 2, 3], "aaaabbccc", resamples=1000, seed=0)
+    assert more == alone

@@ -15,6 +15,7 @@ from ensemw2s.study import study as studies
 from ensemw2s.study.cells import expand
 
 from ..test_config_study import RUN
+from .conftest import rows_of
 
 
 def study(tmp_path, **values: Any) -> StudyConfig:
@@ -59,3 +60,21 @@ def test_lines_for_machines_and_metrics_say_which_cell_they_are_about(tmp_path, 
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert {line["run"] for line in lines} == {"s", "s/base.default.0", "s/base.default.1"}
     assert [line["run"] for line in lines if line.get("event") == "begin"] == [run for run, _ in told]
+
+
+def test_a_report_of_what_is_done_names_what_failed_and_who_made_the_cells(tmp_path, monkeypatch) -> None:
+    wanted = study(tmp_path, seeds=[0, 1, 2])
+    cells = expand(wanted)
+    done = {str(cell.graph.evaluation.path) for cell in cells[:2]}
+    monkeypatch.setattr(studies.steps, "done", lambda stage: str(stage.path) in done)
+    monkeypatch.setattr(studies.rows, "of_cell", lambda cell: rows_of("base", cell.config.seed))
+    folder = tmp_path / "s"
+    (folder / "cells").mkdir(parents=True)
+    for cell, commit in zip(cells, ("one", "two"), strict=False):
+        studies.store.put_json(folder / "cells" / f"{cell.slug}.json", {"git_commit": commit})
+    first = studies.write(wanted, cells, {cells[1].name: "slow", cells[2].name: "no room"})
+    assert first["commits"] == {"one": 1, "two": 1}
+    again = studies.write(wanted, cells, {})
+    assert again["failed"] == {cells[2].name: "no room"}, "of the others that are missing"
+    done.add(str(cells[2].graph.evaluation.path))
+    assert studies.write(wanted, cells, {})["failed"] == {}

@@ -2,8 +2,8 @@ import pandas as pd
 import pytest
 
 from ensemw2s.study.rows import CHOSEN
+from ensemw2s.study.sheet import find
 from ensemw2s.study.summary import summarise
-from ensemw2s.study.tables import find
 
 from .conftest import frame_of, rows_of
 
