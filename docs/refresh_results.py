@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s import store
-from ensemw2s.study import report, tables
+from ensemw2s.study import questions, report, tables
+from ensemw2s.study.sheet import Sheet
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,12 +28,39 @@ What the studies in `configs/studies/` gave, good or bad. How they are made and 
 [study.md](study.md), [method.md](method.md). Intervals are over seeds, each of which draws data, pre-training and all
 trainings anew. A claim *held* where the 95 % interval of its difference is above 0, and *did not hold* where 0 is
 in it.
+
+Two figures stand beside a difference. The interval is of the mean over seeds, with as many values as there are seeds;
+p is of a test that flips the signs of pairs, a pair for each task and seed. They can disagree: tasks that differ make
+p large where seeds agree, and many pairs make it small where three seeds leave the interval wide. Trust what both say.
+Neither speaks of tasks that are not in the study.
+"""
+
+OTHERS_CODE = """\
+**Does other people's code see the same accuracy?** A trained ensemble gives `lm_eval`, through its Hugging Face
+interface, the accuracy of our own evaluation example by example: `tests/ensemble/test_model_lm_eval.py`.
 """
 
 
 def page(summaries: list[dict[str, Any]]) -> str:
     """The whole page from the contents of study.json files."""
-    return "\n".join([INTRODUCTION, *(line for summary in summaries for line in section(summary))])
+    known = {path.stem for path in (ROOT / "configs" / "studies").glob("*.yaml")}
+    lines = [INTRODUCTION, "## What reviewers of the paper asked\n"]
+    for question, said in questions.answers(summaries, known - {summary["name"] for summary in summaries}):
+        lines += [f"**{question}**\n", "\n".join(f"- {sentence}" for sentence in said) + "\n"]
+    lines += [OTHERS_CODE, "## The studies\n"]
+    lines += [_contents(summary) for summary in summaries]
+    return "\n".join([*lines, *(line for summary in summaries for line in section(summary))])
+
+
+def _contents(summary: dict[str, Any]) -> str:
+    """The tables of a study, linked."""
+    name = summary["name"]
+    linked = [f"[{title}]({questions.anchor(f'{name}: {title}')})" for title in map(_title, tables.sheets(summary))]
+    return f"- [{name}]({questions.anchor(name)}): {', '.join(linked)}\n"
+
+
+def _title(sheet: Sheet) -> str:
+    return f"{sheet.title[0].lower()}{sheet.title[1:]}"
 
 
 def section(summary: dict[str, Any]) -> Iterator[str]:
@@ -46,7 +74,7 @@ def section(summary: dict[str, Any]) -> Iterator[str]:
             yield f"### {summary['name']}: {said[0].lower()}{said[1:]}\n"
             yield "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
     for sheet in tables.sheets(summary):
-        yield f"### {summary['name']}: {sheet.title[0].lower()}{sheet.title[1:]}\n"
+        yield f"### {summary['name']}: {_title(sheet)}\n"
         yield report.markdown(sheet) + "\n"
 
 

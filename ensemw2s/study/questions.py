@@ -1,0 +1,183 @@
+"""What reviewers of the paper asked, and what studies answer: study.json files in, sentences out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from ensemw2s.config_study import DEFAULT
+from ensemw2s.evaluation.wording import SPLITS, amount, percent, plain
+from ensemw2s.study.rows import CHOSEN, VALIDATION
+from ensemw2s.study.sheet import difference, find, name_of, p_value, scopes
+from ensemw2s.study.summary import SPLITS as TESTS
+
+Facts = dict[str, Any]
+
+SAME_PRIOR = {"token": "boosting.prior=samme", "window": "window", "example": "example"}
+"""Unit of the weights → the ablation's variant that has it with the prior samme."""
+
+FLOOR = 0.05
+"""Exact match under which two systems are too often wrong to be told apart."""
+
+
+def answers(studies: list[Facts], not_run: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """The questions, each with an answer a study that has one.
+
+    Args:
+        studies: Contents of study.json files.
+        not_run: Names of the studies that are configured and were not run.
+    """
+    for question, answer in QUESTIONS.items():
+        found = [(study["name"], answer(study)) for study in studies]
+        yield question, [f"{name}: {text}." for name, text in found if text] or ["Nothing here answers this."]
+    models = [f"{s['name']}: {_sizes(s)}." for s in studies]
+    if not_run:
+        models.append(f"Configured and not run, for their models and data lie on a hub: {', '.join(sorted(not_run))}.")
+    yield "Larger models, other families?", models
+
+
+def _sizes(study: Facts) -> str:
+    return "; ".join(
+        f"{name} of {', '.join(f'{n:,}'.replace(',', ' ') for n in sizes)} parameters"
+        for name, sizes in study["parameters"].items()
+        if sizes
+    )
+
+
+def _spread(study: Facts) -> str:
+    tasks = len([scope for scope in scopes(study) if scope != "all"])
+    return f"{len(study['seeds'])} seeds, {tasks} task{'s' * (tasks > 1)}, {study['finished']} runs"
+
+
+def _against(a: str, *rivals: str) -> Callable[[Facts], str]:
+    """Answers with the differences between a system and its rivals."""
+
+    def answer(study: Facts) -> str:
+        own = [e for e in study["comparisons"] if (e["task"], e["variant"]) == (scopes(study)[0], DEFAULT)]
+        said = [_both(own, a, rival) for rival in rivals]
+        return "; ".join(text for text in said if text)
+
+    return answer
+
+
+def _both(comparisons: list[Facts], a: str, b: str) -> str:
+    """ID and OOD difference of two systems, with p."""
+    found = {title: find(comparisons, a=a, b=b, split=split) for split, title in SPLITS.items()}
+    said = [f"{title} {difference(e)}{_p(e)}" for title, e in found.items() if e is not None]
+    return ", ".join(said) + (f" against {_lower(name_of(b))}" if said else "")
+
+
+def _lower(name: str) -> str:
+    return f"{name[0].lower()}{name[1:]}"
+
+
+def _p(entry: Facts) -> str:
+    return f", p = {p_value(entry)}" if entry["pairs"] > 1 else ""
+
+
+def _units(study: Facts) -> str:
+    """Units of the weights against the default, all with one prior; windows and examples cannot do without."""
+    said = []
+    for unit, variant in SAME_PRIOR.items():
+        entry = find(study["variants"], variant=variant)
+        if entry is not None:
+            figures = (entry[f"ensemw2s/{split}"] for split in (VALIDATION, *TESTS))
+            said.append(f"{unit} {', '.join(difference(figure) for figure in figures)}")
+    return "minus the default, all with the prior samme, on validation, ID, OOD: " + "; ".join(said) if said else ""
+
+
+def _rounds(study: Facts) -> str:
+    """T by validation, and how often it was as large as it could be."""
+    own = _against(CHOSEN, "bagging")(study)
+    picked = [e for e in study["chosen"] if e["variant"] == DEFAULT]
+    most = {c["task"]: c["rounds"][-1] for c in study["curves"] if c["variant"] == DEFAULT}
+    values = [(e["task"], t) for e in picked for t in e["rounds"]]
+    if not own or not values:
+        return own
+    at_most = sum(t == most.get(task) for task, t in values)
+    return f"{own}; the most rounds that there were in {at_most} of {len(values)} runs, so more might be better"
+
+
+def _other_data(wanted: str) -> Callable[[Facts], str]:
+    """Answers with the ensemble's differences in variants of this split."""
+
+    def answer(study: Facts) -> str:
+        said, scope = [], scopes(study)[0]
+        for found in study["other_data"]:
+            if wanted not in found["variant"]:
+                continue
+            where = {"task": scope, "variant": found["variant"]}
+            own = [e for e in study["comparisons"] if all(e[key] == value for key, value in where.items())]
+            said += [_both(own, "ensemw2s", rival) for rival in ("bagging", "expert_compute_matched")]
+            levels = [find(study["systems"], **where, system=s, split="ood") for s in ("ensemw2s", "bagging")]
+            if all(level is not None and level["mean"] < FLOOR for level in levels):
+                said.append(f"OOD both are right in fewer than {percent(FLOOR)} of the cases, so OOD this says nothing")
+        return "; ".join(text for text in said if text)
+
+    return answer
+
+
+def _agreement(study: Facts) -> str:
+    """How often all members agree on a wrong token, and whether common errors go with the vote's gain."""
+    said = []
+    for split, title in SPLITS.items():
+        points = [p for p in study["diagnosis"]["points"] if (p["system"], p["split"]) == ("ensemw2s", split)]
+        known = [p["all_same_wrong"] for p in points if p["all_same_wrong"] is not None]
+        if known:
+            said.append(
+                f"{title} all members agree on a wrong token at {percent(sum(known) / len(known))} of the tokens"
+            )
+        for figure, name in (
+            ("error_correlation", "correlation of errors"),
+            ("same_wrong", "agreement where two are wrong"),
+        ):
+            found = find(study["diagnosis"]["associations"], split=split, figure=figure)
+            if found is not None:
+                said.append(f"{name} against the vote's gain, ρ {plain(found['rho'])}, p = {found['p']:.2g}")
+    return "; ".join(said)
+
+
+def _recovered(study: Facts) -> str:
+    own = [e for e in study["pgr"] if (e["task"], e["variant"]) == (scopes(study)[0], DEFAULT)]
+    own = [e for e in own if e["system"] == "student_ensemw2s"]
+    return "; ".join(
+        f"{SPLITS[e['split']]}, of EnsemW2S's student: PGR undefined in {e['undefined']} of {e['runs']} runs"
+        + (f" and else {' to '.join(map(plain, e['range']))}" if e["range"] else "")
+        + f"; ceiling − one expert is {difference(e['ceiling_minus_weak'])} points"
+        for e in own
+    )
+
+
+def _bought(study: Facts) -> str:
+    said = []
+    for system, name in (("ensemw2s", "the ensemble"), ("expert_compute_matched", "one expert, full budget")):
+        e = find(study["costs"], task=scopes(study)[0], variant=DEFAULT, system=system)
+        if e is not None and e["gain_id"] is not None:
+            gains = ", ".join(f"{title} {100 * e[f'gain_{split}']:+.1f}" for split, title in SPLITS.items())
+            said.append(
+                f"{gains} points over the weak bases for {amount(e['tokens_trained'])} trained tokens of {name}"
+            )
+    return "; ".join(said).replace("-", "−")
+
+
+QUESTIONS: dict[str, Callable[[Facts], str]] = {
+    "How much do runs spread?": _spread,
+    "Is it better than a direct ensemble (bagging)?": _against("ensemw2s", "bagging"),
+    "Is it better than one expert with the training of all rounds?": _against("ensemw2s", "expert_compute_matched"),
+    "Does its student learn more than others' students?": _against(
+        "student_ensemw2s", "student_bagging", "student_single", "student_easy_only"
+    ),
+    "Weights of tokens or of examples?": _units,
+    "And when T is chosen without a look at the test?": _rounds,
+    "Random splits in place of easy → hard?": _other_data("random"),
+    "Another data set for the hard part?": _other_data("cross"),
+    "What when experts agree on a wrong answer?": _agreement,
+    "What does it cost?": _bought,
+    "A figure that does not explode like PGR?": _recovered,
+}
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading in Markdown on GitHub."""
+    return "#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

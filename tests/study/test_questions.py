@@ -1,0 +1,62 @@
+"""What reviewers asked, answered from the figures of `conftest.rows_of`."""
+
+from typing import Any
+
+import pytest
+
+from ensemw2s.evaluation.wording import NBSP
+from ensemw2s.study.questions import anchor, answers
+from ensemw2s.study.summary import summarise
+
+from .conftest import frame_of, rows_of
+
+pytestmark = pytest.mark.slow
+
+
+def told(summary: dict[str, Any], not_run: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    study = {**summary, "name": "small", "seeds": [0, 1, 2], "finished": 12}
+    return dict(answers([study], not_run))
+
+
+def test_each_question_is_answered_with_the_studys_figures(summary) -> None:
+    said = {question: text[0] for question, text in told(summary, ("pythia",)).items()}
+    assert said["How much do runs spread?"] == "small: 3 seeds, 2 tasks, 12 runs."
+    bagging = said["Is it better than a direct ensemble (bagging)?"]
+    assert bagging.startswith("small: ID +3.0 (+0.5 to +5.5), p = 0.031, OOD +3.0")
+    full = said["Is it better than one expert with the training of all rounds?"]
+    assert full.startswith("small: ID +5.0")
+    assert full.endswith("against one expert, full budget.")
+    chosen = said["And when T is chosen without a look at the test?"]
+    assert "the most rounds that there were in 2 of 6 runs" in chosen
+    assert f"10.0{NBSP}% of the tokens" in said["What when experts agree on a wrong answer?"]
+    assert "PGR undefined in 2 of 6 runs" in said["A figure that does not explode like PGR?"]
+    assert told(summary, ("pythia",))["Larger models, other families?"][-1].endswith("pythia.")
+
+
+def test_what_no_study_answers_is_said(summary) -> None:
+    said = told(summary)
+    assert said["Another data set for the hard part?"] == ["Nothing here answers this."]
+    assert not any("not run" in text for text in said["Larger models, other families?"])
+
+
+@pytest.mark.parametrize(("lower", "told_apart"), [(0.0, True), (0.5, False)])
+def test_systems_that_are_hardly_ever_right_are_not_told_apart(frame, lower: float, told_apart: bool) -> None:
+    moved = frame.copy()
+    hard = (moved["variant"] == "cross") | (moved["variant"] == "better")
+    moved.loc[hard, "variant"] = "cross-source"
+    moved.loc[hard & (moved["split"] == "ood"), "exact_match"] -= lower
+    said = told(summarise(moved, resamples=1000, other_data={"cross-source"}))
+    [text] = said["Another data set for the hard part?"]
+    assert ("says nothing" not in text) is told_apart
+
+
+def test_units_are_compared_with_one_prior(frame) -> None:
+    cells = [(task, seed) for task in ("a", "b") for seed in range(3)]
+    rows = [r for c in cells for name, lift in (("default", 0.0), ("example", -0.02)) for r in rows_of(*c, name, lift)]
+    [text] = told(summarise(frame_of(rows), resamples=1000))["Weights of tokens or of examples?"]
+    assert text.endswith("example −2.0 (−2.0 to −2.0), −2.0 (−2.0 to −2.0), −2.0 (−2.0 to −2.0).")
+
+
+def test_anchors_are_those_of_markdown() -> None:
+    assert anchor("tiny: common errors against the vote's gain") == "#tiny-common-errors-against-the-votes-gain"
+    assert anchor("tiny: systems: number_sorting") == "#tiny-systems-number_sorting"
