@@ -27,12 +27,15 @@ Facts = dict[str, Any]
 SHOWN = {"comparisons": (0, 1, 2, 3, 4), "systems": (0, 1, 2, 3), "variants": (0, 1, 2, 5, 6)}
 """Sheets that the terminal shows, of all tasks together, and their columns; the page has all."""
 
+NAMED = 5
+"""Missing cells up to which a report names them."""
+
 
 def write(
     study: StudyConfig,
     table: pa.Table,
     failed: dict[str, str],
-    cells: int,
+    missing: list[str],
     folder: Path,
     commits: dict[str, int] | None = None,
 ) -> Facts:
@@ -42,7 +45,7 @@ def write(
         study: The study.
         table: Its rows.
         failed: Name of each failed cell → reason.
-        cells: How many cells it has.
+        missing: Names of the cells that are not in the table, failed or not.
         folder: Its folder.
         commits: Commit of the code → cells that it finished.
 
@@ -50,14 +53,16 @@ def write(
         The content of study.json.
     """
     frame = table.to_pandas()
+    finished = int(frame[["task", "variant", "seed"]].drop_duplicates().shape[0])
     summary = {
         "name": study.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": pipeline.versions(),
         "git_commit": pipeline.git_commit(),
         "commits": commits or {},
-        "cells": cells,
-        "finished": int(frame[["task", "variant", "seed"]].drop_duplicates().shape[0]),
+        "cells": finished + len(missing),
+        "finished": finished,
+        "missing": missing,
         "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
         "failed": failed,
         **summarise(frame, resamples=study.resamples, other_data=with_other_data(study)),
@@ -91,10 +96,12 @@ def page(summary: Facts, light: dict[str, bytes], dark: dict[str, bytes]) -> str
 def facts(summary: Facts) -> list[tuple[str, str]]:
     """Where the figures come from."""
     sizes = summary["parameters"]
+    missing = summary.get("missing", [])
+    without = f" (without {'; '.join(missing)})" if 0 < len(missing) <= NAMED else ""
     commits = ", ".join(f"{commit} ({cells})" for commit, cells in summary.get("commits", {}).items())
     return [
         *((f"parameters of {name}", ", ".join(map(str, found))) for name, found in sizes.items() if found),
-        ("cells", f"{summary['finished']} of {summary['cells']}"),
+        ("cells", f"{summary['finished']} of {summary['cells']}{without}"),
         ("seeds", ", ".join(map(str, summary["seeds"]))),
         ("created", summary["created"]),
         ("commit of the report", str(summary["git_commit"])),

@@ -105,12 +105,13 @@ def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> Fact
     table = pa.Table.from_pylist([row for cell in done for row in rows.of_cell(cell)], schema=rows.SCHEMA)
     pq.write_table(table, folder / "study.parquet")
     remote.push(folder / "study.parquet")
-    missing = {cell.name for cell in cells} - {cell.name for cell in done}
+    finished = {cell.name for cell in done}
+    missing = [cell.name for cell in cells if cell.name not in finished]
     failed = {**_failed_before(folder, missing), **failed}
-    return report.write(study, table, failed, len(cells), folder, _commits(folder, done))
+    return report.write(study, table, failed, missing, folder, _commits(folder, done))
 
 
-def _failed_before(folder: Path, missing: set[str]) -> dict[str, str]:
+def _failed_before(folder: Path, missing: list[str]) -> dict[str, str]:
     """Name and reason of the cells that failed when they were last tried, of those that are still missing."""
     written = folder / "study.json"
     told = store.read_json(written)["failed"] if written.exists() else {}

@@ -26,7 +26,7 @@ def written(tmp_path_factory):
     rows = [r for task in ("a", "<b>") for seed in (0, 1, 2) for r in rows_of(task, seed)]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     study = StudyConfig(name="s", base={}, resamples=1000)
-    return folder, report.write(study, table, {"a, default, seed 3": "no <room>"}, 8, folder)
+    return folder, report.write(study, table, {"a, default, seed 3": "no <room>"}, ["a, default, seed 3"], folder)
 
 
 def test_the_page_has_every_table_and_plot_and_loads_nothing(written) -> None:
@@ -113,8 +113,9 @@ def test_curves_are_told_round_by_round(summary) -> None:
 
 def test_a_study_of_one_seed_has_a_report_too(tmp_path) -> None:
     table = pa.Table.from_pylist(rows_of("a", 0), schema=SCHEMA)
-    summary = report.write(StudyConfig(name="s", base={}), table, {}, 5, tmp_path)
-    assert summary["finished"] == 1
+    summary = report.write(StudyConfig(name="s", base={}), table, {}, ["one"] * 4, tmp_path)
+    assert (summary["finished"], summary["cells"]) == (1, 5)
+    assert ("cells", "1 of 5 (without one; one; one; one)") in report.facts(summary)
     assert (tmp_path / "study.html").exists()
 
 
@@ -122,7 +123,7 @@ def test_a_study_of_weak_systems_alone_has_a_report_too(tmp_path) -> None:
     kept = [r for r in rows_of("a", 0) if not r["system"].startswith(("student_", "base_", "sequence_"))]
     kept = [{k: v for k, v in r.items() if k not in ("error_correlation", "member_exact_match")} for r in kept]
     table = pa.Table.from_pylist(kept, schema=SCHEMA)
-    summary = report.write(StudyConfig(name="s", base={}), table, {}, 1, tmp_path)
+    summary = report.write(StudyConfig(name="s", base={}), table, {}, [], tmp_path)
     assert (summary["pgr"], summary["diagnosis"]["points"]) == ([], [])
     assert "Student" not in (tmp_path / "study.html").read_text(encoding="utf-8").split("<main>")[1].split("Beside")[0]
 
@@ -157,7 +158,7 @@ def test_a_study_knows_which_variants_have_other_examples(tmp_path) -> None:
     study = StudyConfig(
         name="s", base={}, variants={"split": {"data.split.mode": "random"}}, factors={"boosting.rounds": [2]}
     )
-    summary = report.write(study, pa.Table.from_pylist(rows, schema=SCHEMA), {}, 3, tmp_path)
+    summary = report.write(study, pa.Table.from_pylist(rows, schema=SCHEMA), {}, [], tmp_path)
     assert [entry["variant"] for entry in summary["other_data"]] == ["split"]
     assert [entry["variant"] for entry in summary["variants"]] == ["more"]
 

@@ -22,7 +22,9 @@ refresh = runpy.run_path(str(ROOT / "docs" / "refresh_results.py"))
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     table = pa.Table.from_pylist([r for seed in (0, 1, 2) for r in rows_of("a", seed)], schema=SCHEMA)
-    report.write(StudyConfig(name="small", base={}), table, {"b, default, seed 0": "no room"}, 4, folder)
+    report.write(
+        StudyConfig(name="small", base={}), table, {"b, default, seed 0": "no room"}, ["b, default, seed 0"], folder
+    )
     return folder
 
 

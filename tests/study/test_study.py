@@ -73,6 +73,7 @@ def test_a_report_of_what_is_done_names_what_failed_and_who_made_the_cells(tmp_p
     for cell, commit in zip(cells, ("one", "two"), strict=False):
         studies.store.put_json(folder / "cells" / f"{cell.slug}.json", {"git_commit": commit})
     first = studies.write(wanted, cells, {cells[1].name: "slow", cells[2].name: "no room"})
+    assert (first["finished"], first["cells"], first["missing"]) == (2, 3, [cells[2].name])
     assert first["commits"] == {"one": 1, "two": 1}
     again = studies.write(wanted, cells, {})
     assert again["failed"] == {cells[2].name: "no room"}, "of the others that are missing"
