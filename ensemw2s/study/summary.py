@@ -107,14 +107,14 @@ class Summary:
         }
 
     def systems(self) -> Iterator[Facts]:
-        """Mean exact match, token accuracy and NLL of every system, with the interval of the first."""
+        """Mean exact match of every system with its interval, and the means of its other figures."""
         for scope, variant in self._places():
             for system, split in itertools.product(self.order, (*SPLITS, VALIDATION, HARD_VALIDATION)):
                 found = self._mean(self._of(self._values(variant, system, split), scope))
                 if found is None:
                     continue
                 others = {}
-                for key in ("token_accuracy", "nll", "option_accuracy"):
+                for key in ("token_accuracy", "nll", "option_accuracy", "label_accuracy"):
                     mean = self._mean(self._of(self._values(variant, system, split, key), scope))
                     others[key] = None if mean is None else mean["mean"]
                 where = {"task": scope, "variant": variant, "system": system, "split": split}

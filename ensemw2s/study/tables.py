@@ -132,12 +132,15 @@ def systems(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
         for split in splits:
             row.append(mean_text(find(own, system=system, split=split)))
         ood = find(own, system=system, split="ood") or {}
-        rows.append((*row, percent(ood.get("token_accuracy"), ""), plain(ood.get("nll"), 3)))
-    headings = ("", *splits.values(), "OOD tokens", "OOD NLL")
+        beside = [percent(ood.get(key), "") for key in ("token_accuracy", "option_accuracy", "label_accuracy")]
+        rows.append((*row, beside[0], plain(ood.get("nll"), 3), *beside[1:]))
+    headings = ("", *splits.values(), "OOD tokens", "OOD NLL", "OOD options", "labels right")
     note = (
         f"Exact match, %, mean over {seeds_of(own)} seeds with 95 % t interval; on validation, and with T by "
         "validation, under teacher forcing. So are tokens right (%) and NLL (nats a token) of the OOD answers."
     )
+    if any(e.get("label_accuracy") is not None for e in own):
+        note += " Labels right, %, are those that a student learnt from."
     return Sheet("systems", f"Systems: {scope_name(scope)}", headings, tuple(rows), note)
 
 

@@ -107,6 +107,16 @@ def test_columns_and_tables_without_a_figure_are_left_out() -> None:
     assert "ID gain" not in shown["costs"].headings, "there are no weak bases as they are"
 
 
+def test_the_labels_of_a_student_stand_beside_it(summary) -> None:
+    sheet = tables.systems(summary, "a")
+    right = {row[0]: row[sheet.headings.index("labels right")] for row in sheet.rows}
+    assert (right["Student of EnsemW2S"], right["Student of bagging"]) == ("50.0", "–")
+    assert sheet.note.endswith("Labels right, %, are those that a student learnt from.")
+    assert "OOD options" not in next(s for s in tables.sheets(summary) if s.key == "systems").headings
+    weak = summarise(frame_of([r for r in rows_of("a", 0) if r["system"] == "bagging"]), resamples=1000)
+    assert "Labels" not in tables.systems(weak, "a").note
+
+
 def test_curves_are_told_round_by_round(summary) -> None:
     assert ("a", "ID", "57.0", "62.0") in tables.curves(summary).rows
 
