@@ -73,7 +73,8 @@ def find(entries: list[Facts], **wanted: Any) -> Facts | None:
 
 def seeds_of(entries: list[Facts]) -> str:
     """How many seeds figures are over; several numbers where that differs."""
-    return ", ".join(map(str, sorted({e["n"] for e in entries}))) or "0"
+    counts = ", ".join(map(str, sorted({e["n"] for e in entries}))) or "0"
+    return f"{counts} seed{'' if counts == '1' else 's'}"
 
 
 def difference(entry: Facts | None) -> str:

@@ -114,7 +114,7 @@ def comparisons(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
     sizes = sorted({e["pairs"] for e in own})
     least = max((e["smallest_p"] for e in own), default=1.0)
     note = (
-        f"Exact match, points; 95 % t intervals over {seeds_of(own)} seeds. p: two-sided sign-flip test over "
+        f"Exact match, points; 95 % t intervals over {seeds_of(own)}. p: two-sided sign-flip test over "
         f"{', '.join(map(str, sizes))} pairs of one task and seed, which cannot be less than {least:.2g}. "
         f"{sum(e['n'] > 1 for e in own)} tests, none corrected for their number. "
         "With T by validation, both are teacher-forced: ensembles of the first rounds do not decode."
@@ -136,7 +136,7 @@ def systems(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
         rows.append((*row, beside[0], plain(ood.get("nll"), 3), *beside[1:]))
     headings = ("", *splits.values(), "OOD tokens", "OOD NLL", "OOD options", "labels right")
     note = (
-        f"Exact match, %, mean over {seeds_of(own)} seeds with 95 % t interval; on validation, and with T by "
+        f"Exact match, %, mean over {seeds_of(own)} with 95 % t interval; on validation, and with T by "
         "validation, under teacher forcing. So are tokens right (%) and NLL (nats a token) of the OOD answers."
     )
     if any(e.get("label_accuracy") is not None for e in own):

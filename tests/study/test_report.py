@@ -86,6 +86,9 @@ def test_two_seeds_have_no_interval() -> None:
     two = summarise(frame_of([r for seed in (0, 1) for r in rows_of("a", seed)]), resamples=1000)
     row = next(row for row in tables.comparisons(two, "a").rows if row[0].endswith("− Bagging"))
     assert row[1] == "+2.5 (2 seeds)"
+    assert "over 2 seeds" in tables.systems(two, "a").note
+    one = summarise(frame_of(rows_of("a", 0)), resamples=1000)
+    assert "over 1 seed with" in tables.systems(one, "a").note
 
 
 def test_variants_stand_beside_their_own_rivals(summary) -> None:
