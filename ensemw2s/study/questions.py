@@ -96,7 +96,8 @@ def _rounds(study: Facts) -> str:
     if not own or not values:
         return own
     at_most = sum(t == most.get(task) for task, t in values)
-    return f"{own}; the most rounds that there were in {at_most} of {len(values)} runs, so more might be better"
+    text = f"{own}; the most rounds that there were in {at_most} of {len(values)} runs"
+    return f"{text}, so more might be better" if 2 * at_most > len(values) else text
 
 
 def _other_data(wanted: str) -> Callable[[Facts], str]:

@@ -27,7 +27,9 @@ def test_each_question_is_answered_with_the_studys_figures(summary) -> None:
     assert full.startswith("small: ID +5.0")
     assert full.endswith("against one expert, full budget.")
     chosen = said["And when T is chosen without a look at the test?"]
-    assert "the most rounds that there were in 2 of 6 runs" in chosen
+    assert chosen.endswith("the most rounds that there were in 2 of 6 runs.")
+    most = {**summary, "chosen": [{**entry, "rounds": [2, 2, 2]} for entry in summary["chosen"]]}
+    assert told(most)["And when T is chosen without a look at the test?"][0].endswith("so more might be better.")
     assert f"10.0{NBSP}% of the tokens" in said["What when experts agree on a wrong answer?"]
     assert "PGR undefined in 2 of 6 runs" in said["A figure that does not explode like PGR?"]
     assert told(summary, ("pythia",))["Larger models, other families?"][-1].endswith("pythia.")
