@@ -25,9 +25,9 @@ INTRODUCTION = """\
 <!-- Written by `python docs/refresh_results.py docs/studies/*.json`; change nothing here by hand. -->
 
 What the studies in `configs/studies/` gave, good or bad. How they are made and what the words mean:
-[study.md](study.md), [method.md](method.md). Intervals are over seeds, each of which draws examples and all trainings anew,
-and pre-training where a model is made here. A claim *held* where the 95 % interval of its difference is above 0, and
-*did not hold* where 0 is in it; of fewer than three seeds neither is said.
+[study.md](study.md), [method.md](method.md). Intervals are over seeds, each of which draws examples and all trainings
+anew, and pre-training where a model is made here. A claim *held* where the 95 % interval of its difference is above 0,
+and *did not hold* where 0 is in it; of fewer than three seeds neither is said.
 
 Two figures stand beside a difference. The interval is of the mean over seeds, with as many values as there are seeds;
 p is of a test that flips the signs of pairs, a pair for each task and seed. They can disagree: tasks that differ make
