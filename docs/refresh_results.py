@@ -15,7 +15,7 @@ from typing import Any
 
 from ensemw2s import store
 from ensemw2s.study import questions, report, tables
-from ensemw2s.study.sheet import Sheet
+from ensemw2s.study.sheet import lower_first
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,12 +55,9 @@ def page(summaries: list[dict[str, Any]]) -> str:
 def _contents(summary: dict[str, Any]) -> str:
     """The tables of a study, linked."""
     name = summary["name"]
-    linked = [f"[{title}]({questions.anchor(f'{name}: {title}')})" for title in map(_title, tables.sheets(summary))]
+    titles = (lower_first(sheet.title) for sheet in tables.sheets(summary))
+    linked = [f"[{title}]({questions.anchor(f'{name}: {title}')})" for title in titles]
     return f"- [{name}]({questions.anchor(name)}): {', '.join(linked)}\n"
-
-
-def _title(sheet: Sheet) -> str:
-    return f"{sheet.title[0].lower()}{sheet.title[1:]}"
 
 
 def section(summary: dict[str, Any]) -> Iterator[str]:
@@ -74,7 +71,7 @@ def section(summary: dict[str, Any]) -> Iterator[str]:
             yield f"### {summary['name']}: {said[0].lower()}{said[1:]}\n"
             yield "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
     for sheet in tables.sheets(summary):
-        yield f"### {summary['name']}: {_title(sheet)}\n"
+        yield f"### {summary['name']}: {lower_first(sheet.title)}\n"
         yield report.markdown(sheet) + "\n"
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from ensemw2s.config_study import DEFAULT
 from ensemw2s.evaluation.wording import SPLITS, amount, percent, plain
 from ensemw2s.study.rows import CHOSEN, VALIDATION
-from ensemw2s.study.sheet import difference, find, name_of, p_value, scopes
-from ensemw2s.study.summary import SPLITS as TESTS
+from ensemw2s.study.sheet import difference, find, lower_first, name_of, p_value, scopes
 
 Facts = dict[str, Any]
 
@@ -65,11 +64,7 @@ def _both(comparisons: list[Facts], a: str, b: str) -> str:
     """ID and OOD difference of two systems, with p."""
     found = {title: find(comparisons, a=a, b=b, split=split) for split, title in SPLITS.items()}
     said = [f"{title} {difference(e)}{_p(e)}" for title, e in found.items() if e is not None]
-    return ", ".join(said) + (f" against {_lower(name_of(b))}" if said else "")
-
-
-def _lower(name: str) -> str:
-    return f"{name[0].lower()}{name[1:]}"
+    return ", ".join(said) + (f" against {lower_first(name_of(b))}" if said else "")
 
 
 def _p(entry: Facts) -> str:
@@ -82,7 +77,7 @@ def _units(study: Facts) -> str:
     for unit, variant in SAME_PRIOR.items():
         entry = find(study["variants"], variant=variant)
         if entry is not None:
-            figures = (entry[f"ensemw2s/{split}"] for split in (VALIDATION, *TESTS))
+            figures = (entry[f"ensemw2s/{split}"] for split in (VALIDATION, *SPLITS))
             said.append(f"{unit} {', '.join(difference(figure) for figure in figures)}")
     return "minus the default, all with the prior samme, on validation, ID, OOD: " + "; ".join(said) if said else ""
 

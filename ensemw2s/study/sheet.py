@@ -71,6 +71,11 @@ def find(entries: list[Facts], **wanted: Any) -> Facts | None:
     return next((e for e in entries if all(e.get(k) == v for k, v in wanted.items())), None)
 
 
+def lower_first(text: str) -> str:
+    """The text for the middle of a sentence."""
+    return f"{text[0].lower()}{text[1:]}"
+
+
 def seeds_of(entries: list[Facts]) -> str:
     """How many seeds figures are over; several numbers where that differs."""
     counts = ", ".join(map(str, sorted({e["n"] for e in entries}))) or "0"

@@ -25,6 +25,7 @@ from ensemw2s.study.sheet import (
     Sheet,
     difference,
     find,
+    lower_first,
     mean_text,
     name_of,
     ordered,
@@ -94,7 +95,7 @@ def verdicts(summary: Facts) -> dict[str, list[str]]:
             if entry is None:
                 continue
             how = f"{title}, teacher-forced" if a == CHOSEN else title
-            text = f"{name_of(a)} minus {name_of(b)[0].lower()}{name_of(b)[1:]} on {how}: {difference(entry)} points"
+            text = f"{name_of(a)} minus {lower_first(name_of(b))} on {how}: {difference(entry)} points"
             text += f", p = {p_value(entry)}." if entry["pairs"] > 1 else ", one seed."
             found[headings.get(entry["verdict"], "What cannot be told")].append(text)
     return found
