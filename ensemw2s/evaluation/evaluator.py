@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -98,19 +99,9 @@ def evaluate(
     """
     tokens = TokenData.from_table(tokenize_examples(examples, loaded.tokenizer, data))
     size: dict[str, Any] = {"pad_id": loaded.pad_id, "batch_size": labeling.batch_size}
-    scores = score(loaded.model, tokens.prompt_ids, tokens.answer_ids, **size)
-    columns: Rows = {
-        "n_tokens": [len(s.correct) for s in scores],
-        "token_correct": [int(s.correct.sum()) for s in scores],
-        "nll": [-float(s.logprobs.sum(dtype="float64")) for s in scores],
-        "forced": [bool(s.correct.all()) for s in scores],
-        "option": _options(examples, tokens, loaded, data, size),
-    }
-    if loaded.model.num_members > 1 and members:
-        columns["answer_ids"] = [ids.tolist() for ids in tokens.answer_ids]
-        columns["member_ids"] = [s.member_tokens.tolist() for s in scores]
+    generations: list[Generation] = []
+    began = time.monotonic()
     if decoded:
-        began = time.monotonic()
         generations = decode(
             loaded.model,
             tokens.prompt_ids,
@@ -119,15 +110,49 @@ def evaluate(
             batch_size=labeling.batch_size,
             speculation=as_asked(labeling),
         )
-        seconds = (time.monotonic() - began) / len(generations)
+    seconds = time.monotonic() - began
+    forced = _forced(tokens, generations, loaded, size)
+    columns: Rows = {
+        "n_tokens": [len(f.correct) for f in forced],
+        "token_correct": [int(f.correct.sum()) for f in forced],
+        "nll": [-float(f.logprobs.sum(dtype="float64")) for f in forced],
+        "forced": [bool(f.correct.all()) for f in forced],
+        "option": _options(examples, tokens, loaded, data, size),
+    }
+    if loaded.model.num_members > 1 and members:
+        columns["answer_ids"] = [ids.tolist() for ids in tokens.answer_ids]
+        columns["member_ids"] = [f.member_tokens.tolist() for f in forced]
+    if decoded:
         columns |= {
             "answer": [answer_text(g, loaded) for g in generations],
             "n_decoded": [len(g.token_ids) * loaded.model.num_members for g in generations],
             "agreement": [float(g.agreement.mean(dtype="float64")) for g in generations],
-            "seconds": [seconds] * len(generations),
+            "seconds": [seconds / len(generations)] * len(generations),
             "tokens": [_tokens(g, loaded) if i < shown else None for i, g in enumerate(generations)],
         }
     return columns
+
+
+@dataclass(frozen=True)
+class _Forced:
+    """What is kept of an answer of n tokens under teacher forcing: as in `Score`."""
+
+    logprobs: np.ndarray
+    correct: np.ndarray
+    member_tokens: np.ndarray
+
+
+def _forced(tokens: TokenData, generations: list[Generation], loaded: Loaded, size: dict[str, Any]) -> list[_Forced]:
+    """Teacher forcing of every answer. One that was decoded token for token has been read along with its own."""
+    found: dict[int, _Forced] = {
+        i: _Forced(g.logprobs, np.ones(len(g.token_ids), bool), g.votes.T)
+        for i, (g, answer) in enumerate(zip(generations, tokens.answer_ids, strict=bool(generations)))
+        if g.token_ids == answer.tolist()
+    }
+    rest = [i for i in range(len(tokens.answer_ids)) if i not in found]
+    scores = score(loaded.model, [tokens.prompt_ids[i] for i in rest], [tokens.answer_ids[i] for i in rest], **size)
+    found |= {i: _Forced(s.logprobs, s.correct, s.member_tokens) for i, s in zip(rest, scores, strict=True)}
+    return [found[i] for i in range(len(tokens.answer_ids))]
 
 
 def _options(

@@ -10,6 +10,7 @@ import torch
 from ensemw2s.config import DataConfig, LabelingConfig, ReasoningGymSource
 from ensemw2s.data.examples import example_table
 from ensemw2s.data.tokens import tokenize_examples
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.voter import Loaded
 from ensemw2s.evaluation.evaluate import _joined
@@ -74,6 +75,28 @@ def test_teacher_forcing_gives_tokens_right_and_their_likelihood(pair, models, t
         assert found["token_correct"][i] == right.sum()
         assert found["forced"][i] == right.all()
         assert found["nll"][i] == pytest.approx(-logprobs.sum(), abs=1e-3)
+
+
+def test_an_answer_that_was_decoded_is_not_read_again_under_teacher_forcing(pair, tokenizer, monkeypatch):
+    from ensemw2s.evaluation import evaluator as module
+
+    table = tokenize_examples(SUMS, tokenizer, DATA)
+    said = decode(pair.model, table["prompt_ids"].to_pylist(), max_new_tokens=5, eos_ids=pair.eos_id, batch_size=2)
+    answers = [said[0].token_ids, table["answer_ids"][1].as_py(), said[2].token_ids]
+    where = table.schema.get_field_index("answer_ids")
+    table = table.set_column(where, table.schema.field(where), pa.array(answers, table.schema.field(where).type))
+    monkeypatch.setattr(module, "tokenize_examples", lambda *_: table)
+    read, real = [], module.score
+    monkeypatch.setattr(
+        module, "score", lambda m, prompts, *rest, **o: read.append(len(prompts)) or real(m, prompts, *rest, **o)
+    )
+    once = evaluate(SUMS, pair, DATA, LABELING, decoded=True, shown=0, members=True)
+    both = evaluate(SUMS, pair, DATA, LABELING, decoded=False, shown=0, members=True)
+    assert read == [1, 3]
+    assert once["forced"] == [True, False, True]
+    for key in ("n_tokens", "token_correct", "forced", "answer_ids", "member_ids"):
+        assert once[key] == both[key]
+    np.testing.assert_allclose(once["nll"], both["nll"], atol=1e-4)
 
 
 def test_decoding_counts_the_tokens_of_every_member(pair, models, tokenizer):
