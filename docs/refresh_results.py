@@ -2,8 +2,8 @@
 
     python docs/refresh_results.py docs/studies/*.json
 
-Each argument is the study.json of a study, or the folder that has it. The page has nothing of studies that are not
-named.
+Each argument is the study.json of a study, or the folder that has it. Where its study.parquet lies beside it (under the
+same name), the statistics are made anew from that. The page has nothing of studies that are not named.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ensemw2s import store
+from ensemw2s.config_study import StudyConfig
 from ensemw2s.study import questions, report, tables
 from ensemw2s.study.sheet import lower_first
+from ensemw2s.study.summary import associations, summarise
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +72,7 @@ def section(summary: dict[str, Any]) -> Iterator[str]:
         yield f"Failed: {name}: {reason}\n"
     for said, sentences in tables.verdicts(summary).items():
         if sentences:
-            yield f"### {summary['name']}: {said[0].lower()}{said[1:]}\n"
+            yield f"### {summary['name']}: {lower_first(said)}\n"
             yield "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
     for sheet in tables.sheets(summary):
         yield f"### {summary['name']}: {lower_first(sheet.title)}\n"
@@ -77,7 +81,18 @@ def section(summary: dict[str, Any]) -> Iterator[str]:
 
 def read(studies: list[Path]) -> str:
     """The whole page of these studies: their study.json files, or folders."""
-    return page([store.read_json(path / "study.json" if path.is_dir() else path) for path in studies])
+    return page([_study(path / "study.json" if path.is_dir() else path) for path in studies])
+
+
+def _study(path: Path) -> dict[str, Any]:
+    """What a study says by the statistics of today; of one without rows, what can be made from its points alone."""
+    told, rows = store.read_json(path), path.with_suffix(".parquet")
+    resamples = told.get("resamples", StudyConfig.model_fields["resamples"].default)
+    if rows.exists():
+        others = {entry["variant"] for entry in told["other_data"]}
+        return {**told, **summarise(pd.read_parquet(rows), resamples=resamples, other_data=others)}
+    points = told["diagnosis"]["points"]
+    return {**told, "diagnosis": {"points": points, "associations": associations(points, resamples)}}
 
 
 def main(studies: list[Path]) -> None:

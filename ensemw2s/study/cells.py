@@ -22,7 +22,7 @@ from ensemw2s.config_tree import set_value
 from ensemw2s.errors import ConfigError
 from ensemw2s.stages import Graph, build_graph
 
-ALWAYS = ("expert_single", "expert_compute_matched", "bagging", "ensemw2s")
+ALWAYS = ("base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s")
 """Systems of every cell, whatever its config says: a gain counts against these only."""
 
 STUDENTS = ("student_single", "student_bagging")

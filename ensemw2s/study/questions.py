@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ensemw2s.config_study import DEFAULT
-from ensemw2s.evaluation.wording import SPLITS, amount, percent, plain
+from ensemw2s.evaluation.wording import SPLITS, amount, in_a_sentence, percent, plain
 from ensemw2s.study.rows import CHOSEN, VALIDATION
-from ensemw2s.study.sheet import difference, find, lower_first, name_of, p_value, scopes
+from ensemw2s.study.sheet import difference, find, lower_first, mean_text, name_of, p_value, scopes
+from ensemw2s.study.summary import ALL
 
 Facts = dict[str, Any]
 
@@ -45,8 +46,15 @@ def _sizes(study: Facts) -> str:
 
 
 def _spread(study: Facts) -> str:
-    tasks = len([scope for scope in scopes(study) if scope != "all"])
-    return f"{len(study['seeds'])} seeds, {tasks} task{'s' * (tasks > 1)}, {study['finished']} runs"
+    """How many runs there are, and the means of the main systems with their intervals over seeds."""
+    tasks = len([scope for scope in scopes(study) if scope != ALL])
+    text = f"{len(study['seeds'])} seeds, {tasks} task{'s' * (tasks > 1)}, {study['finished']} runs"
+    for system in ("expert_single", "bagging", "ensemw2s", "student_ensemw2s"):
+        where = {"task": scopes(study)[0], "variant": DEFAULT, "system": system}
+        found = {title: find(study["systems"], **where, split=split) for split, title in SPLITS.items()}
+        if all(found.values()):
+            text += f"; {in_a_sentence(system)} " + ", ".join(f"{k} {mean_text(e)}" for k, e in found.items())
+    return text
 
 
 def _against(a: str, *rivals: str) -> Callable[[Facts], str]:

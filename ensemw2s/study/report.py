@@ -24,7 +24,11 @@ from ensemw2s.study.summary import summarise
 
 Facts = dict[str, Any]
 
-SHOWN = {"comparisons": (0, 1, 2, 3, 4), "systems": (0, 1, 2, 3), "variants": (0, 1, 2, 5, 6)}
+SHOWN = {
+    "comparisons": ("", "ID", "p", "OOD", "p"),
+    "systems": ("", "ID", "OOD"),
+    "variants": ("Variant − default", "validation", "p", "hard validation", "p"),
+}
 """Sheets that the terminal shows, of all tasks together, and their columns; the page has all."""
 
 NAMED = 5
@@ -65,6 +69,7 @@ def write(
         "missing": missing,
         "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
         "failed": failed,
+        "resamples": study.resamples,
         **summarise(frame, resamples=study.resamples, other_data=with_other_data(study)),
     }
     store.put_json(folder / "study.json", summary)
@@ -137,17 +142,18 @@ def print_summary(summary: Facts, console: Console) -> None:
             console.print(Text(f"\n{said}", "bold"))
             for sentence in sentences:
                 console.print(Text(f"  {sentence}"))
-    for key, columns in SHOWN.items():
+    for key, headings in SHOWN.items():
         if key in first:
             console.print()
-            print_sheet(first[key], columns, console)
+            print_sheet(first[key], headings, console)
     for name, reason in summary["failed"].items():
         console.print(Text(f"\n{name} failed: {reason}"))
 
 
-def print_sheet(sheet: Sheet, columns: tuple[int, ...], console: Console) -> None:
-    """Prints some columns of a table, and its note."""
-    columns = tuple(i for i in columns if i < len(sheet.headings))
+def print_sheet(sheet: Sheet, headings: tuple[str, ...], console: Console) -> None:
+    """Prints the columns of a table that have these headings, and its note; a "p" is that of the column before it."""
+    shown = [sheet.headings[i - (name == "p")] for i, name in enumerate(sheet.headings)]
+    columns = [i for i, name in enumerate(sheet.headings) if name in headings and shown[i] in headings]
     table = Table(title=Text(sheet.title), title_justify="left", box=None, pad_edge=False)
     for i in columns:
         table.add_column(sheet.headings[i], justify="left" if i == 0 else "right", overflow="fold")

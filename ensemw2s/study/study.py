@@ -114,14 +114,14 @@ def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> Fact
 def _failed_before(folder: Path, missing: list[str]) -> dict[str, str]:
     """Name and reason of the cells that failed when they were last tried, of those that are still missing."""
     written = folder / "study.json"
-    told = store.read_json(written)["failed"] if written.exists() else {}
+    told = store.read_json(written)["failed"] if remote.exists(written) else {}
     return {name: reason for name, reason in told.items() if name in missing}
 
 
 def _commits(folder: Path, done: list[Cell]) -> dict[str, int]:
     """Commit of the code → how many cells were finished by it, of those that say so."""
     told = [folder / "cells" / f"{cell.slug}.json" for cell in done]
-    return dict(Counter(str(store.read_json(path)["git_commit"]) for path in told if path.exists()).most_common())
+    return dict(Counter(str(store.read_json(path)["git_commit"]) for path in told if remote.exists(path)).most_common())
 
 
 def _run_cells(cells: list[Cell], waiting: list[Cell], folder: Path, shown: Progress, debug: bool) -> dict[str, str]:

@@ -27,7 +27,7 @@ ALL = "all"
 SPLITS = ("id", "ood")
 
 RIVALS = ("bagging", "expert_compute_matched", "expert_single", "sequence_vote", "base_zero_shot")
-STUDENT_RIVALS = ("student_bagging", "student_single", "student_easy_only")
+STUDENT_RIVALS = ("student_bagging", "student_single", "student_easy_only", "ensemw2s")
 
 FEWEST = 3
 """Seeds below which nothing is said to hold: two that agree by chance have a narrow interval, too."""
@@ -88,13 +88,13 @@ class Summary:
     def _of(self, values: pd.Series, scope: str) -> pd.Series:
         return values if scope == ALL else values[values.index.get_level_values("task") == scope]
 
-    def _by_seed(self, values: pd.Series) -> pd.Series:
-        """A value a seed: the mean over tasks, of the seeds that have all tasks which any has."""
-        table = values.unstack("task")
-        return table.dropna().mean(axis=1)
+    def _whole(self, values: pd.Series) -> pd.Series:
+        """The values of the seeds that have all tasks which any has."""
+        tasks = values.index.get_level_values("task").nunique()
+        return values[values.groupby("seed").transform("size") == tasks]
 
     def _mean(self, values: pd.Series) -> Facts | None:
-        seeds = self._by_seed(values) if len(values) else values
+        seeds = self._whole(values).groupby("seed").mean()
         return statistics.mean_interval(seeds.tolist()) if len(seeds) else None
 
     def parameters(self) -> dict[str, list[int]]:
@@ -138,7 +138,8 @@ class Summary:
                     yield {**where, **found}
 
     def _difference(self, values: pd.Series, name: str) -> Facts | None:
-        """Mean difference over seeds, its interval, the test over all pairs, and what can be said."""
+        """Mean difference over seeds, its interval, the test over the pairs of these, and what can be said."""
+        values = self._whole(values)
         found = self._mean(values)
         if found is None:
             return None
@@ -155,7 +156,7 @@ class Summary:
         for variant in self.names:
             if variant == DEFAULT or variant in self.other_data:
                 continue
-            entry: Facts = {"variant": variant}
+            entry: Facts = {"variant": variant, "tasks": self._tasks_of(variant)}
             for system in ("ensemw2s", "student_ensemw2s"):
                 a, b = (self._last_generation(system, name) for name in (variant, DEFAULT))
                 for split in (VALIDATION, HARD_VALIDATION, *SPLITS):
@@ -174,8 +175,10 @@ class Summary:
         """Variants with other examples, and their tasks."""
         for variant in self.names:
             if variant in self.other_data:
-                own = self.rows[self.rows["variant"] == variant]
-                yield {"variant": variant, "tasks": list(dict.fromkeys(own["task"]))}
+                yield {"variant": variant, "tasks": self._tasks_of(variant)}
+
+    def _tasks_of(self, variant: str) -> list[str]:
+        return list(dict.fromkeys(self.rows[self.rows["variant"] == variant]["task"]))
 
     def curves(self) -> Iterator[Facts]:
         """Exact match by number of rounds, averaged over seeds (those whose boosting came as far)."""
@@ -204,14 +207,12 @@ class Summary:
         """Median and range of PGR over the runs in which it is defined, and the plain differences over all of them."""
         for scope, variant in self._places():
             for system, split in itertools.product(self.order, SPLITS):
-
-                def values(key: str, where: tuple[str, str, str, str] = (scope, variant, system, split)) -> pd.Series:
-                    return self._of(self._values(*where[1:], key), where[0])
-
-                plain = {key: self._mean(values(key)) for key in DIFFERENCES}
+                keys = ("pgr", *DIFFERENCES)
+                defined, *values = (self._of(self._values(variant, system, split, key), scope) for key in keys)
+                plain = {key: self._mean(found) for key, found in zip(DIFFERENCES, values, strict=True)}
                 if plain[DIFFERENCES[0]] is None:
                     continue
-                defined, runs = values("pgr"), len(values(DIFFERENCES[0]))
+                runs = len(values[0])
                 yield {
                     "task": scope,
                     "variant": variant,
@@ -232,8 +233,8 @@ class Summary:
 
     def _cost(self, scope: str, variant: str, system: str) -> Iterator[Facts]:
         def mean(column: str) -> float | None:
-            values = self._of(self._values(variant, system, "id", column), scope)
-            return float(values.mean()) if len(values) else None
+            found = self._mean(self._of(self._values(variant, system, "id", column), scope))
+            return None if found is None else float(found["mean"])
 
         spent = {
             key: mean(key)
@@ -251,8 +252,8 @@ class Summary:
         gains: Facts = {}
         for split in SPLITS:
             own, base = (self._values(variant, name, split) for name in (system, "base_zero_shot"))
-            gain = self._of((own - base).dropna(), scope)
-            gains[split] = float(gain.mean()) if len(gain) else None
+            gain = self._mean(self._of((own - base).dropna(), scope))
+            gains[split] = None if gain is None else float(gain["mean"])
         trained = spent["tokens_trained"] + (spent["supervision_trained"] or 0.0)
         yield {
             "task": scope,
@@ -288,11 +289,18 @@ class Summary:
 
 
 def associations(points: list[Facts], resamples: int) -> list[Facts]:
-    """Within tasks: does what members' errors have in common go with what their vote gains?"""
+    """Within tasks: does what the boosted experts' errors have in common go with what their vote gains?
+
+    Bagging's are other points of the same runs: with them, what sets two systems apart would pass for an association.
+
+    Args:
+        points: Those of `Summary.diagnosis`.
+        resamples: Permutations of each test.
+    """
     found = []
     for split in (*SPLITS, VALIDATION):
         for key in ("error_correlation", "same_wrong", "all_same_wrong", "all_same_wrong_answer"):
-            known = [p for p in points if p["split"] == split and p[key] is not None]
+            known = [p for p in points if (p["system"], p["split"]) == ("ensemw2s", split) and p[key] is not None]
             told = statistics.association(
                 *([p[name] for p in known] for name in (key, "gain", "task")), resamples=resamples, seed=0
             )

@@ -51,9 +51,8 @@ def sheets(summary: Facts) -> Iterator[Sheet]:
 
 def _sheets(summary: Facts) -> Iterator[Sheet]:
     places = scopes(summary)
-    for place in places[:1]:
-        yield comparisons(summary, place)
-        yield systems(summary, place)
+    yield comparisons(summary, places[0])
+    yield systems(summary, places[0])
     yield paper(summary, places[0])
     if summary["variants"]:
         yield variants(summary)
@@ -101,9 +100,9 @@ def verdicts(summary: Facts) -> dict[str, list[str]]:
     return found
 
 
-def comparisons(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
+def comparisons(summary: Facts, scope: str) -> Sheet:
     """Differences of exact match in points, paired by task and seed."""
-    own = [e for e in summary["comparisons"] if e["task"] == scope and e["variant"] == variant]
+    own = [e for e in summary["comparisons"] if e["task"] == scope and e["variant"] == DEFAULT]
     pairs = dict.fromkeys((e["a"], e["b"]) for e in own)
     rows = []
     for a, b in pairs:
@@ -117,15 +116,15 @@ def comparisons(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
     note = (
         f"Exact match, points; 95 % t intervals over {seeds_of(own)}. p: two-sided sign-flip test over "
         f"{', '.join(map(str, sizes))} pairs of one task and seed, which cannot be less than {least:.2g}. "
-        f"{sum(e['n'] > 1 for e in own)} tests, none corrected for their number. "
+        f"{sum(e['pairs'] > 1 for e in own)} tests, none corrected for their number. "
         "With T by validation, both are teacher-forced: ensembles of the first rounds do not decode."
     )
     return Sheet("comparisons", f"Differences: {scope_name(scope)}", ("", "ID", "p", "OOD", "p"), tuple(rows), note)
 
 
-def systems(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
+def systems(summary: Facts, scope: str) -> Sheet:
     """Exact match of every system, mean over seeds with its interval."""
-    own = [e for e in summary["systems"] if e["task"] == scope and e["variant"] == variant]
+    own = [e for e in summary["systems"] if e["task"] == scope and e["variant"] == DEFAULT]
     splits = {key: title for key, title in {**CHOICES, **SPLITS}.items() if any(e["split"] == key for e in own)}
     rows = []
     for system in ordered(e["system"] for e in own):
@@ -161,11 +160,11 @@ def paper(summary: Facts, scope: str) -> Sheet:
     return Sheet("paper", "Beside the paper", headings, tuple(rows), note)
 
 
-def recovered(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
+def recovered(summary: Facts, scope: str) -> Sheet:
     """PGR with the plain differences."""
     rows = []
     for entry in summary["pgr"]:
-        if entry["task"] != scope or entry["variant"] != variant:
+        if entry["task"] != scope or entry["variant"] != DEFAULT:
             continue
         rows.append(
             (
@@ -186,7 +185,7 @@ def recovered(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
     return Sheet("pgr", f"Performance gap recovered: {scope_name(scope)}", headings, tuple(rows), note)
 
 
-def costs(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
+def costs(summary: Facts, scope: str) -> Sheet:
     """What a run of each system costs, and what that buys."""
     rows = [
         (
@@ -198,12 +197,12 @@ def costs(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
             seconds((e["train_seconds"] or 0) + (e["decode_seconds"] or 0)),
             points(e["gain_id"]),
             points(e["gain_ood"]),
-            _bought(e["id_per_million_trained"]),
-            _bought(e["ood_per_million_trained"]),
-            _bought(e["ood_per_million_decoded"]),
+            points(e["id_per_million_trained"]),
+            points(e["ood_per_million_trained"]),
+            points(e["ood_per_million_decoded"]),
         )
         for e in summary["costs"]
-        if e["task"] == scope and e["variant"] == variant
+        if e["task"] == scope and e["variant"] == DEFAULT
     ]
     headings = (
         "", "tokens trained", "by its supervisors", "decoded as labels", "decoded in the tests", "time",
@@ -211,13 +210,10 @@ def costs(summary: Facts, scope: str, variant: str = DEFAULT) -> Sheet:
     )  # fmt: skip
     note = (
         "Mean of a run. Gains are points of exact match over the weak bases as they are; a million trained tokens "
-        "counts those of the supervisors, too. Pre-training is not counted; time is of training and decoding."
+        "counts those of the supervisors, too, and a million decoded ones both tests. Pre-training is not counted; "
+        "time is of training and of decoding the tests, a student's without its supervisors'."
     )
     return Sheet("costs", f"Cost: {scope_name(scope)}", headings, tuple(rows), note)
-
-
-def _bought(value: float | None) -> str:
-    return NOTHING if value is None else points(value)
 
 
 def curves(summary: Facts) -> Sheet:

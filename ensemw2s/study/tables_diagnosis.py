@@ -19,7 +19,7 @@ FIGURES = {
     "error_correlation": "correlation of errors",
     "same_wrong": "same wrong token, where two are wrong",
     "all_same_wrong": "all agree on a wrong token",
-    "all_same_wrong_answer": "all agree on a wrong answer (ensemble alone)",
+    "all_same_wrong_answer": "all agree on a wrong answer",
 }
 
 
@@ -66,9 +66,9 @@ def associations(summary: Facts) -> Sheet:
         for e in summary["diagnosis"]["associations"]
     )
     note = (
-        "Spearman's rank correlation within tasks (their mean) over the runs of the default variant, the ensemble's "
-        "and bagging's together, between a figure of the members' errors and the vote's gain over its mean member, in "
-        "exact match under teacher forcing; p by permutation within tasks. Two systems of one run are not independent."
+        "Spearman's rank correlation within tasks (their mean) over the runs of the default variant, between a figure "
+        "of the boosted experts' errors and their vote's gain over its mean member, in exact match under teacher "
+        "forcing; p by permutation within tasks."
     )
     headings = ("", "split", "ρ", "p", "tasks", "runs")
     return Sheet("diagnosis", "Common errors against the vote's gain", headings, rows, note)

@@ -11,6 +11,7 @@ from ensemw2s.evaluation.wording import (
 )
 from ensemw2s.study.rows import HARD_VALIDATION, VALIDATION
 from ensemw2s.study.sheet import ALPHA, CHOICES, Sheet, difference, find, mean_text, name_of, ordered, p_value, scopes
+from ensemw2s.study.summary import ALL
 
 Facts = dict[str, Any]
 
@@ -24,17 +25,30 @@ def variants(summary: Facts) -> Sheet:
     }
     columns = {key: title for key, title in columns.items() if any(e.get(key) for e in summary["variants"])}
     rows = [
-        (e["variant"], *(text for key in columns for text in (difference(e.get(key)), p_value(e.get(key)))))
+        (_named(e, summary), *(text for key in columns for text in (difference(e.get(key)), p_value(e.get(key)))))
         for e in summary["variants"]
     ]
     headings = ("Variant − default", *(text for title in columns.values() for text in (title, "p")))
     note = (
         "Exact match of the ensemble (and of its student), points, paired by task and seed; on validation under "
         "teacher forcing. Choose by validation only: the ensemble by the easy one first, the student by the hard one. "
-        f"Of {len(rows)} intervals in a column {ALPHA * len(rows):.0f} or so miss 0 by chance."
-        + _by_validation(summary)
+        f"{_by_chance(summary)}{_by_validation(summary)}"
     )
     return Sheet("variants", "Variants", headings, tuple(rows), note)
+
+
+def _named(entry: Facts, summary: Facts) -> str:
+    """A variant, with its tasks where they are not all."""
+    tasks = entry.get("tasks") or scopes(summary)  # study.json of before 2026-11-28 does not have those of all variants
+    every = {scope for scope in scopes(summary) if scope != ALL}
+    return str(entry["variant"]) if set(tasks) >= every else f"{entry['variant']} ({', '.join(tasks)})"
+
+
+def _by_chance(summary: Facts) -> str:
+    """How many intervals on validation would miss 0 if no variant did anything, of those that can."""
+    found = [e[f"ensemw2s/{VALIDATION}"] for e in summary["variants"] if e.get(f"ensemw2s/{VALIDATION}")]
+    able = sum(e["ci95"] is not None and e["ci95"][0] < e["ci95"][1] for e in found)
+    return f"Of {able} variants whose ensemble is another one, {ALPHA * able:.1f} miss 0 by chance, half of them above."
 
 
 def _by_validation(summary: Facts) -> str:
@@ -62,14 +76,15 @@ def rivals(summary: Facts) -> Sheet:
     """Every variant's ensemble minus the rivals that its own experts' budget pays for, in the order of `variants`."""
     scope = scopes(summary)[0]
     rows = []
-    for variant in (DEFAULT, *(e["variant"] for e in summary["variants"])):
+    for entry in ({"variant": DEFAULT}, *summary["variants"]):
+        variant = entry["variant"]
         cost = find(summary["costs"], task=scope, variant=variant, system="ensemw2s") or {}
-        row = [variant, amount(cost.get("tokens_trained"))]
+        row = [_named(entry, summary), amount(cost.get("tokens_trained"))]
         for rival in ("bagging", "expert_compute_matched"):
             for split in SPLITS:
                 own = {"task": scope, "variant": variant, "a": "ensemw2s", "b": rival, "split": split}
-                entry = find(summary["comparisons"], **own)
-                row += [difference(entry), p_value(entry)]
+                found = find(summary["comparisons"], **own)
+                row += [difference(found), p_value(found)]
         rows.append(tuple(row))
     columns = [f"− {who}, {split}" for who in ("bagging", "full-budget expert") for split in SPLITS.values()]
     headings = ("Variant", "tokens trained", *(text for title in columns for text in (title, "p")))
@@ -84,8 +99,7 @@ def others(summary: Facts) -> Sheet:
     """Variants with other examples than the default's: what they give, and the ensemble against their other systems."""
     scope, rows = scopes(summary)[0], []
     for found in summary["other_data"]:
-        whole = {scope, *found["tasks"]} >= set(scopes(summary))
-        name = found["variant"] if whole else f"{found['variant']} ({', '.join(found['tasks'])})"
+        name = _named(found, summary)
         own, pairs = (
             [e for e in summary[part] if (e["task"], e["variant"]) == (scope, found["variant"])]
             for part in ("systems", "comparisons")

@@ -49,10 +49,12 @@ def test_what_a_gain_counts_against_is_in_every_cell() -> None:
     evaluation = {"base": RUN | {"evaluation": {"systems": ["ensemw2s", "student_ensemw2s"]}}}
     [cell, _] = expand(study(**evaluation))
     assert cell.config.evaluation.systems == [
-        "expert_single", "expert_compute_matched", "bagging", "ensemw2s",
+        "base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s",
         "student_single", "student_bagging", "student_ensemw2s",
     ]  # fmt: skip
-    assert cells.systems(["bagging"]) == ["expert_single", "expert_compute_matched", "bagging", "ensemw2s"]
+    assert cells.systems(["bagging"]) == [
+        "base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s",
+    ]  # fmt: skip
     assert cells.systems(list(SYSTEMS)) == list(SYSTEMS)
     assert cells.systems(["student_generations"])[-4:] == [
         "student_single", "student_bagging", "student_ensemw2s", "student_generations",

@@ -2,6 +2,7 @@ import io
 import json
 import re
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from markupsafe import escape
@@ -52,6 +53,29 @@ def test_the_terminal_says_what_held_and_what_failed_within_80_columns(written) 
     assert "a, default, seed 3 failed: no <room>" in shown
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_terminal_shows_the_same_columns_with_hard_validation_and_without(frame, hard) -> None:
+    more = frame[frame["split"] == "validation"].assign(split="hard_validation", exact_match=0.111)
+    summary = summarise(pd.concat([frame, more]) if hard else frame, resamples=1000)
+    console = Console(file=io.StringIO(), width=200)
+    report.print_summary({**summary, "failed": {}}, console)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["ID", "OOD"] in lines
+    assert next(line for line in lines if line[:1] == ["Bagging"]) == [
+        "Bagging",
+        *["49.0", "(46.5–51.5)", "39.0", "(36.5–41.5)"],
+    ]
+    both = ["validation", "p", "hard", "validation", "p"]
+    assert ["Variant", "−", "default", *(both if hard else both[:2])] in lines
+
+
+def test_a_variant_of_some_tasks_says_which(frame) -> None:
+    some = frame[(frame["variant"] != "better") | (frame["task"] == "b")]
+    summary = summarise(some, resamples=1000)
+    assert tables_variants.variants(summary).rows[0][0] == "better (b)"
+    assert [row[0] for row in tables_variants.rivals(summary).rows] == ["default", "better (b)"]
+
+
 def test_what_did_not_hold_is_said_as_loudly(frame) -> None:
     swapped = frame.replace({"system": {"ensemw2s": "bagging", "bagging": "ensemw2s"}})
     said = tables.verdicts(summarise(swapped, resamples=1000))
@@ -77,7 +101,7 @@ def test_the_variant_that_validation_speaks_for_is_named(summary) -> None:
     assert (
         "ensemble, validation: one does best, +2.0 (+1.0 to +3.0), p = 0.25; the interval is above 0 for one;" in note
     )
-    assert "Of 2 intervals in a column 0 or so miss 0 by chance." in note
+    assert "Of 1 variants whose ensemble is another one, 0.1 miss 0 by chance, half of them above." in note
     assert note.endswith("none beats the default; the interval is above 0 for none; the interval is below 0 for one.")
 
 

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ensemw2s import store
@@ -15,15 +16,19 @@ from ensemw2s.study.rows import SCHEMA
 from .conftest import rows_of
 
 ROOT = Path(__file__).parents[2]
+ROWS = [r for seed in (0, 1, 2) for r in rows_of("a", seed)]
 refresh = runpy.run_path(str(ROOT / "docs" / "refresh_results.py"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    table = pa.Table.from_pylist([r for seed in (0, 1, 2) for r in rows_of("a", seed)], schema=SCHEMA)
     report.write(
-        StudyConfig(name="small", base={}), table, {"b, default, seed 0": "no room"}, ["b, default, seed 0"], folder
+        StudyConfig(name="small", base={}),
+        pa.Table.from_pylist(ROWS, schema=SCHEMA),
+        {"b, default, seed 0": "no room"},
+        ["b, default, seed 0"],
+        folder,
     )
     return folder
 
@@ -48,6 +53,14 @@ def test_without_a_study_no_page_is_written() -> None:
 
 def test_a_study_is_named_by_its_file_or_by_its_folder(folder) -> None:
     assert refresh["read"]([folder]) == refresh["read"]([folder / "study.json"])
+
+
+def test_rows_beside_a_study_are_what_its_statistics_are_made_from(folder, tmp_path) -> None:
+    told = store.read_json(folder / "study.json")
+    store.put_json(tmp_path / "small.json", {**told, "comparisons": [], "systems": told["systems"][:1]})
+    assert refresh["read"]([tmp_path / "small.json"]) != refresh["read"]([folder])
+    pq.write_table(pa.Table.from_pylist(ROWS, schema=SCHEMA), tmp_path / "small.parquet")
+    assert refresh["read"]([tmp_path / "small.json"]) == refresh["read"]([folder])
 
 
 def test_the_committed_page_is_that_of_the_committed_studies() -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from ensemw2s.study.rows import CHOSEN
 from ensemw2s.study.sheet import find
-from ensemw2s.study.summary import summarise
+from ensemw2s.study.summary import associations, summarise
 
 from .conftest import frame_of, rows_of
 
@@ -45,6 +45,16 @@ def test_a_seed_that_lacks_a_task_is_in_no_mean_over_tasks() -> None:
     found = find(summarise(frame_of(rows), resamples=1000)["systems"], task="all", system="bagging", split="id")
     assert found["n"] == 2
     assert found["mean"] == pytest.approx((0.48 + 0.49) / 2)
+
+
+def test_the_test_of_a_difference_is_of_the_seeds_that_its_mean_is_of() -> None:
+    rows = [r for task, seed in (("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2)) for r in rows_of(task, seed)]
+    summary = summarise(frame_of(rows), resamples=1000)
+    found = find(summary["comparisons"], task="all", a="ensemw2s", b="bagging", split="id")
+    assert (found["n"], found["pairs"], found["p"]) == (2, 4, pytest.approx(2 / 16))
+    assert find(summary["costs"], task="all", system="bagging")["gain_id"] == pytest.approx(0.08)
+    alone = find(summary["comparisons"], task="a", a="ensemw2s", b="bagging", split="id")
+    assert (alone["n"], alone["pairs"]) == (3, 3)
 
 
 def test_two_seeds_that_agree_hold_nothing() -> None:
@@ -134,6 +144,18 @@ def test_common_errors_are_held_against_what_the_vote_gains(summary) -> None:
     assert found["rho"] == pytest.approx(-1.0)
     assert find(summary["diagnosis"]["associations"], figure="same_wrong") is None, "it has no spread here"
     assert len(points) == found["n"] == 6, "other variants are not pooled with the default"
+
+
+def test_what_sets_bagging_apart_is_no_association() -> None:
+    """Within each system errors that go together more gain more; bagging's go together more and gain less."""
+    points = [
+        {"task": "a", "system": system, "split": "id", "gain": gain + x / 100, "error_correlation": base + x / 10}
+        for system, base, gain in (("ensemw2s", 0.1, 0.2), ("bagging", 0.6, 0.0))
+        for x in range(4)
+    ]
+    nothing = dict.fromkeys(("same_wrong", "all_same_wrong", "all_same_wrong_answer"))
+    [found] = associations([{**point, **nothing} for point in points], resamples=1000)
+    assert (found["rho"], found["n"]) == (pytest.approx(1.0), 4)
 
 
 def test_the_votes_gain_is_teacher_forced_as_its_members_are(frame) -> None:
