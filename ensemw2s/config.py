@@ -221,11 +221,11 @@ class Recipe(Section):
 
 
 class Corpus(Section):
-    """Unlabelled text of the domain, on which the embedded tiny models are pre-trained.
+    """Text of the domain, on which the embedded tiny models are pre-trained.
 
-    With a reasoning_gym data source, fresh documents are generated from it (other seeds than the task's, and none whose
-    prompt is in a held-out split). With other sources the documents are the easy training examples, or
-    the files named here.
+    With a reasoning_gym data source, fresh documents are generated from it, easy and hard examples in turn and with
+    their answers (other seeds than the task's, and none whose prompt is in a held-out split). With other sources the
+    documents are the easy training examples, or the files named here.
     """
 
     weak_documents: PositiveInt = Field(60_000, description="Short documents that a weak base reads, at most.")
@@ -591,7 +591,7 @@ class TrackingConfig(Section):
 
     kind: Literal["tensorboard", "mlflow", "none"] = Field(
         "tensorboard",
-        description="Event files in the run's folder `tensorboard`, MLflow (pip install 'ensemw2s[mlflow]'), or "
+        description="Event files in the run's folder `tensorboard`, MLflow (pip install -e '.[mlflow]'), or "
         "nothing. `tracking: mlflow` stands for `tracking: {kind: mlflow}`.",
     )
     uri: str | None = Field(

@@ -31,7 +31,7 @@ def check(config: Config) -> None:
     """
     check_storage(config)
     if config.tracking.kind == "mlflow" and find_spec("mlflow") is None:
-        raise ConfigError("tracking.kind mlflow needs a package that is not here: pip install 'ensemw2s[mlflow]'")
+        raise ConfigError("tracking.kind mlflow needs a package that is not here: pip install -e '.[mlflow]'")
     check_source(config.data)
     check_models(config)
     if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):

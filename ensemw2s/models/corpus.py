@@ -1,4 +1,4 @@
-"""Unlabelled text of the domain for the pre-training of the embedded tiny models.
+"""Text of the domain for the pre-training of the embedded tiny models, with answers to easy and hard problems alike.
 
 The data source and the finished splits go in, short documents come out. With a generating source the documents are
 fresh and none has a prompt of a held-out split; with a fixed one they are the easy training examples. (Bare hard

@@ -8,7 +8,7 @@ from typing import Any
 
 from ensemw2s.config_study import DEFAULT
 from ensemw2s.evaluation.wording import SPLITS, amount, in_a_sentence, percent, plain
-from ensemw2s.study.rows import CHOSEN, VALIDATION
+from ensemw2s.study.rows import CHOSEN, HARD_VALIDATION, VALIDATION
 from ensemw2s.study.sheet import difference, find, lower_first, mean_text, name_of, p_value, scopes
 from ensemw2s.study.summary import ALL
 
@@ -165,7 +165,19 @@ def _bought(study: Facts) -> str:
     return "; ".join(said).replace("-", "−")
 
 
+def _printed_rule(study: Facts) -> str:
+    """The paper's rule minus the defaults."""
+    entry = find(study["variants"], variant="paper")
+    if entry is None:
+        return ""
+    titles = {VALIDATION: "validation", HARD_VALIDATION: "hard validation", **SPLITS}
+    found = {title: entry[f"ensemw2s/{split}"] for split, title in titles.items()}
+    said = ", ".join(f"{title} {difference(e)}{_p(e)}" for title, e in found.items() if e is not None)
+    return f"the paper's rule as printed, minus the defaults: {said}"
+
+
 QUESTIONS: dict[str, Callable[[Facts], str]] = {
+    "Are the defaults better than the paper's rule?": _printed_rule,
     "How much do runs spread?": _spread,
     "Is it better than a direct ensemble (bagging)?": _against("ensemw2s", "bagging"),
     "Is it better than one expert with the training of all rounds?": _against("ensemw2s", "expert_compute_matched"),

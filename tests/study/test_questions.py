@@ -18,6 +18,17 @@ def told(summary: dict[str, Any], not_run: tuple[str, ...] = ()) -> dict[str, li
     return dict(answers([study], not_run))
 
 
+def test_the_papers_rule_is_held_against_the_defaults(summary) -> None:
+    [entry] = summary["variants"]
+    question = "Are the defaults better than the paper's rule?"
+    assert told(summary)[question] == ["Nothing here answers this."]
+    [said] = told({**summary, "variants": [{**entry, "variant": "paper"}]})[question]
+    assert said.startswith(
+        "small: the paper's rule as printed, minus the defaults: validation +2.0 (+2.0 to +2.0), p = 0.031"
+    )
+    assert "hard validation" not in said
+
+
 def test_each_question_is_answered_with_the_studys_figures(summary) -> None:
     said = {question: text[0] for question, text in told(summary, ("pythia",)).items()}
     spread = said["How much do runs spread?"]
