@@ -95,7 +95,8 @@ def _study(path: Path) -> dict[str, Any]:
     resamples = told.get("resamples", StudyConfig.model_fields["resamples"].default)
     if rows.exists():
         others = {entry["variant"] for entry in told["other_data"]}
-        return {**told, **summarise(pd.read_parquet(rows), resamples=resamples, other_data=others)}
+        against = {entry["variant"]: entry["against"] for entry in told["variants"]}
+        return {**told, **summarise(pd.read_parquet(rows), resamples=resamples, other_data=others, against=against)}
     points = told["diagnosis"]["points"]
     return {**told, "diagnosis": {"points": points, "associations": associations(points, resamples)}}
 

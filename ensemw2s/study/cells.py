@@ -80,8 +80,11 @@ def variants(study: StudyConfig) -> dict[str, Changes]:
     names = [name for name, _ in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"study {study.name} has variants of one name: {', '.join(twice)}; give them others")
-    if unknown := [name for name in study.only if name not in names]:
-        raise ConfigError(f"study {study.name}: only.{unknown[0]} is no variant{nearest(unknown[0], names)}")
+    named = {f"only.{name}": name for name in study.only}
+    named |= {f"against.{name}": name for name in study.against}
+    named |= {f"against.{name}: {other}": other for name, other in study.against.items()}
+    if unknown := next((where for where, name in named.items() if name not in names), None):
+        raise ConfigError(f"study {study.name}: {unknown} is no variant{nearest(named[unknown], names)}")
     return dict(found)
 
 

@@ -14,8 +14,8 @@ from ensemw2s.study.summary import ALL
 
 Facts = dict[str, Any]
 
-SAME_PRIOR = {"token": "boosting.prior=samme", "window": "window", "example": "example"}
-"""Unit of the weights → the ablation's variant that has it with the prior samme."""
+SAME_PRIOR = {"token": ("boosting.prior=samme", "token"), "window": ("window",), "example": ("example",)}
+"""Unit of the weights → names of the variant that has it with the prior samme."""
 
 FLOOR = 0.05
 """Exact match under which two systems are too often wrong to be told apart."""
@@ -33,7 +33,7 @@ def answers(studies: list[Facts], not_run: Collection[str]) -> Iterator[tuple[st
         yield question, [f"{name}: {text}." for name, text in found if text] or ["Nothing here answers this."]
     models = [f"{s['name']}: {_sizes(s)}." for s in studies]
     if not_run:
-        models.append(f"Configured and not run, for their models and data lie on a hub: {', '.join(sorted(not_run))}.")
+        models.append(f"Configured and not run: {', '.join(sorted(not_run))}.")
     yield "Larger models, other families?", models
 
 
@@ -80,14 +80,16 @@ def _p(entry: Facts) -> str:
 
 
 def _units(study: Facts) -> str:
-    """Units of the weights against the default, all with one prior; windows and examples cannot do without."""
+    """Units of the weights, all with one prior; windows and examples cannot do without."""
     said = []
-    for unit, variant in SAME_PRIOR.items():
-        entry = find(study["variants"], variant=variant)
-        if entry is not None:
-            figures = (entry[f"ensemw2s/{split}"] for split in (VALIDATION, *SPLITS))
-            said.append(f"{unit} {', '.join(difference(figure) for figure in figures)}")
-    return "minus the default, all with the prior samme, on validation, ID, OOD: " + "; ".join(said) if said else ""
+    for unit, variants in SAME_PRIOR.items():
+        for variant in variants:
+            entry = find(study["variants"], variant=variant)
+            if entry is not None:
+                figures = (entry[f"ensemw2s/{split}"] for split in (VALIDATION, *SPLITS))
+                other = entry.get("against", DEFAULT)
+                said.append(f"{unit} minus {other} {', '.join(difference(figure) for figure in figures)}")
+    return "all with the prior samme, on validation, ID, OOD: " + "; ".join(said) if said else ""
 
 
 def _rounds(study: Facts) -> str:

@@ -70,7 +70,7 @@ def write(
         "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
         "failed": failed,
         "resamples": study.resamples,
-        **summarise(frame, resamples=study.resamples, other_data=with_other_data(study)),
+        **summarise(frame, resamples=study.resamples, other_data=with_other_data(study), against=study.against),
     }
     store.put_json(folder / "study.json", summary)
     light, dark = (render(summary, theme, plots.PLOTS) for theme in (LIGHT, DARK))

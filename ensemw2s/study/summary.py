@@ -7,7 +7,7 @@ interval still speaks of seeds. Systems are compared in pairs of the same task a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -35,19 +35,22 @@ FEWEST = 3
 MILLION = 1_000_000
 
 
-def summarise(rows: pd.DataFrame, *, resamples: int, other_data: Collection[str] = ()) -> Facts:
+def summarise(
+    rows: pd.DataFrame, *, resamples: int, other_data: Collection[str] = (), against: Mapping[str, str] | None = None
+) -> Facts:
     """All statistics of a study.
 
     Args:
         rows: study.parquet.
         resamples: Of the permutation tests.
         other_data: Variants with other examples than the default's: no difference from it means anything.
+        against: Variant → the variant that it is compared with, where not with the default.
 
     Returns:
         `parameters`, `systems`, `comparisons`, `variants`, `other_data`, `curves`, `chosen`, `pgr`, `costs`,
         `diagnosis` (docs/study.md).
     """
-    made = Summary(rows, resamples, other_data)
+    made = Summary(rows, resamples, other_data, against or {})
     return {
         "parameters": made.parameters(),
         "systems": list(made.systems()),
@@ -65,8 +68,10 @@ def summarise(rows: pd.DataFrame, *, resamples: int, other_data: Collection[str]
 class Summary:
     """The parts of `summarise`, each from the same rows."""
 
-    def __init__(self, rows: pd.DataFrame, resamples: int, other_data: Collection[str]) -> None:
-        self.rows, self.resamples, self.other_data = rows, resamples, other_data
+    def __init__(
+        self, rows: pd.DataFrame, resamples: int, other_data: Collection[str], against: Mapping[str, str]
+    ) -> None:
+        self.rows, self.resamples, self.other_data, self.against = rows, resamples, other_data, against
         self.tasks = list(dict.fromkeys(rows["task"]))
         self.names = list(dict.fromkeys(rows["variant"]))
         self.order = list(dict.fromkeys(rows["system"]))
@@ -148,7 +153,9 @@ class Summary:
         return {**found, "pairs": len(values), **test, "verdict": said}
 
     def variants(self) -> Iterator[Facts]:
-        """Variants with the default's examples minus the default, paired by task and seed, best on validation first.
+        """Variants with the default's examples minus the default (or another one), best on validation first.
+
+        Paired by task and seed.
 
         The student of a variant is that of its last generation.
         """
@@ -156,11 +163,12 @@ class Summary:
         for variant in self.names:
             if variant == DEFAULT or variant in self.other_data:
                 continue
-            entry: Facts = {"variant": variant, "tasks": self._tasks_of(variant)}
+            other = self.against.get(variant, DEFAULT)
+            entry: Facts = {"variant": variant, "against": other, "tasks": self._tasks_of(variant)}
             for system in ("ensemw2s", "student_ensemw2s"):
-                a, b = (self._last_generation(system, name) for name in (variant, DEFAULT))
+                a, b = (self._last_generation(system, name) for name in (variant, other))
                 for split in (VALIDATION, HARD_VALIDATION, *SPLITS):
-                    values = self._values(variant, a, split) - self._values(DEFAULT, b, split)
+                    values = self._values(variant, a, split) - self._values(other, b, split)
                     entry[f"{system}/{split}"] = self._difference(values.dropna(), f"{variant}/{system}/{split}")
             found.append(entry)
         key = f"ensemw2s/{VALIDATION}"

@@ -25,13 +25,17 @@ def variants(summary: Facts) -> Sheet:
     }
     columns = {key: title for key, title in columns.items() if any(e.get(key) for e in summary["variants"])}
     rows = [
-        (_named(e, summary), *(text for key in columns for text in (difference(e.get(key)), p_value(e.get(key)))))
+        (
+            _named(e, summary) + _than(e),
+            *(text for key in columns for text in (difference(e.get(key)), p_value(e.get(key)))),
+        )
         for e in summary["variants"]
     ]
     headings = ("Variant − default", *(text for title in columns.values() for text in (title, "p")))
     note = (
-        "Exact match of the ensemble (and of its student), points, paired by task and seed; on validation under "
-        "teacher forcing. Choose by validation only: the ensemble by the easy one first, the student by the hard one. "
+        "Exact match of the ensemble (and of its student), points, minus the default's or that of the variant named, "
+        "paired by task and seed; on validation under teacher forcing. Choose by validation only: the ensemble by the "
+        "easy one first, the student by the hard one. "
         f"{_by_chance(summary)}{_by_validation(summary)}"
     )
     return Sheet("variants", "Variants", headings, tuple(rows), note)
@@ -42,6 +46,12 @@ def _named(entry: Facts, summary: Facts) -> str:
     tasks = entry.get("tasks") or scopes(summary)  # study.json of before 2026-11-28 does not have those of all variants
     every = {scope for scope in scopes(summary) if scope != ALL}
     return str(entry["variant"]) if set(tasks) >= every else f"{entry['variant']} ({', '.join(tasks)})"
+
+
+def _than(entry: Facts) -> str:
+    """What a variant is compared with, where that is not the default."""
+    other = entry.get("against", DEFAULT)  # as of `tasks` above
+    return "" if other == DEFAULT else f" − {other}"
 
 
 def _by_chance(summary: Facts) -> str:

@@ -68,6 +68,12 @@ def test_a_variant_can_be_of_some_tasks_only() -> None:
         expand(study(variants={"v": {}}, only={"w": ["base"]}))
 
 
+@pytest.mark.parametrize(("against", "wrong"), [({"w": "v"}, r"against\.w"), ({"v": "w"}, r"against\.v: w")])
+def test_variants_are_held_against_variants(against, wrong) -> None:
+    with pytest.raises(ConfigError, match=rf"{wrong} is no variant\. Valid: default, v"):
+        expand(study(variants={"v": {}}, against=against))
+
+
 def test_variants_that_change_the_data_are_told_apart_however_they_are_written() -> None:
     found = cells.with_other_data(
         study(
@@ -122,7 +128,7 @@ def test_every_study_that_comes_along_expands_to_valid_configs(path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "ablation", "smollm2"])
+@pytest.mark.parametrize("name", ["tiny", "ablation", "confirm", "smollm2"])
 def test_every_generated_task_has_enough_distinct_examples_and_its_corpus_templates_fit(name: str) -> None:
     loaded = load_study(ROOT / "configs" / "studies" / f"{name}.yaml")
     for cell in expand(loaded):
@@ -146,9 +152,13 @@ def test_single_experts_start_from_the_strongest_of_mixed_bases() -> None:
         assert strength[0] == max(strength), path.stem
 
 
-def test_studies_choose_on_other_seeds_than_they_confirm_on() -> None:
-    chosen, confirmed = (load_study(ROOT / "configs" / "studies" / f"{name}.yaml") for name in ("ablation", "tiny"))
+def test_studies_confirm_on_other_seeds_and_tasks_than_they_choose_on() -> None:
+    names = ("tiny", "ablation", "confirm")
+    tiny, chosen, confirmed = (load_study(ROOT / "configs" / "studies" / f"{name}.yaml") for name in names)
     assert not set(chosen.seeds) & set(confirmed.seeds)
+    assert not set(chosen.tasks) & set(confirmed.tasks)
+    for name, changes in confirmed.tasks.items():
+        assert changes == tiny.tasks[name], "the task of this name, and no other"
 
 
 def test_the_base_of_the_tiny_studies_runs_by_itself() -> None:

@@ -68,8 +68,13 @@ def test_systems_that_are_hardly_ever_right_are_not_told_apart(frame, lower: flo
 def test_units_are_compared_with_one_prior(frame) -> None:
     cells = [(task, seed) for task in ("a", "b") for seed in range(3)]
     rows = [r for c in cells for name, lift in (("default", 0.0), ("example", -0.02)) for r in rows_of(*c, name, lift)]
-    [text] = told(summarise(frame_of(rows), resamples=1000))["Weights of tokens or of examples?"]
-    assert text.endswith("example −2.0 (−2.0 to −2.0), −2.0 (−2.0 to −2.0), −2.0 (−2.0 to −2.0).")
+    rows += [r for c in cells for r in rows_of(*c, "token", 0.01)]
+    question = "Weights of tokens or of examples?"
+    [text] = told(summarise(frame_of(rows), resamples=1000))[question]
+    assert text.endswith("example minus default −2.0 (−2.0 to −2.0), −2.0 (−2.0 to −2.0), −2.0 (−2.0 to −2.0).")
+    [text] = told(summarise(frame_of(rows), resamples=1000, against={"example": "token"}))[question]
+    assert "token minus default +1.0 (+1.0 to +1.0)," in text
+    assert text.endswith("example minus token −3.0 (−3.0 to −3.0), −3.0 (−3.0 to −3.0), −3.0 (−3.0 to −3.0).")
 
 
 def test_anchors_are_those_of_markdown() -> None:

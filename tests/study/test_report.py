@@ -69,6 +69,13 @@ def test_the_terminal_shows_the_same_columns_with_hard_validation_and_without(fr
     assert ["Variant", "−", "default", *(both if hard else both[:2])] in lines
 
 
+def test_a_variant_that_is_held_against_another_one_says_so(summary) -> None:
+    [entry] = summary["variants"]
+    other = {**entry, "variant": "third", "against": "better"}
+    rows = tables_variants.variants({**summary, "variants": [entry, other]}).rows
+    assert [row[0] for row in rows] == ["better", "third − better"]
+
+
 def test_a_variant_of_some_tasks_says_which(frame) -> None:
     some = frame[(frame["variant"] != "better") | (frame["task"] == "b")]
     summary = summarise(some, resamples=1000)
