@@ -40,8 +40,8 @@ Neither speaks of tasks that are not in the study.
 
 In tiny and ablation the bases are models of 30 thousand parameters that were made here, and have read solved hard
 problems before ([method.md](method.md#what-the-tiny-models-have-read)): hold every figure on OOD against the weak bases
-as they are. A commit with `-dirty` behind it is that commit with changes of its day, which are in no commit by
-themselves.
+as they are (ablation was run without these). A commit with `-dirty` behind it is that commit with changes of its day,
+which are in no commit by themselves.
 """
 
 OTHERS_CODE = """\
@@ -95,7 +95,7 @@ def _study(path: Path) -> dict[str, Any]:
     resamples = told.get("resamples", StudyConfig.model_fields["resamples"].default)
     if rows.exists():
         others = {entry["variant"] for entry in told["other_data"]}
-        against = {entry["variant"]: entry["against"] for entry in told["variants"]}
+        against = {entry["variant"]: entry["against"] for entry in told.get("pairs", [])}
         return {**told, **summarise(pd.read_parquet(rows), resamples=resamples, other_data=others, against=against)}
     points = told["diagnosis"]["points"]
     return {**told, "diagnosis": {"points": points, "associations": associations(points, resamples)}}

@@ -55,7 +55,7 @@ class StudyConfig(Section):
         default_factory=dict, description="Variant → the tasks for which it is run, where these are not all."
     )
     against: dict[str, str] = Field(
-        default_factory=dict, description="Variant → the variant that it is compared with, where not with the default."
+        default_factory=dict, description="Variant → another one that it is compared with, beside the default."
     )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         [0, 1, 2, 3, 4], min_length=1, description="Each cell is run with each: data, pre-training and all trainings."

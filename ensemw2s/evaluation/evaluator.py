@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import TokenData, tokenize_examples
@@ -143,11 +144,16 @@ class _Forced:
 
 
 def _forced(tokens: TokenData, generations: list[Generation], loaded: Loaded, size: dict[str, Any]) -> list[_Forced]:
-    """Teacher forcing of every answer. One that was decoded token for token has been read along with its own."""
+    """Teacher forcing of every answer. One that was decoded token for token has been read along with its own.
+
+    In half precision all are read again: two passes round differently there, and what does not decode (ensembles of the
+    first rounds) has but one, so the other voters would have two chances of a right token.
+    """
+    exact = all(network.dtype == torch.float32 for network, *_ in loaded.model.parts())
     found: dict[int, _Forced] = {
         i: _Forced(g.logprobs, np.ones(len(g.token_ids), bool), g.votes.T)
         for i, (g, answer) in enumerate(zip(generations, tokens.answer_ids, strict=bool(generations)))
-        if g.token_ids == answer.tolist()
+        if exact and g.token_ids == answer.tolist()
     }
     rest = [i for i in range(len(tokens.answer_ids)) if i not in found]
     scores = score(loaded.model, [tokens.prompt_ids[i] for i in rest], [tokens.answer_ids[i] for i in rest], **size)

@@ -85,12 +85,24 @@ def variants(study: StudyConfig) -> dict[str, Changes]:
     named |= {f"against.{name}: {other}": other for name, other in study.against.items()}
     if unknown := next((where for where, name in named.items() if name not in names), None):
         raise ConfigError(f"study {study.name}: {unknown} is no variant{nearest(named[unknown], names)}")
-    return dict(found)
+    changes = dict(found)
+    for name, other in study.against.items():
+        tasks = set(study.only.get(name, study.tasks)) & set(study.only.get(other, study.tasks))
+        if name == other or not tasks or any(_changes_data(changes[variant]) for variant in (name, other)):
+            raise ConfigError(
+                f"study {study.name}: against.{name}: {other} compares nothing; expected two variants that share a "
+                "task and leave data as it is"
+            )
+    return changes
+
+
+def _changes_data(changes: Changes) -> bool:
+    return any(key.split(".")[0] == "data" for key in changes)
 
 
 def with_other_data(study: StudyConfig) -> set[str]:
     """Variants that change `data`: their examples are not the default's, for validation and tests neither."""
-    return {name for name, changes in variants(study).items() if any(key.split(".")[0] == "data" for key in changes)}
+    return {name for name, changes in variants(study).items() if _changes_data(changes)}
 
 
 def expand(study: StudyConfig) -> list[Cell]:

@@ -14,8 +14,8 @@ from ensemw2s.study.summary import ALL
 
 Facts = dict[str, Any]
 
-SAME_PRIOR = {"token": ("boosting.prior=samme", "token"), "window": ("window",), "example": ("example",)}
-"""Unit of the weights → names of the variant that has it with the prior samme."""
+SAME_PRIOR = {"token": "boosting.prior=samme", "window": "window", "example": "example"}
+"""Unit of the weights → the variant that has it with the prior samme."""
 
 FLOOR = 0.05
 """Exact match under which two systems are too often wrong to be told apart."""
@@ -31,10 +31,9 @@ def answers(studies: list[Facts], not_run: Collection[str]) -> Iterator[tuple[st
     for question, answer in QUESTIONS.items():
         found = [(study["name"], answer(study)) for study in studies]
         yield question, [f"{name}: {text}." for name, text in found if text] or ["Nothing here answers this."]
-    models = [f"{s['name']}: {_sizes(s)}." for s in studies]
+    yield "Larger models, other families?", [f"{s['name']}: {_sizes(s)}." for s in studies]
     if not_run:
-        models.append(f"Configured and not run: {', '.join(sorted(not_run))}.")
-    yield "Larger models, other families?", models
+        yield "What is configured and was not run?", [f"{', '.join(sorted(not_run))}."]
 
 
 def _sizes(study: Facts) -> str:
@@ -81,15 +80,18 @@ def _p(entry: Facts) -> str:
 
 def _units(study: Facts) -> str:
     """Units of the weights, all with one prior; windows and examples cannot do without."""
-    said = []
-    for unit, variants in SAME_PRIOR.items():
-        for variant in variants:
-            entry = find(study["variants"], variant=variant)
+    told = {DEFAULT: study["variants"], "token": study.get("pairs", [])}
+    for other, entries in reversed(told.items()):
+        said = []
+        for unit, variant in SAME_PRIOR.items():
+            entry = find(entries, variant=variant)
             if entry is not None:
                 figures = (entry[f"ensemw2s/{split}"] for split in (VALIDATION, *SPLITS))
-                other = entry.get("against", DEFAULT)
-                said.append(f"{unit} minus {other} {', '.join(difference(figure) for figure in figures)}")
-    return "all with the prior samme, on validation, ID, OOD: " + "; ".join(said) if said else ""
+                said.append(f"{unit} {', '.join(difference(figure) for figure in figures)}")
+        if said:
+            prior = " (whose prior is none)" if other == DEFAULT else "s"
+            return f"with the prior samme, minus {other}{prior}, on validation, ID, OOD: {'; '.join(said)}"
+    return ""
 
 
 def _rounds(study: Facts) -> str:

@@ -44,10 +44,10 @@ def summarise(
         rows: study.parquet.
         resamples: Of the permutation tests.
         other_data: Variants with other examples than the default's: no difference from it means anything.
-        against: Variant → the variant that it is compared with, where not with the default.
+        against: Variant → another one that it is compared with, beside the default.
 
     Returns:
-        `parameters`, `systems`, `comparisons`, `variants`, `other_data`, `curves`, `chosen`, `pgr`, `costs`,
+        `parameters`, `systems`, `comparisons`, `variants`, `pairs`, `other_data`, `curves`, `chosen`, `pgr`, `costs`,
         `diagnosis` (docs/study.md).
     """
     made = Summary(rows, resamples, other_data, against or {})
@@ -56,6 +56,7 @@ def summarise(
         "systems": list(made.systems()),
         "comparisons": list(made.comparisons()),
         "variants": list(made.variants()),
+        "pairs": list(made.pairs()),
         "other_data": list(made.others()),
         "curves": list(made.curves()),
         "chosen": list(made.chosen()),
@@ -153,26 +154,29 @@ class Summary:
         return {**found, "pairs": len(values), **test, "verdict": said}
 
     def variants(self) -> Iterator[Facts]:
-        """Variants with the default's examples minus the default (or another one), best on validation first.
-
-        Paired by task and seed.
+        """Variants with the default's examples minus the default, paired by task and seed, best on validation first.
 
         The student of a variant is that of its last generation.
         """
-        found = []
-        for variant in self.names:
-            if variant == DEFAULT or variant in self.other_data:
-                continue
-            other = self.against.get(variant, DEFAULT)
-            entry: Facts = {"variant": variant, "against": other, "tasks": self._tasks_of(variant)}
-            for system in ("ensemw2s", "student_ensemw2s"):
-                a, b = (self._last_generation(system, name) for name in (variant, other))
-                for split in (VALIDATION, HARD_VALIDATION, *SPLITS):
-                    values = self._values(variant, a, split) - self._values(other, b, split)
-                    entry[f"{system}/{split}"] = self._difference(values.dropna(), f"{variant}/{system}/{split}")
-            found.append(entry)
+        names = [name for name in self.names if name != DEFAULT and name not in self.other_data]
+        found = [self._minus(variant, DEFAULT) for variant in names]
         key = f"ensemw2s/{VALIDATION}"
         yield from sorted(found, key=lambda e: -(e[key]["mean"] if e[key] else float("-inf")))
+
+    def pairs(self) -> Iterator[Facts]:
+        """Variants minus the others that they are to be compared with, likewise."""
+        for variant, other in self.against.items():
+            if {variant, other} <= set(self.names):
+                yield {"against": other, **self._minus(variant, other)}
+
+    def _minus(self, variant: str, other: str) -> Facts:
+        entry: Facts = {"variant": variant, "tasks": self._tasks_of(variant)}
+        for system in ("ensemw2s", "student_ensemw2s"):
+            a, b = (self._last_generation(system, name) for name in (variant, other))
+            for split in (VALIDATION, HARD_VALIDATION, *SPLITS):
+                values = self._values(variant, a, split) - self._values(other, b, split)
+                entry[f"{system}/{split}"] = self._difference(values.dropna(), f"{variant}/{system}/{split}")
+        return entry
 
     def _last_generation(self, system: str, variant: str) -> str:
         """The system itself, or, of the student of a variant with several generations, that of the last one."""

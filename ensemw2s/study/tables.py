@@ -36,7 +36,7 @@ from ensemw2s.study.sheet import (
     without_empty,
 )
 from ensemw2s.study.tables_diagnosis import associations, together
-from ensemw2s.study.tables_variants import others, rivals, variants
+from ensemw2s.study.tables_variants import others, pairs, rivals, variants
 
 Facts = dict[str, Any]
 
@@ -57,6 +57,8 @@ def _sheets(summary: Facts) -> Iterator[Sheet]:
     if summary["variants"]:
         yield variants(summary)
         yield rivals(summary)
+    if summary.get("pairs"):  # study.json of before 2026-11-28 has none
+        yield pairs(summary)
     if summary["other_data"]:
         yield others(summary)
     yield recovered(summary, places[0])

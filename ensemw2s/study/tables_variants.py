@@ -15,30 +15,42 @@ from ensemw2s.study.summary import ALL
 
 Facts = dict[str, Any]
 
+ROUNDING = 1e-9
+"""A difference that is no more comes from the order of sums."""
+
 
 def variants(summary: Facts) -> Sheet:
     """Every variant minus the default, the best on validation first."""
+    note = (
+        "Exact match of the ensemble (and of its student), points, paired by task and seed; on validation under "
+        "teacher forcing. Choose by validation only: the ensemble by the easy one first, the student by the hard one. "
+        f"{_by_chance(summary)}{_by_validation(summary)}"
+    )
+    headings, rows = _differences(summary["variants"], summary)
+    return Sheet("variants", "Variants", ("Variant − default", *headings), rows, note)
+
+
+def pairs(summary: Facts) -> Sheet:
+    """Variants minus the others that the study names for them."""
+    headings, rows = _differences(summary["pairs"], summary)
+    named = tuple((f"{row[0]} − {e['against']}", *row[1:]) for e, row in zip(summary["pairs"], rows, strict=True))
+    note = "As the table of variants, minus another variant in place of the default."
+    return Sheet("pairs", "Variants against each other", ("Variant − other", *headings), named, note)
+
+
+def _differences(entries: list[Facts], summary: Facts) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Headings and rows, without columns that no entry has; the name of the variant is a row's first text."""
     columns = {f"ensemw2s/{split}": title for split, title in {**CHOICES, **SPLITS}.items()}
     columns |= {
         f"student_ensemw2s/{split}": f"student, {title}"
         for split, title in {HARD_VALIDATION: CHOICES[HARD_VALIDATION], **SPLITS}.items()
     }
-    columns = {key: title for key, title in columns.items() if any(e.get(key) for e in summary["variants"])}
+    columns = {key: title for key, title in columns.items() if any(e.get(key) for e in entries)}
     rows = [
-        (
-            _named(e, summary) + _than(e),
-            *(text for key in columns for text in (difference(e.get(key)), p_value(e.get(key)))),
-        )
-        for e in summary["variants"]
+        (_named(e, summary), *(text for key in columns for text in (difference(e.get(key)), p_value(e.get(key)))))
+        for e in entries
     ]
-    headings = ("Variant − default", *(text for title in columns.values() for text in (title, "p")))
-    note = (
-        "Exact match of the ensemble (and of its student), points, minus the default's or that of the variant named, "
-        "paired by task and seed; on validation under teacher forcing. Choose by validation only: the ensemble by the "
-        "easy one first, the student by the hard one. "
-        f"{_by_chance(summary)}{_by_validation(summary)}"
-    )
-    return Sheet("variants", "Variants", headings, tuple(rows), note)
+    return tuple(text for title in columns.values() for text in (title, "p")), tuple(rows)
 
 
 def _named(entry: Facts, summary: Facts) -> str:
@@ -48,17 +60,14 @@ def _named(entry: Facts, summary: Facts) -> str:
     return str(entry["variant"]) if set(tasks) >= every else f"{entry['variant']} ({', '.join(tasks)})"
 
 
-def _than(entry: Facts) -> str:
-    """What a variant is compared with, where that is not the default."""
-    other = entry.get("against", DEFAULT)  # as of `tasks` above
-    return "" if other == DEFAULT else f" − {other}"
-
-
 def _by_chance(summary: Facts) -> str:
     """How many intervals on validation would miss 0 if no variant did anything, of those that can."""
     found = [e[f"ensemw2s/{VALIDATION}"] for e in summary["variants"] if e.get(f"ensemw2s/{VALIDATION}")]
-    able = sum(e["ci95"] is not None and e["ci95"][0] < e["ci95"][1] for e in found)
-    return f"Of {able} variants whose ensemble is another one, {ALPHA * able:.1f} miss 0 by chance, half of them above."
+    able = sum(e["verdict"] != "unknown" and max(map(abs, e["ci95"])) > ROUNDING for e in found)
+    return (
+        f"If no variant mattered, {ALPHA * able:.1f} of the {able} intervals on easy validation of ensembles other "
+        "than the default's would be expected to miss 0, half of them above it."
+    )
 
 
 def _by_validation(summary: Facts) -> str:

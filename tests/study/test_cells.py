@@ -74,6 +74,20 @@ def test_variants_are_held_against_variants(against, wrong) -> None:
         expand(study(variants={"v": {}}, against=against))
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"against": {"v": "v"}},
+        {"against": {"v": "w"}, "only": {"v": ["a"], "w": ["b"]}},
+        {"against": {"v": "d"}},
+    ],
+)
+def test_variants_with_nothing_in_common_are_not_held_against_each_other(keys) -> None:
+    different = {"v": {}, "w": {}, "d": {"data.split.mode": "random"}}
+    with pytest.raises(ConfigError, match=r"against\.v: . compares nothing; expected two variants that share a task"):
+        expand(study(tasks={"a": {}, "b": {}}, variants=different, **keys))
+
+
 def test_variants_that_change_the_data_are_told_apart_however_they_are_written() -> None:
     found = cells.with_other_data(
         study(

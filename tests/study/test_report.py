@@ -69,11 +69,13 @@ def test_the_terminal_shows_the_same_columns_with_hard_validation_and_without(fr
     assert ["Variant", "−", "default", *(both if hard else both[:2])] in lines
 
 
-def test_a_variant_that_is_held_against_another_one_says_so(summary) -> None:
+def test_variants_against_each_other_are_a_table_of_their_own(summary) -> None:
     [entry] = summary["variants"]
-    other = {**entry, "variant": "third", "against": "better"}
-    rows = tables_variants.variants({**summary, "variants": [entry, other]}).rows
-    assert [row[0] for row in rows] == ["better", "third − better"]
+    shown = {**summary, "pairs": [{**entry, "variant": "third", "against": "better"}]}
+    assert tables_variants.pairs(shown).rows[0][:2] == ("third − better", "+2.0 (+2.0 to +2.0)")
+    titles = [sheet.title for sheet in tables.sheets(shown)]
+    assert titles.index("Variants against each other") > titles.index("Variants")
+    assert "Variants against each other" not in [sheet.title for sheet in tables.sheets(summary)]
 
 
 def test_a_variant_of_some_tasks_says_which(frame) -> None:
@@ -108,7 +110,7 @@ def test_the_variant_that_validation_speaks_for_is_named(summary) -> None:
     assert (
         "ensemble, validation: one does best, +2.0 (+1.0 to +3.0), p = 0.25; the interval is above 0 for one;" in note
     )
-    assert "Of 1 variants whose ensemble is another one, 0.1 miss 0 by chance, half of them above." in note
+    assert "0.1 of the 1 intervals on easy validation" in note, "the second differs in nothing"
     assert note.endswith("none beats the default; the interval is above 0 for none; the interval is below 0 for one.")
 
 

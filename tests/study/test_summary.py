@@ -83,11 +83,12 @@ def test_variants_are_held_against_the_default_and_ordered_by_validation(frame) 
 def test_a_variant_can_be_held_against_another_one(frame) -> None:
     third = frame[frame["variant"] == "better"].assign(variant="third")
     third["exact_match"] += 0.01 * third["seed"] * (third["system"] == "ensemw2s")
-    found = summarise(pd.concat([frame, third]), resamples=1000, against={"third": "better"})["variants"]
-    entry = next(entry for entry in found if entry["variant"] == "third")
-    assert entry["against"] == "better"
+    found = summarise(pd.concat([frame, third]), resamples=1000, against={"third": "better", "better": "unknown"})
+    [entry] = found["pairs"]
+    assert (entry["variant"], entry["against"]) == ("third", "better")
     assert entry["ensemw2s/id"]["mean"] == pytest.approx(0.01)
     assert entry["ensemw2s/id"]["pairs"] == 6
+    assert find(found["variants"], variant="third")["ensemw2s/id"]["mean"] == pytest.approx(0.03)
 
 
 def test_the_student_of_a_variant_is_that_of_its_last_generation(frame) -> None:
