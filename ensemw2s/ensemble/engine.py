@@ -187,6 +187,12 @@ class Engine:
                 f"fewer slots (labeling.batch_size): {str(error).splitlines()[0]}"
             ) from error
 
+    def release(self) -> None:
+        """Gives the memory of the members' caches back; the next request takes it anew. Nothing may be under way."""
+        assert not self.busy, "requests under way need their caches"
+        for group in self.groups:
+            group.release()
+
     def cancel(self, key: int) -> Generation | None:
         """Ends a request and frees its slot; what it has so far, or None if there is no such request."""
         for row in self._waiting:

@@ -88,6 +88,9 @@ class Group(Protocol):
     def reserve(self, length: int) -> None:
         """Takes the memory for so many tokens a slot."""
 
+    def release(self) -> None:
+        """Forgets what was read, and gives its memory back."""
+
 
 class RowGroup:
     """Members that are rows of one forward pass."""
@@ -164,6 +167,12 @@ class RowGroup:
             self.steps.forget()  # before the memory is taken: theirs may be what is lacking
         self.cache.reserve(length)
 
+    def release(self) -> None:
+        """See `Group`."""
+        if self.steps is not None:
+            self.steps.forget()
+        self.cache.release()
+
     @torch.inference_mode()
     def _forward(
         self,
@@ -231,6 +240,10 @@ class AloneGroup:
 
     def reserve(self, length: int) -> None:
         """Nothing: transformers' cache grows with every token."""
+
+    def release(self) -> None:
+        """See `Group`."""
+        self.caches.clear()
 
     @torch.inference_mode()
     def _row(self, slot: int, ids: torch.Tensor, start: int) -> torch.Tensor:

@@ -108,6 +108,13 @@ class SlotCache(Cache):
                     part[layer][..., : old.shape[3], :] = old
         self.length = wider
 
+    def release(self) -> None:
+        """Gives all memory back."""
+        self.moves += 1
+        self._keys.clear()
+        self._values.clear()
+        self.length = 0
+
     def looked_at(self, needed: int, queries: int) -> int:
         """How many keys a pass should look at: `needed`, or on CPUs somewhat more, see `FEWEST_PRODUCTS`.
 

@@ -17,7 +17,7 @@ import torch
 
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import TokenData, tokenize_examples
-from ensemw2s.ensemble.decoding import decode
+from ensemw2s.ensemble.decoding import decode, last_engine
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
@@ -63,6 +63,8 @@ class Evaluator:
                 shown=shown,
                 members=voter.name in ENSEMBLES,
             )
+            if (engine := last_engine(loaded.model)) and len(group.voters) > 1:
+                engine.release()  # the caches of all voters together would take more than their models
         return {
             "split": chunk["split"],
             "start": chunk["start"],

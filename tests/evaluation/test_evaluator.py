@@ -10,7 +10,7 @@ import torch
 from ensemw2s.config import DataConfig, LabelingConfig, ReasoningGymSource
 from ensemw2s.data.examples import example_table
 from ensemw2s.data.tokens import tokenize_examples
-from ensemw2s.ensemble.decoding import decode
+from ensemw2s.ensemble.decoding import decode, last_engine
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.voter import Loaded
 from ensemw2s.evaluation.evaluate import _joined
@@ -219,6 +219,14 @@ def test_chunks_of_a_split_join_to_what_the_whole_gives(worker, pair, tmp_path):
     assert [tokens is None for tokens in joined["tokens"]] == [False, False, True]
     others = _joined({start: columns["expert_single"] for start, columns in parts.items()})
     assert others["tokens"] == [None] * 3, "tokens are kept of the ensemble alone"
+
+
+def test_voters_that_share_the_memory_hold_no_caches_between_their_turns(worker, tmp_path):
+    for group, held in (("weak", False), ("other", True)):
+        [chunk] = chunks(tmp_path / "test.parquet", 5, split="id", group=group, decoded=True, shown=0)
+        worker(chunk)
+        engines = [last_engine(loaded.model) for loaded in worker._loaded[1]]
+        assert [any(part.cache.bytes for part in engine.groups) for engine in engines] == [held] * len(engines)
 
 
 @pytest.mark.slow
