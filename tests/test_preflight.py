@@ -196,5 +196,5 @@ def test_tracking_by_a_package_that_is_not_here_is_refused(make, monkeypatch):
     config = make(tracking="mlflow")
     preflight.check(config)
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'ensemw2s\[mlflow\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[mlflow\]'"):
         preflight.check(config)
