@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -97,6 +98,24 @@ def test_an_answer_that_was_decoded_is_not_read_again_under_teacher_forcing(pair
     for key in ("n_tokens", "token_correct", "forced", "answer_ids", "member_ids"):
         assert once[key] == both[key]
     np.testing.assert_allclose(once["nll"], both["nll"], atol=1e-4)
+
+
+def test_in_half_precision_every_answer_has_one_pass_under_teacher_forcing(models, tokenizer, monkeypatch):
+    from ensemw2s.evaluation import evaluator as module
+
+    half = Loaded(EnsembleForCausalLM([copy.deepcopy(m).bfloat16() for m in models], [0.75, 0.25]), tokenizer)
+    table = tokenize_examples(SUMS, tokenizer, DATA)
+    prompts = table["prompt_ids"].to_pylist()
+    said = decode(half.model, prompts, max_new_tokens=5, eos_ids=half.eos_id, batch_size=2)
+    where = table.schema.get_field_index("answer_ids")
+    column = pa.array([g.token_ids for g in said], table.schema.field(where).type)
+    monkeypatch.setattr(module, "tokenize_examples", lambda *_: table.set_column(where, "answer_ids", column))
+    read, real = [], module.score
+    monkeypatch.setattr(
+        module, "score", lambda m, prompts, *r, **o: read.append(len(prompts)) or real(m, prompts, *r, **o)
+    )
+    evaluate(SUMS, half, DATA, LABELING, decoded=True, shown=0)
+    assert read == [3]
 
 
 def test_decoding_counts_the_tokens_of_every_member(pair, models, tokenizer):
