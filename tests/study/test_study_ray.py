@@ -10,7 +10,7 @@ from ensemw2s.study.rows import CHOSEN, SCHEMA
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
-WEAK = {"expert_single", "expert_compute_matched", "bagging", "ensemw2s", CHOSEN}
+WEAK = {"base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s", CHOSEN}
 """Of every cell, whatever its config asks for."""
 
 SYSTEMS = ["base_zero_shot", "sequence_vote", "student_ensemw2s", "student_ceiling"]
