@@ -38,10 +38,10 @@ p is of a test that flips the signs of pairs, a pair for each task and seed. The
 p large where seeds agree, and many pairs make it small where three seeds leave the interval wide. Trust what both say.
 Neither speaks of tasks that are not in the study.
 
-In tiny and ablation the bases are models of 30 thousand parameters that were made here, and have read solved hard
-problems before ([method.md](method.md#what-the-tiny-models-have-read)): hold every figure on OOD against the weak bases
-as they are (ablation was run without these). A commit with `-dirty` behind it is that commit with changes of its day,
-which are in no commit by themselves.
+In tiny, ablation and confirm the bases are models of 30 thousand parameters that were made here, and have read solved
+hard problems before ([method.md](method.md#what-the-tiny-models-have-read)): hold every figure on OOD against the weak
+bases as they are (ablation was run without these). A commit with `-dirty` behind it is that commit with changes of its
+day, which are in no commit by themselves.
 """
 
 OTHERS_CODE = """\

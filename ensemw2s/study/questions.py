@@ -169,19 +169,26 @@ def _bought(study: Facts) -> str:
     return "; ".join(said).replace("-", "−")
 
 
-def _printed_rule(study: Facts) -> str:
-    """The paper's rule minus the defaults."""
-    entry = find(study["variants"], variant="paper")
-    if entry is None:
-        return ""
-    titles = {VALIDATION: "validation", HARD_VALIDATION: "hard validation", **SPLITS}
-    found = {title: entry[f"ensemw2s/{split}"] for split, title in titles.items()}
-    said = ", ".join(f"{title} {difference(e)}{_p(e)}" for title, e in found.items() if e is not None)
-    return f"the paper's rule as printed, minus the defaults: {said}"
+def _changed(what: str, *variants: str) -> Callable[[Facts], str]:
+    """Answers with what the ensemble of the first of these variants that a study has gains over the default's."""
+
+    def answer(study: Facts) -> str:
+        entry = next(filter(None, (find(study["variants"], variant=name) for name in variants)), None)
+        if entry is None:
+            return ""
+        titles = {VALIDATION: "validation", HARD_VALIDATION: "hard validation", **SPLITS}
+        found = {title: entry[f"ensemw2s/{split}"] for split, title in titles.items()}
+        said = ", ".join(f"{title} {difference(e)}{_p(e)}" for title, e in found.items() if e is not None)
+        return f"{what}, minus the defaults: {said}"
+
+    return answer
 
 
 QUESTIONS: dict[str, Callable[[Facts], str]] = {
-    "Are the defaults better than the paper's rule?": _printed_rule,
+    "Are the defaults better than the paper's rule?": _changed("the paper's rule as printed", "paper"),
+    "Averages of probabilities or of log-probabilities?": _changed(
+        "averages of log-probabilities", "ensemble.combine=log_probability", "log-probability"
+    ),
     "How much do runs spread?": _spread,
     "Is it better than a direct ensemble (bagging)?": _against("ensemw2s", "bagging"),
     "Is it better than one expert with the training of all rounds?": _against("ensemw2s", "expert_compute_matched"),

@@ -18,14 +18,23 @@ def told(summary: dict[str, Any], not_run: tuple[str, ...] = ()) -> dict[str, li
     return dict(answers([study], not_run))
 
 
-def test_the_papers_rule_is_held_against_the_defaults(summary) -> None:
+@pytest.mark.parametrize(
+    ("question", "variant", "what"),
+    [
+        ("Are the defaults better than the paper's rule?", "paper", "the paper's rule as printed"),
+        ("Averages of probabilities or of log-probabilities?", "log-probability", "averages of log-probabilities"),
+        (
+            "Averages of probabilities or of log-probabilities?",
+            "ensemble.combine=log_probability",
+            "averages of log-probabilities",
+        ),
+    ],
+)
+def test_a_change_is_held_against_the_defaults(summary, question: str, variant: str, what: str) -> None:
     [entry] = summary["variants"]
-    question = "Are the defaults better than the paper's rule?"
     assert told(summary)[question] == ["Nothing here answers this."]
-    [said] = told({**summary, "variants": [{**entry, "variant": "paper"}]})[question]
-    assert said.startswith(
-        "small: the paper's rule as printed, minus the defaults: validation +2.0 (+2.0 to +2.0), p = 0.031"
-    )
+    [said] = told({**summary, "variants": [{**entry, "variant": variant}]})[question]
+    assert said.startswith(f"small: {what}, minus the defaults: validation +2.0 (+2.0 to +2.0), p = 0.031")
     assert "hard validation" not in said
 
 
