@@ -9,6 +9,7 @@ checkpoint with as many workers as there are then.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import sys
@@ -384,6 +385,10 @@ class _Run:
             dist.destroy_process_group(self.talk)
         self.engine.destroy()
         del self.engine, self.model
+        state.forget_modules()
+        gc.collect()  # DeepSpeed's engine is part of a circle: it would stay, with its optimizer, beside the next model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for others on the same GPU
 
 
 def training_set(spec: TrainSpec) -> TrainingSet:

@@ -116,3 +116,18 @@ def _set_whole(base: torch.optim.Optimizer, parameter: torch.nn.Parameter, kind:
             safe_set_full_optimizer_state(parameter, value, kind)
     elif kind != WEIGHT:
         base.state[parameter][kind].copy_(value)
+
+
+def forget_modules() -> None:
+    """Empties what DeepSpeed keeps of models that were trained with ZeRO 3, else all of them stay in memory.
+
+    Version 0.19.8 has a list of the modules of the last forward pass, and a cached method (within another function)
+    whose arguments are modules.
+    """
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    vars(parameter_offload).get("FWD_MODULE_STACK", []).clear()
+    for method in vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values():
+        for held in (method, *(cell.cell_contents for cell in getattr(method, "__closure__", None) or ())):
+            if hasattr(held, "cache_clear"):
+                held.cache_clear()

@@ -1,11 +1,13 @@
 """Real training of tiny models: in this process, and once more by two processes."""
 
+import gc
 import json
 import math
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,25 @@ def test_the_result_of_another_spec_is_refused_with_the_difference(workshop, alo
 @pytest.mark.processes
 def test_a_process_that_finds_its_first_spec_finished_takes_the_next(workshop, two):
     assert json.loads((workshop.root / "two" / "finished" / "train.json").read_text()) == {"name": "finished"}
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=SLOW)])
+def test_nothing_of_a_training_stays_in_memory(workshop, monkeypatch, stage):
+    held = []
+    leave = loop._Run.close
+
+    def close(run: Any) -> None:
+        held.extend(map(weakref.ref, (run.model, run.engine, run.engine.optimizer, next(run.model.parameters()))))
+        leave(run)
+
+    monkeypatch.setattr(loop._Run, "close", close)
+    gc.disable()  # it comes to large circles late, and then the next model is there already
+    try:
+        train(workshop.spec(f"left-{stage}", zero_stage=stage))
+        left = [reference() is not None for reference in held]
+    finally:
+        gc.enable()
+    assert left == [False] * 4
 
 
 def test_progress_is_told_after_every_step(workshop):
