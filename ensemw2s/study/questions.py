@@ -170,7 +170,7 @@ def _bought(study: Facts) -> str:
 
 
 def _changed(what: str, *variants: str) -> Callable[[Facts], str]:
-    """Answers with what the ensemble of the first of these variants that a study has gains over the default's."""
+    """Answers with the ensemble of a variant, the first of these that a study has, minus the default's."""
 
     def answer(study: Facts) -> str:
         entry = next(filter(None, (find(study["variants"], variant=name) for name in variants)), None)
