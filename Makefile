@@ -45,8 +45,8 @@ format: setup  ## Format the code and mend what ruff can mend.
 
 lint: check  ## Format, lint and types, changing nothing.
 
-docs: setup  ## Write docs/config.md from ensemw2s/config.py.
-	$(BIN)/python -m ensemw2s.config_docs > $(VENV)/config.md
+docs: setup  ## Write docs/config.md from ensemw2s/config/root.py.
+	$(BIN)/python -m ensemw2s.config.docs > $(VENV)/config.md
 	mv $(VENV)/config.md docs/config.md
 
 lock: setup  ## Write constraints.txt from what .venv holds.

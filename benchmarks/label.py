@@ -27,12 +27,12 @@ import torch
 import typer
 from decode import TEXT, machine, save_random_ensemble, write
 
-from ensemw2s import cluster
+from ensemw2s.cluster.connect import connect
+from ensemw2s.cluster.pool import chunks, stream
 from ensemw2s.config import ClusterConfig, DataConfig, FilesSource, LabelingConfig, SplitConfig
 from ensemw2s.ensemble.voter import Voter, load_voters
 from ensemw2s.labeling.intake import write_examples
 from ensemw2s.labeling.labeler import Labeler, Maker
-from ensemw2s.labeling.stream import chunks, stream
 
 
 def random_prompts(path: Path, count: int) -> Path:
@@ -122,7 +122,7 @@ def main(
         count = write_examples(source, table, group=labeling.chunk_size, rejected=root / "rejected.parquet")
         voter = Voter(name="ensemble", ensemble=str(ensemble))
         rates: dict[str, list[float]] = {"engine": [], "1": [], str(actors): []}
-        with cluster.connect(ClusterConfig(cpus=actors, object_store_mb=100)):
+        with connect(ClusterConfig(cpus=actors, object_store_mb=100)):
             for turn in range(turns):
                 rates["engine"].append(bare(voter, table, data, labeling))
                 for number in (1, actors):

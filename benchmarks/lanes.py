@@ -20,7 +20,7 @@ import typer
 from decode import machine, write
 from train import make_table, tiny_start
 
-from ensemw2s import cluster
+from ensemw2s.cluster.connect import connect
 from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig, Workers
 from ensemw2s.models import loading
 from ensemw2s.training.launch import Lanes
@@ -55,7 +55,7 @@ def main(
     seconds: dict[tuple[int, int], list[dict[str, float]]] = {way: [] for way in ways}
     with (
         tempfile.TemporaryDirectory() as folder,
-        cluster.connect(ClusterConfig(cpus=cpus, object_store_mb=100)),
+        connect(ClusterConfig(cpus=cpus, object_store_mb=100)),
     ):
         root = Path(folder)
         start = tiny_start(root)

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 import typer
 from decode import machine, synchronize, write
 
-from ensemw2s import store
 from ensemw2s.config import Lora, Recipe
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.models import loading, tiny
+from ensemw2s.storage import store
 from ensemw2s.training import loop
 from ensemw2s.training.batches import Layout, step_batches
 from ensemw2s.training.spec import Start, Tracking, TrainSpec

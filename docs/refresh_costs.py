@@ -18,7 +18,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from ensemw2s.cli import app
+from ensemw2s.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "cluster" / "README.md"

@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ensemw2s import store
 from ensemw2s.evaluation.report import print_table
 from ensemw2s.evaluation.wording import seconds
+from ensemw2s.storage import store
 
 ROOT = Path(__file__).parent.parent
 

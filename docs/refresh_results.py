@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from ensemw2s import store
-from ensemw2s.config_study import StudyConfig
+from ensemw2s.config.study import StudyConfig
+from ensemw2s.storage import store
 from ensemw2s.study import questions, report, tables
 from ensemw2s.study.sheet import lower_first
 from ensemw2s.study.summary import associations, summarise

@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/evaluate.py \
 
 import sys
 
-from ensemw2s.cli import app
+from ensemw2s.cli.main import app
 
 if __name__ == "__main__":
     app(["evaluate", *sys.argv[1:]], prog_name="ensemw2s")

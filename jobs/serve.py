@@ -7,7 +7,7 @@ ray job submit --working-dir . -- python jobs/serve.py --ensemble /shared/runs/q
 
 import sys
 
-from ensemw2s.cli import app
+from ensemw2s.cli.main import app
 
 if __name__ == "__main__":
     app(["serve", "--detach", *sys.argv[1:]], prog_name="ensemw2s")

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/study.py configs/studies/tiny.yaml
 
 import sys
 
-from ensemw2s.cli import app
+from ensemw2s.cli.main import app
 
 if __name__ == "__main__":
     app(["study", *sys.argv[1:]], prog_name="ensemw2s")

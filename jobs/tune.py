@@ -5,7 +5,8 @@ ray job submit --working-dir . -- python jobs/tune.py --config configs/quickstar
 
 import typer
 
-from ensemw2s import cli, options
+from ensemw2s.cli import main as cli
+from ensemw2s.cli import options
 
 
 def main(

@@ -247,7 +247,7 @@ class Workplace:
     def start(self, *arguments: str | Path) -> Running:
         """Starts `ensemw2s` with these arguments."""
         script = Path(sys.executable).with_name("ensemw2s")
-        command = [str(script)] if script.exists() else [sys.executable, "-m", "ensemw2s.cli"]
+        command = [str(script)] if script.exists() else [sys.executable, "-m", "ensemw2s"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
         environment |= {
             "RAY_AUTH_MODE": "disabled",

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ensemw2s import remote
 from ensemw2s.boosting import samme
 from ensemw2s.errors import ArtifactError
+from ensemw2s.storage import remote
 
 
 def write_masks(path: Path, ids: list[str], lengths: list[int], masks: dict[str, NDArray[np.bool_]]) -> None:

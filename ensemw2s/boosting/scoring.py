@@ -43,8 +43,8 @@ class Scorer:
 
     def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """Returns the first row's number and the models' tokens: int32 bytes of [models, answer tokens]."""
+        from ensemw2s.cluster.pool import read_chunk
         from ensemw2s.ensemble.score import score
-        from ensemw2s.labeling.stream import read_chunk
 
         data = TokenData.from_table(read_chunk(chunk))
         scores = score(self._model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=self._batch_size)
@@ -54,7 +54,7 @@ class Scorer:
 
 def warm(labeling: LabelingConfig, actors: int) -> None:
     """Starts the processes that score, or evaluate, and does not wait for them."""
-    from ensemw2s.labeling import stream
+    from ensemw2s.cluster import pool as stream
 
     modules = ["ensemw2s.ensemble.score", "ensemw2s.ensemble.voter"]
     stream.warm(modules, labeling=labeling, actors=actors)
@@ -62,7 +62,7 @@ def warm(labeling: LabelingConfig, actors: int) -> None:
 
 def cool(labeling: LabelingConfig, actors: int) -> None:
     """Ends these processes, which would keep their memory while others need it, and does not wait for that."""
-    from ensemw2s.labeling import stream
+    from ensemw2s.cluster import pool as stream
 
     stream.cool(labeling=labeling, actors=actors)
 
@@ -72,7 +72,7 @@ def rehearsed(table: Path, model: str, *, labeling: LabelingConfig, actors: int)
     """Scores a few rows a process in the background, so that the first round does not wait for what starts with the
     first stream: Ray Data in this process, code and first passes of a model in the others. Not on GPUs.
     """
-    from ensemw2s.labeling.stream import chunks, stream
+    from ensemw2s.cluster.pool import chunks, stream
 
     def rehearse() -> None:
         with suppress(EnsemW2SError, ray.exceptions.RayError):  # the first round meets the same, and says it
@@ -144,8 +144,8 @@ class LikelihoodScorer:
         """Returns the first row's number, and bytes of float32 [tokens], [members, tokens] and of float64
         [temperatures, members, rows].
         """
+        from ensemw2s.cluster.pool import read_chunk
         from ensemw2s.ensemble.score import score
-        from ensemw2s.labeling.stream import read_chunk
 
         data = TokenData.from_table(read_chunk(chunk))
         size = {"pad_id": 0, "batch_size": self._batch_size}
@@ -223,7 +223,7 @@ def _streamed(
     on_progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """What a worker returns for each chunk of a table, in the table's order."""
-    from ensemw2s.labeling.stream import chunks, stream
+    from ensemw2s.cluster.pool import chunks, stream
 
     for rehearsal in tuple(_rehearsals):
         rehearsal.join()  # its processes are free then; else there would be as many others

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ensemw2s import planning
 from ensemw2s.config import Config, NodeKind
 from ensemw2s.costs import needs
 from ensemw2s.costs.estimate import Estimate, estimate
@@ -19,8 +18,8 @@ from ensemw2s.costs.lengths import lengths
 from ensemw2s.costs.show import print_estimate
 from ensemw2s.costs.throughput import read_measured
 from ensemw2s.data.sources import check_source
-from ensemw2s.planning import Plan
-from ensemw2s.stages import build_graph
+from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.plan import Plan, lay_out, print_plan, survey
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def prepare(
     check_source(config.data)
     graph = build_graph(config)
     sizes = needs.shapes(graph)
-    plan = planning.lay_out(graph, planning.survey(graph), {name: shape.parameters for name, shape in sizes.items()})
+    plan = lay_out(graph, survey(graph), {name: shape.parameters for name, shape in sizes.items()})
     mean = lengths(config, found.prices.assumptions.characters_a_token, *tokens)
     return Costs(plan, estimate(graph, plan, sizes, found, mean, speeds), path)
 
@@ -68,9 +67,7 @@ def show(costs: Costs, console: Console) -> None:
     found = costs.estimate
     resources = found.cluster.resources()
     place = f"{costs.path}, at its largest"
-    planning.print_plan(
-        costs.plan, console, resources=resources, division=found.division, free_bytes=None, address=place
-    )
+    print_plan(costs.plan, console, resources=resources, division=found.division, free_bytes=None, address=place)
     print_estimate(found, console)
     config = costs.plan.config
     asked = {config.training.node_resource, config.labeling.node_resource}

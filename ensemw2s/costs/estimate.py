@@ -10,8 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ensemw2s import cluster
-from ensemw2s.cluster import ResourcePlan, pieces
+from ensemw2s.cluster.resources import ResourcePlan, pieces, plan_resources
 from ensemw2s.config import Config
 from ensemw2s.costs import needs
 from ensemw2s.costs.hardware import Cluster, NodeType
@@ -21,8 +20,8 @@ from ensemw2s.costs.needs import Job, Need, Shapes
 from ensemw2s.costs.processes import check_speed
 from ensemw2s.costs.throughput import Measured, Share, decoding_rate, reading_rate, share_of, training_rate
 from ensemw2s.errors import ConfigError
-from ensemw2s.planning import Plan
-from ensemw2s.stages import Graph
+from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.plan import Plan
 
 HOUR = 3600.0
 
@@ -124,7 +123,7 @@ def estimate(
     actors = needs.place_actors(graph, sizes, found)
     actor, trainer = actors[0].node.name, (trainings or actors)[0].node.name
     found = found.within_limit({actor, trainer})
-    division = cluster.plan_resources(config, found.resources())
+    division = plan_resources(config, found.resources())
     work = _Work(graph, plan, sizes, found, lengths, measured, division, trainer, actor)
     phases = work.phases(todo)
     rows = tuple(row for phase in phases for row in phase)

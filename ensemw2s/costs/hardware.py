@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ensemw2s.cluster import Node, Resources
-from ensemw2s.config_messages import explain, nearest
-from ensemw2s.config_section import Fraction, PositiveInt, Section
-from ensemw2s.config_tree import read_tree
+from ensemw2s.cluster.resources import Node, Resources
+from ensemw2s.config.messages import explain, nearest
+from ensemw2s.config.section import Fraction, PositiveInt, Section
+from ensemw2s.config.tree import read_tree
 from ensemw2s.errors import ConfigError, ResourceError
 
 PRICES = "prices.yaml"

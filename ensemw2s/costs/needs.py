@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ensemw2s.cluster import pieces
+from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import Config, Recipe
 from ensemw2s.costs import nearest
 from ensemw2s.costs.hardware import Cluster, NodeType, Prices
@@ -18,8 +18,8 @@ from ensemw2s.costs.memory import GIB, Memory, Training, Voter, decoding_memory,
 from ensemw2s.costs.processes import Process, Work, candidates
 from ensemw2s.costs.shapes import Shape, shape_of, tiny_shape
 from ensemw2s.errors import ResourceError
-from ensemw2s.planning import Plan
-from ensemw2s.stages import Base, Expert, Graph
+from ensemw2s.pipeline.graph import Base, Expert, Graph
+from ensemw2s.pipeline.plan import Plan
 
 Shapes = dict[str, Shape]
 """Sizes of each base, by its name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ensemw2s.cluster import pieces
+from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import LabelingConfig, TrainingConfig
 from ensemw2s.costs.hardware import Cluster, NodeType
 from ensemw2s.errors import ResourceError

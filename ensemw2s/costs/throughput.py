@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from ensemw2s import store
 from ensemw2s.costs.hardware import Assumptions, Processor
 from ensemw2s.costs.memory import Voter
 from ensemw2s.costs.shapes import Shape
 from ensemw2s.errors import ConfigError
+from ensemw2s.storage import store
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s import remote
 from ensemw2s.config import DataConfig
 from ensemw2s.errors import ArtifactError, DataError, ModelError
+from ensemw2s.storage import remote
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

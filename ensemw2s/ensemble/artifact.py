@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ensemw2s import remote
 from ensemw2s.ensemble.combine import RULES, Rule
 from ensemw2s.ensemble.manifest import (
     FORMAT_VERSION,
@@ -37,6 +36,7 @@ from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter
 from ensemw2s.models.info import ADAPTER_CONFIG
 from ensemw2s.models.loading import logits_vocabulary
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
+from ensemw2s.storage import remote
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)

@@ -23,9 +23,9 @@ from pydantic import (
     model_serializer,
 )
 
-from ensemw2s import remote, store
 from ensemw2s.ensemble.combine import Rule
 from ensemw2s.errors import ArtifactError
+from ensemw2s.storage import remote, store
 
 FORMAT_VERSION = 1
 MANIFEST = "ensemble.json"

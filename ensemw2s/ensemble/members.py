@@ -15,11 +15,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ensemw2s import remote
 from ensemw2s.errors import ResourceError
 from ensemw2s.models.adapters import adapter_base, load_adapter
 from ensemw2s.models.info import ADAPTER_CONFIG, model_info
 from ensemw2s.models.loading import load_causal_lm
+from ensemw2s.storage import remote
 
 WEIGHTS_SHARE = 0.7
 """Share of a GPU's free memory that weights may take; the rest is for the cache and for what a forward pass needs."""

@@ -19,20 +19,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import cluster, remote
+from ensemw2s.cluster.connect import cluster_address, connect, is_job
 from ensemw2s.config import ClusterConfig
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ConfigError
 from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
-from ensemw2s.evaluation.systems import Group
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
 from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
 from ensemw2s.labeling.intake import check_input, identity, write_examples
 from ensemw2s.models.info import ADAPTER_CONFIG, model_info
 from ensemw2s.models.tokenizers import load_tokenizer
+from ensemw2s.pipeline.systems import Group
 from ensemw2s.progress import Progress
+from ensemw2s.storage import remote
 
 SAMPLES = 2000
 
@@ -66,7 +67,7 @@ def prepare(work: EvaluateWork) -> Voter:
         ModelError: If a model cannot be loaded.
         ResourceError: If no actor could ever run.
     """
-    if cluster.is_job() and work.shared is None:
+    if is_job() and work.shared is None:
         raise ConfigError(
             "a Ray job needs --json, in a folder that all nodes see or in object storage: its input lies there"
         )
@@ -99,7 +100,7 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
         path = scratch / "examples.parquet"
         write_examples(settings.source, path, group=settings.labeling.chunk_size)
         remote.push(path)
-        with cluster.connect(work.cluster, debug=debug) as resources, progress:
+        with connect(work.cluster, debug=debug) as resources, progress:
             columns = evaluate_all(
                 [("input", path, Group("model", (voter,)), True)],
                 data=settings.data,
@@ -125,7 +126,7 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
 @contextmanager
 def scratch_folder(work: EvaluateWork) -> Iterator[Path]:
     """A folder for the converted input, which the nodes of a cluster find; gone afterwards."""
-    if cluster.address(work.cluster) is None:
+    if cluster_address(work.cluster) is None:
         with tempfile.TemporaryDirectory(prefix=".ensemw2s-") as name:
             yield Path(name)
         return

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ensemw2s.cluster.pool import chunks, stream
 from ensemw2s.config import DataConfig, LabelingConfig
-from ensemw2s.evaluation.systems import Group
-from ensemw2s.labeling.stream import chunks, stream
+from ensemw2s.pipeline.systems import Group
 
 EVALUATOR = "ensemw2s.evaluation.evaluator:Evaluator"
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import TokenData, tokenize_examples
 from ensemw2s.ensemble.decoding import decode, last_engine
@@ -23,9 +24,8 @@ from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.evaluate import Rows
-from ensemw2s.evaluation.systems import ENSEMBLES, Group
 from ensemw2s.labeling.labeler import answer_text
-from ensemw2s.labeling.stream import Chunk, read_chunk
+from ensemw2s.pipeline.systems import ENSEMBLES, Group
 
 
 class Evaluator:

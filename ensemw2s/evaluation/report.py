@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import store
 from ensemw2s.evaluation.page import page
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
 from ensemw2s.evaluation.summary import summarise
@@ -28,6 +27,7 @@ from ensemw2s.evaluation.wording import (
     seconds,
     systems_of,
 )
+from ensemw2s.storage import store
 
 
 def write_report(results: dict[str, Any], directory: Path) -> Path:

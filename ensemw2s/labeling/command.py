@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import cluster, remote, store
+from ensemw2s.cluster.connect import connect
 from ensemw2s.config import ClusterConfig, LabelFilter
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
@@ -23,7 +23,8 @@ from ensemw2s.labeling.labels import LabelJob, check_rejected, label_all
 from ensemw2s.labeling.parts import KEPT, REJECTED
 from ensemw2s.labeling.summary import SUMMARY, write_summary
 from ensemw2s.progress import Progress
-from ensemw2s.remote import shown
+from ensemw2s.storage import remote, store
+from ensemw2s.storage.remote import shown
 
 PROMPTS = ".prompts"
 ORIGIN = "labels.json"
@@ -122,7 +123,7 @@ def label(work: LabelWork, progress: Progress, *, debug: bool = False) -> None:
         EnsemW2SError: Whatever stops it; labels that are made stay.
     """
     settings = work.settings
-    with cluster.connect(work.cluster, debug=debug) as resources, progress:
+    with connect(work.cluster, debug=debug) as resources, progress:
         actors = pool_size(resources, settings.labeling)
         progress.say(f"{shown(work.output)}: {resources}, up to {actors} actors")
         label_all(

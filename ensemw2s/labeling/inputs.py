@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ensemw2s import cluster, remote
-from ensemw2s.cluster import Resources
+from ensemw2s.cluster.connect import cluster_address
+from ensemw2s.cluster.resources import Resources, local_resources
 from ensemw2s.config import ClusterConfig, DataConfig, LabelingConfig, SplitConfig
-from ensemw2s.config_tree import read_tree
+from ensemw2s.config.tree import read_tree
 from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.labeling.intake import FileSource
+from ensemw2s.storage import remote
 
 RENDERING = ("prompt_template", "answer_prefix", "chat_template", "max_prompt_tokens", "max_answer_tokens")
 """Keys of `data` that decide how a prompt and its answer become tokens."""
@@ -109,5 +110,5 @@ def pool_size(resources: Resources, labeling: LabelingConfig) -> int:
 
 def check_resources(where: ClusterConfig, labeling: LabelingConfig) -> None:
     """Raises `ResourceError` if a Ray is to be started here and no actor would ever fit."""
-    if cluster.address(where) is None:
-        pool_size(cluster.local_resources(where), labeling)
+    if cluster_address(where) is None:
+        pool_size(local_resources(where), labeling)

@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s import remote
 from ensemw2s.config import FilesSource, HuggingFaceSource
 from ensemw2s.data.columns import ColumnError, render_row
 from ensemw2s.data.examples import EXAMPLE_SCHEMA, example_id
 from ensemw2s.data.readers import make_reader
 from ensemw2s.errors import DataError
 from ensemw2s.labeling.parts import REJECTED_SCHEMA
+from ensemw2s.storage import remote
 
 FileSource = FilesSource | HuggingFaceSource
 """Where a saved model's input may come from."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ensemw2s import remote
+from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.decoding import CHUNK
@@ -29,8 +29,8 @@ from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.parts import REJECTED_SCHEMA, label_schema, part_name, rejected_part, write_part
-from ensemw2s.labeling.stream import Chunk, read_chunk
-from ensemw2s.store import read_table
+from ensemw2s.storage import remote
+from ensemw2s.storage.store import read_table
 
 
 class Labeler:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import remote
+from ensemw2s.cluster.pool import ACTOR, Chunk, chunks, stream
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError
 from ensemw2s.labeling.parts import REJECTED, count, part_name, rejected_parts, remove_unfinished
-from ensemw2s.labeling.stream import ACTOR, Chunk, chunks, stream
+from ensemw2s.storage import remote
 
 LABELER = "ensemw2s.labeling.labeler:Labeler"
 

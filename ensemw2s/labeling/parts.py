@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s import remote
+from ensemw2s.cluster.pool import Chunk
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import ResourceError
-from ensemw2s.labeling.stream import Chunk
+from ensemw2s.storage import remote
 
 LABEL_SCHEMA = pa.schema(
     [

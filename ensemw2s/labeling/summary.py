@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s import store
 from ensemw2s.labeling.parts import parts, rejected_parts
+from ensemw2s.storage import store
 
 SUMMARY = "summary.json"
 BINS = 20

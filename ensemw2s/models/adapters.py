@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from ensemw2s import remote
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
 from ensemw2s.models.info import ADAPTER_CONFIG
+from ensemw2s.storage import remote
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

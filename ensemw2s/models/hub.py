@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import remote
 from ensemw2s.errors import ModelError
+from ensemw2s.storage import remote
 
 HUB_TIMEOUT_SECONDS = 10.0
 

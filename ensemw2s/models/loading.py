@@ -15,7 +15,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ensemw2s import remote
 from ensemw2s.errors import ModelError
 from ensemw2s.models.adapters import (
     BaseReference,
@@ -28,6 +27,7 @@ from ensemw2s.models.adapters import (
 from ensemw2s.models.hub import locate
 from ensemw2s.models.info import ADAPTER_CONFIG, ModelInfo, check_folder, context_of, load_error, model_info
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
+from ensemw2s.storage import remote
 
 __all__ = [
     "BaseReference",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ensemw2s.config import Config
-from ensemw2s.config_search import Parameter
+from ensemw2s.config.search import Parameter
 
 DPI = 150
 

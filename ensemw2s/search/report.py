@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import remote
 from ensemw2s.config import Config, dump_config
-from ensemw2s.config_search import SearchConfig
+from ensemw2s.config.search import SearchConfig
 from ensemw2s.search import plots, space
 from ensemw2s.search.trial import OBJECTIVE
+from ensemw2s.storage import remote
 
 METRICS = ("exact_match", "token_accuracy", "nll", "option_accuracy")
 FACTS = ("rounds", "experts", "value", *METRICS, OBJECTIVE, "best_rounds", "seconds", "final", "reason")

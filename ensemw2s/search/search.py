@@ -12,17 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import cluster, remote, steps, store
-from ensemw2s.cluster import ResourcePlan, Resources
+from ensemw2s.cluster.connect import cluster_address, connect
+from ensemw2s.cluster.resources import DRIVER, ResourcePlan, Resources, plan_resources
 from ensemw2s.config import Config
-from ensemw2s.config_search import SearchConfig
-from ensemw2s.context import Context
+from ensemw2s.config.search import SearchConfig
 from ensemw2s.errors import ConfigError, SearchError
+from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.graph import Graph, build_graph, run_directory
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
 from ensemw2s.search.live import Watcher, live_table
 from ensemw2s.search.trial import OBJECTIVE, Trial, trial_config
-from ensemw2s.stages import Graph, build_graph, run_directory
+from ensemw2s.storage import remote, store
 
 DRIVER_CPUS = 0.1
 """Of a trial's driver where no resource is set aside for drivers."""
@@ -70,7 +72,7 @@ def run(
                     f"{remote.shown(folder)} holds a search that was stopped: --resume goes on, --fresh begins anew"
                 )
             store.put_json(folder / "description.json", description)
-            with cluster.connect(config.cluster, debug=debug) as resources:
+            with connect(config.cluster, debug=debug) as resources:
                 summary = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
     report.print_trials(summary, shown.console)
     shown.say(f"\nensemw2s run {remote.shown(folder / 'best.yaml')}")
@@ -143,7 +145,7 @@ def _shared_stages(config: Config, stages: Path, resources: Resources, shown: Pr
     from ensemw2s.training.launch import Lanes
 
     graph: Graph = build_graph(trial_config(config, {}), stages)
-    plan = cluster.plan_resources(config, resources)
+    plan = plan_resources(config, resources)
     with Lanes(config.training, plan.lanes, stages / ".ray", keep=False, on_progress=shown.update) as lanes:
         context = Context(graph, plan, shown, lanes, on_stage=lambda *_: None)
         if not steps.done(graph.data):
@@ -175,10 +177,10 @@ def divide(config: Config, resources: Resources) -> tuple[ResourcePlan, int]:
         if where.fits(labeling.cpus_per_actor, labeling.gpus_per_actor) < labeling.min_actors * count:
             continue
         wanted = labeling.model_copy(update={"min_actors": labeling.min_actors * count})
-        plan = cluster.plan_resources(config.model_copy(update={"labeling": wanted}), resources)
+        plan = plan_resources(config.model_copy(update={"labeling": wanted}), resources)
         if plan.keep_lanes and plan.lanes >= count:
             return ResourcePlan(plan.lanes // count, plan.actors // count, keep_lanes=True), count
-    return cluster.plan_resources(config, resources), 1
+    return plan_resources(config, resources), 1
 
 
 def _tune(
@@ -243,8 +245,8 @@ def driver_resources(config: Config) -> dict[str, float]:
     """What a trial's driver reserves. It only waits, so where Ray is started here it takes no CPU from its workers."""
     if config.cluster.driver_resource is not None:
         return {config.cluster.driver_resource: 1}
-    if cluster.address(config.cluster) is None:
-        return {cluster.DRIVER: 1}
+    if cluster_address(config.cluster) is None:
+        return {DRIVER: 1}
     return {"CPU": DRIVER_CPUS}
 
 

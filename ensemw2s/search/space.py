@@ -14,8 +14,8 @@ from ensemw2s.config import (
     StudentConfig,
     parse_config,
 )
-from ensemw2s.config_messages import nearest
-from ensemw2s.config_search import Parameter, SearchConfig
+from ensemw2s.config.messages import nearest
+from ensemw2s.config.search import Parameter, SearchConfig
 from ensemw2s.errors import ConfigError
 
 if TYPE_CHECKING:

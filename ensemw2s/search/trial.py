@@ -18,19 +18,22 @@ import numpy as np
 from ray import tune
 from rich.console import Console
 
-from ensemw2s import cluster, remote, steps, store
-from ensemw2s.boosting.rounds import accepted_members, each_round, is_last
-from ensemw2s.boosting.votes import weighed_members
+from ensemw2s.cluster.connect import connect
+from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
-from ensemw2s.config_search import SearchConfig
-from ensemw2s.context import Context
+from ensemw2s.config.search import SearchConfig
 from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
-from ensemw2s.evaluation.systems import Group, ensemble_voter, one
+from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.rounds import accepted_members, each_round, is_last
+from ensemw2s.pipeline.systems import Group, ensemble_voter, one
+from ensemw2s.pipeline.votes import weighed_members
 from ensemw2s.progress import Progress
 from ensemw2s.search import space
-from ensemw2s.stages import build_graph
-from ensemw2s.store import Stage
+from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Stage
 
 Facts = dict[str, Any]
 
@@ -76,12 +79,12 @@ class Trial(tune.Trainable):
         assert searched.search is not None
         graph = build_graph(trial_config(searched, config), Path(folder))
         self._open = ExitStack()
-        self._open.enter_context(cluster.connect(graph.config.cluster))
+        self._open.enter_context(connect(graph.config.cluster))
         scratch = Path(folder) / ".ray" / str(self.trial_id)
         self._open.callback(remote.remove, scratch)
         running = Lanes(graph.config.training, lanes, scratch, keep=keep)
         self._open.callback(running.close, abandon=True)
-        plan = cluster.ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
+        plan = ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
         context = Context(graph, plan, Progress(Console(quiet=True)), running, on_stage=lambda *_: None)
         self._rounds = measured(context, searched.search, *space.sizes(searched))
 

@@ -16,9 +16,10 @@ from typing import Any
 import requests
 import yaml
 
-from ensemw2s import cluster
+from ensemw2s.cluster.connect import cluster_address, connect
+from ensemw2s.cluster.resources import Resources
 from ensemw2s.config import ClusterConfig
-from ensemw2s.config_messages import explain
+from ensemw2s.config.messages import explain
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.errors import ArtifactError, ConfigError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.models.info import check_folder
@@ -91,7 +92,7 @@ def serve(
     """
     _check_port(host, port)
     stopped = threading.Event()
-    with cluster.connect(where, debug=debug) as resources:
+    with connect(where, debug=debug) as resources:
         from ray import serve as ray_serve
 
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, whose own handler writes a trace
@@ -106,7 +107,7 @@ def serve(
         finally:
             _let_go()
             ray_serve.delete(APP)
-            if cluster.address(where) is not None:  # the Ray that was started here takes Serve's controller along
+            if cluster_address(where) is not None:  # the Ray that was started here takes Serve's controller along
                 ray_serve.shutdown()
 
 
@@ -125,16 +126,16 @@ def deploy(
         ConfigError: If there is no cluster to leave it to.
         ResourceError: If the models do not come up.
     """
-    if cluster.address(where) is None:
+    if cluster_address(where) is None:
         raise ConfigError("--detach leaves the endpoint to a cluster: give --address, or set RAY_ADDRESS")
-    with cluster.connect(where, debug=debug) as resources:
+    with connect(where, debug=debug) as resources:
         _start(settings, resources, host, port, say, alone=False, debug=debug)
         say("it stays up; `serve shutdown` ends it")
 
 
 def _start(
     settings: ServeSettings,
-    resources: cluster.Resources,
+    resources: Resources,
     host: str,
     port: int,
     say: Callable[[str], None],
@@ -236,7 +237,7 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
 
 
-def _check_room(settings: ServeSettings, resources: cluster.Resources) -> None:
+def _check_room(settings: ServeSettings, resources: Resources) -> None:
     cpus = sum(model.cpus * model.min_replicas for model in settings.models)
     gpus = sum(model.gpus * model.min_replicas for model in settings.models)
     if cpus > resources.cpus or gpus > resources.gpus:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ensemw2s.config_section import PositiveInt, Section, raise_all
+from ensemw2s.config.section import PositiveInt, Section, raise_all
 
 FRONT = "front"
 """Name of the deployment that speaks HTTP."""

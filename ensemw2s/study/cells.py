@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ensemw2s import remote
 from ensemw2s.config import ALL_SYSTEMS, GENERATIONS, Config, parse_config
-from ensemw2s.config_messages import nearest
-from ensemw2s.config_study import DEFAULT, Changes, StudyConfig
-from ensemw2s.config_tree import set_value
+from ensemw2s.config.messages import nearest
+from ensemw2s.config.study import DEFAULT, Changes, StudyConfig
+from ensemw2s.config.tree import set_value
 from ensemw2s.errors import ConfigError
-from ensemw2s.stages import Graph, build_graph
+from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.storage import remote
 
 ALWAYS = ("base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s")
 """Systems of every cell, whatever its config says: a gain counts against these only."""

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import steps
-from ensemw2s.stages import Graph
-from ensemw2s.store import Stage
+from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.graph import Graph
+from ensemw2s.storage.store import Stage
 from ensemw2s.study.cells import Cell
 
 

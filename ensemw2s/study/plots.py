@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ensemw2s.config_study import DEFAULT
+from ensemw2s.config.study import DEFAULT
 from ensemw2s.evaluation.plots import Plot, Theme, canvas, legend
 from ensemw2s.evaluation.wording import SPLITS, points
 from ensemw2s.study.rows import VALIDATION

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from ensemw2s.config_study import DEFAULT
+from ensemw2s.config.study import DEFAULT
 from ensemw2s.evaluation.wording import SPLITS, amount, in_a_sentence, percent, plain
 from ensemw2s.study.rows import CHOSEN, HARD_VALIDATION, VALIDATION
 from ensemw2s.study.sheet import difference, find, lower_first, mean_text, name_of, p_value, scopes

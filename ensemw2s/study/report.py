@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensemw2s import pipeline, store
-from ensemw2s.config_study import StudyConfig
+from ensemw2s.config.study import StudyConfig
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
+from ensemw2s.pipeline.run import git_commit, versions
+from ensemw2s.storage import store
 from ensemw2s.study import plots, tables
 from ensemw2s.study.cells import with_other_data
 from ensemw2s.study.sheet import Sheet
@@ -61,8 +62,8 @@ def write(
     summary = {
         "name": study.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": pipeline.versions(),
-        "git_commit": pipeline.git_commit(),
+        "versions": versions(),
+        "git_commit": git_commit(),
         "commits": commits or {},
         "cells": finished + len(missing),
         "finished": finished,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ensemw2s import store
 from ensemw2s.config import GENERATIONS
 from ensemw2s.labeling.parts import read_labels
-from ensemw2s.stages import LABEL_MAKERS, Graph
+from ensemw2s.pipeline.graph import LABEL_MAKERS, Graph
+from ensemw2s.storage import store
 from ensemw2s.study import diagnosis
 from ensemw2s.study.cells import Cell
 

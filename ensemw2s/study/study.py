@@ -20,12 +20,15 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from ensemw2s import cluster, pipeline, preflight, remote, steps, store
-from ensemw2s.cluster import ResourcePlan, Resources
-from ensemw2s.config_study import StudyConfig
-from ensemw2s.context import Context
+from ensemw2s.cluster.connect import connect
+from ensemw2s.cluster.resources import ResourcePlan, Resources, plan_resources
+from ensemw2s.config.study import StudyConfig
 from ensemw2s.errors import EnsemW2SError, StudyError
+from ensemw2s.pipeline import preflight, steps
+from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.run import evaluate, git_commit, run_stages, versions
 from ensemw2s.progress import Progress
+from ensemw2s.storage import remote, store
 from ensemw2s.study import report, rows
 from ensemw2s.study.cells import Cell, expand, study_directory
 
@@ -128,7 +131,7 @@ def _run_cells(cells: list[Cell], waiting: list[Cell], folder: Path, shown: Prog
     """Runs cells; returns name and reason of those that failed."""
     failed = {}
     with (
-        cluster.connect(cells[0].config.cluster, debug=debug) as resources,
+        connect(cells[0].config.cluster, debug=debug) as resources,
         _Workshop(folder, resources, shown) as shop,
     ):
         shown.say(f"{remote.shown(folder)}: {resources}; {len(waiting)} of {len(cells)} cells to do")
@@ -167,14 +170,14 @@ class _Workshop:
     def run(self, cell: Cell) -> None:
         """Runs one cell to its end, and writes down what it took."""
         began, graph = time.time(), cell.graph
-        plan = cluster.plan_resources(cell.config, self.resources)
+        plan = plan_resources(cell.config, self.resources)
         self._seconds = []
         with self._lanes_for(cell, plan) as lanes:
             context = Context(graph, plan, self.progress, lanes, on_stage=self._note)
             missing = [stage for stage in graph.stages() if not steps.done(stage)]
             lanes.start(sum(stage.name.startswith(("models/", "rounds/")) for stage in missing))
-            history = pipeline.run_stages(context)
-            pipeline.evaluate(context, history)
+            history = run_stages(context)
+            evaluate(context, history)
         place = self.folder / "cells"
         place.mkdir(exist_ok=True)
         facts = {
@@ -184,8 +187,8 @@ class _Workshop:
             "seconds": round(time.time() - began, 1),
             "stages": [{"name": name, "seconds": round(seconds, 2)} for name, seconds in self._seconds],
             "evaluation": graph.evaluation.path.name,
-            "versions": pipeline.versions(),
-            "git_commit": pipeline.git_commit(),
+            "versions": versions(),
+            "git_commit": git_commit(),
         }
         store.put_json(place / f"{cell.slug}.json", facts)
 

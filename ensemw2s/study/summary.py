@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ensemw2s.config import GENERATIONS
-from ensemw2s.config_study import DEFAULT
+from ensemw2s.config.study import DEFAULT
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation.metrics import verdict
 from ensemw2s.study import statistics

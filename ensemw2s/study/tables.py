@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ensemw2s.config_study import DEFAULT
+from ensemw2s.config.study import DEFAULT
 from ensemw2s.evaluation.page import PAPER
 from ensemw2s.evaluation.wording import (
     NOTHING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ensemw2s.config_study import DEFAULT
+from ensemw2s.config.study import DEFAULT
 from ensemw2s.evaluation.wording import (
     SPLITS,
     amount,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.errors import DataError
-from ensemw2s.store import read_table
+from ensemw2s.storage.store import read_table
 
 BUCKET = 50
 """Batches whose examples are sorted by length together: long enough to save padding, short enough to stay random."""

@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ensemw2s import remote, store
 from ensemw2s.errors import ArtifactError, ResourceError
+from ensemw2s.storage import remote, store
 
 log = logging.getLogger(__name__)
 

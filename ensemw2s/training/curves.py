@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ensemw2s import remote
+from ensemw2s.storage import remote
 from ensemw2s.training.spec import Tracking
 
 log = logging.getLogger(__name__)

@@ -24,10 +24,11 @@ import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from ensemw2s import errors, remote, store
-from ensemw2s.cluster import share_of
+from ensemw2s import errors
+from ensemw2s.cluster.resources import share_of
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import EnsemW2SError, TrainingError
+from ensemw2s.storage import remote, store
 from ensemw2s.training.spec import TrainSpec
 
 POLL = 0.3

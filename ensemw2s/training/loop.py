@@ -26,11 +26,11 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
-from ensemw2s import store
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.info import ADAPTER_CONFIG
+from ensemw2s.storage import store
 from ensemw2s.training import checkpoints, group, objectives, state
 from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
 from ensemw2s.training.curves import Curves

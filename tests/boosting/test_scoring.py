@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ensemw2s.boosting.scoring import LikelihoodScorer, Scorer
+from ensemw2s.cluster.pool import chunks
 from ensemw2s.data.tokens import TOKENS_SCHEMA
-from ensemw2s.labeling.stream import chunks
 from ensemw2s.models import loading, tiny
 
 SIZES = [(3, 2), (9, 1), (1, 6), (4, 4), (2, 3)]

@@ -21,8 +21,8 @@ from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
 from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
+from ensemw2s.cluster.nodes.aws import SpotFirstAWS
 from ensemw2s.errors import ConfigError
-from ensemw2s.nodes.aws import SpotFirstAWS
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 pytestmark = pytest.mark.slow

@@ -4,9 +4,9 @@ import pytest
 from ray.autoscaler._private.providers import _get_node_provider_cls
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from ensemw2s.cluster.nodes.gcp import SpotFirstGCP
+from ensemw2s.cluster.nodes.spot import check
 from ensemw2s.errors import ConfigError
-from ensemw2s.nodes.gcp import SpotFirstGCP
-from ensemw2s.nodes.spot import check
 
 
 @pytest.fixture(scope="module")

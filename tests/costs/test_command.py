@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ensemw2s.cli import app
+from ensemw2s.cli.main import app
 from ensemw2s.config import dump_config
 
 ROOT = Path(__file__).parent.parent.parent

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from ensemw2s import planning, store
 from ensemw2s.costs import needs
 from ensemw2s.costs.estimate import estimate, makespan
 from ensemw2s.costs.lengths import Lengths
 from ensemw2s.costs.throughput import Measured
 from ensemw2s.errors import ConfigError, ResourceError
-from ensemw2s.stages import build_graph
+from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.plan import lay_out, survey
+from ensemw2s.storage import store
 
 LENGTHS = Lengths(100, 50, "as given")
 
@@ -18,7 +19,7 @@ LENGTHS = Lengths(100, 50, "as given")
 def worked_out(config, found, measured=None):
     graph = build_graph(config)
     sizes = needs.shapes(graph)
-    plan = planning.lay_out(graph, planning.survey(graph), {name: s.parameters for name, s in sizes.items()})
+    plan = lay_out(graph, survey(graph), {name: s.parameters for name, s in sizes.items()})
     return estimate(graph, plan, sizes, found, LENGTHS, measured)
 
 

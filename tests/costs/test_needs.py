@@ -4,17 +4,17 @@ import re
 
 import pytest
 
-from ensemw2s import planning
 from ensemw2s.costs import needs
 from ensemw2s.costs.memory import GIB
 from ensemw2s.errors import ResourceError
-from ensemw2s.stages import build_graph
+from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.plan import lay_out, survey
 
 
 def prepared(config):
     graph = build_graph(config)
     sizes = needs.shapes(graph)
-    plan = planning.lay_out(graph, planning.survey(graph), {name: s.parameters for name, s in sizes.items()})
+    plan = lay_out(graph, survey(graph), {name: s.parameters for name, s in sizes.items()})
     return graph, needs.jobs(graph, plan), sizes
 
 

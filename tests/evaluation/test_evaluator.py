@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ensemw2s.cluster.pool import chunks
 from ensemw2s.config import DataConfig, LabelingConfig, ReasoningGymSource
 from ensemw2s.data.examples import example_table
 from ensemw2s.data.tokens import tokenize_examples
@@ -16,7 +17,6 @@ from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.voter import Loaded
 from ensemw2s.evaluation.evaluate import _joined
 from ensemw2s.evaluation.evaluator import Evaluator, evaluate
-from ensemw2s.labeling.stream import chunks
 from ensemw2s.models import loading, tiny
 
 LABELING = LabelingConfig(max_new_tokens=5, batch_size=2)

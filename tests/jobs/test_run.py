@@ -11,7 +11,7 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ensemw2s import stage_metrics
+from ensemw2s.cluster import stage_metrics
 from ensemw2s.progress import LOG
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ..test_config_study import RUN
+from ..config.test_study import RUN
 
 ROOT = Path(__file__).parents[2]
 

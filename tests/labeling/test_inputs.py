@@ -2,7 +2,7 @@
 
 import pytest
 
-from ensemw2s.cluster import Node, Resources
+from ensemw2s.cluster.resources import Node, Resources
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.inputs import pool_size

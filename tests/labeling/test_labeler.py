@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ensemw2s.cluster.pool import chunks
 from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
@@ -16,7 +17,6 @@ from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.labeler import Labeler, Maker, _row, most_frequent
 from ensemw2s.labeling.labels import LabelJob, _chunks
 from ensemw2s.labeling.parts import LABEL_SCHEMA, REJECTED, SAMPLE_FIELDS, SOFT_FIELDS, part_name, parts, read_labels
-from ensemw2s.labeling.stream import chunks
 from ensemw2s.models import loading
 
 

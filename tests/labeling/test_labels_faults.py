@@ -32,12 +32,12 @@ LIMIT = 240.0
 @pytest.fixture(scope="module")
 def _head(ray_environment) -> Iterator[None]:
     """A Ray with one CPU, which notices within seconds that a node is gone."""
-    from ensemw2s import cluster
+    from ensemw2s.cluster.connect import connect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_health_check_period_ms", "1000")
         patch.setenv("RAY_health_check_failure_threshold", "2")
-        with cluster.connect(ClusterConfig(cpus=1, object_store_mb=100)):
+        with connect(ClusterConfig(cpus=1, object_store_mb=100)):
             yield
 
 

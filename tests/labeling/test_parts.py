@@ -3,9 +3,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from ensemw2s import remote
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.parts import REJECTED, part_name, read_labels, remove_unfinished, write_part
+from ensemw2s.storage import remote
 
 
 def test_names_of_parts_sort_in_the_order_of_the_prompts():

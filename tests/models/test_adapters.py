@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from ensemw2s import remote
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
 from ensemw2s.models import loading, tiny
+from ensemw2s.storage import remote
 
 IDS = torch.tensor([[5, 9, 3, 30, 12]])
 

@@ -1,10 +1,10 @@
 import pytest
 
-from ensemw2s import store
-from ensemw2s.cluster import Node, Resources
+from ensemw2s.cluster.resources import Node, Resources
 from ensemw2s.config import Config, parse_config
 from ensemw2s.errors import ConfigError
 from ensemw2s.search import search
+from ensemw2s.storage import store
 
 from .test_space import TREE
 

@@ -65,10 +65,10 @@ def nobody_reads(folder) -> None:
 
 @pytest.fixture
 def _ray_here(workplace, ray_environment):
-    from ensemw2s import cluster
+    from ensemw2s.cluster.connect import connect
     from ensemw2s.config import ClusterConfig
 
-    with cluster.connect(ClusterConfig(cpus=2, object_store_mb=100)):
+    with connect(ClusterConfig(cpus=2, object_store_mb=100)):
         yield
 
 
@@ -79,9 +79,9 @@ def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, 
     from ray.util import placement_group_table
 
     from ensemw2s.config import load_config
+    from ensemw2s.pipeline.graph import build_graph
     from ensemw2s.search import search
     from ensemw2s.search.trial import trial_config
-    from ensemw2s.stages import build_graph
 
     workplace.take_storage(undisturbed, only_cache=True)
     space = {

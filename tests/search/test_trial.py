@@ -1,8 +1,8 @@
 import pytest
 
 from ensemw2s.config import parse_config
+from ensemw2s.pipeline.graph import build_graph
 from ensemw2s.search import trial
-from ensemw2s.stages import build_graph
 
 from .test_search import wanted
 

@@ -8,7 +8,7 @@ import yaml
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from typer.testing import CliRunner
 
-from ensemw2s.cli import app
+from ensemw2s.cli.main import app
 from ensemw2s.serving.app import FRONT, api_keys, build
 
 PROMPT = "sort these 3 1 2"

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from ensemw2s.config import SYSTEMS, load_config
-from ensemw2s.config_study import StudyConfig, load_study
+from ensemw2s.config.study import StudyConfig, load_study
 from ensemw2s.data.splits import make_splits
 from ensemw2s.errors import ConfigError
 from ensemw2s.models import corpus
 from ensemw2s.study import cells
 from ensemw2s.study.cells import expand, variants
 
-from ..test_config_study import RUN
+from ..config.test_study import RUN
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ensemw2s.config_study import load_study
+from ensemw2s.config.study import load_study
 from ensemw2s.data.sources import read_source
 from ensemw2s.data.splits import make_splits
 from ensemw2s.study.cells import Cell, expand

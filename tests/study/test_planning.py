@@ -3,12 +3,12 @@ import io
 import pytest
 from rich.console import Console
 
-from ensemw2s import store
-from ensemw2s.config_study import StudyConfig
+from ensemw2s.config.study import StudyConfig
+from ensemw2s.storage import store
 from ensemw2s.study.cells import Cell, expand
 from ensemw2s.study.planning import print_plan, survey
 
-from ..test_config_study import RUN
+from ..config.test_study import RUN
 
 
 @pytest.fixture

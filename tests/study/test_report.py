@@ -8,7 +8,7 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
-from ensemw2s.config_study import StudyConfig
+from ensemw2s.config.study import StudyConfig
 from ensemw2s.evaluation.plots import LIGHT, render
 from ensemw2s.evaluation.wording import NBSP
 from ensemw2s.study import plots, report, tables, tables_variants

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ensemw2s import store
-from ensemw2s.config_study import StudyConfig
+from ensemw2s.config.study import StudyConfig
+from ensemw2s.storage import store
 from ensemw2s.study import report, tables
 from ensemw2s.study.rows import SCHEMA
 

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ensemw2s import stage_metrics
-from ensemw2s.config_study import StudyConfig
-from ensemw2s.context import Context
+from ensemw2s.cluster import stage_metrics
+from ensemw2s.config.study import StudyConfig
 from ensemw2s.errors import DataError, StudyError
+from ensemw2s.pipeline.context import Context
 from ensemw2s.progress import LOG, Progress
 from ensemw2s.study import study as studies
 from ensemw2s.study.cells import expand
 
-from ..test_config_study import RUN
+from ..config.test_study import RUN
 from .conftest import rows_of
 
 
@@ -51,7 +51,7 @@ def test_lines_for_machines_and_metrics_say_which_cell_they_are_about(tmp_path, 
             raise DataError("no room")
 
     monkeypatch.setattr(stage_metrics, "running", running)
-    monkeypatch.setattr(studies.cluster, "connect", lambda *_, **__: nullcontext("2 CPUs"))
+    monkeypatch.setattr(studies, "connect", lambda *_, **__: nullcontext("2 CPUs"))
     monkeypatch.setattr(studies._Workshop, "run", work)
     monkeypatch.setenv(LOG, "json")
     with pytest.raises(StudyError, match="no room"):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ensemw2s import remote, store
 from ensemw2s.config import Lora
 from ensemw2s.errors import ArtifactError
+from ensemw2s.storage import remote, store
 from ensemw2s.training import checkpoints, loop
 from ensemw2s.training.spec import Start, TrainSpec
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from ensemw2s.cluster import DRIVER, NODE_SHARE
+from ensemw2s.cluster.resources import DRIVER, NODE_SHARE
 from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models import corpus, tiny
@@ -26,11 +26,11 @@ TRAINING = TrainingConfig(cpus_per_worker=0.5, lanes=2, max_failures=2, node_res
 @pytest.fixture(scope="module")
 def _ray_here(tmp_path_factory, ray_environment):
     """A Ray of this process, which notices within seconds that a node is gone; it is gone at the end."""
-    from ensemw2s import cluster
+    from ensemw2s.cluster.connect import connect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_health_check_period_ms", "1000")
-        with cluster.connect(ClusterConfig(cpus=2, object_store_mb=100)) as resources:
+        with connect(ClusterConfig(cpus=2, object_store_mb=100)) as resources:
             yield resources
 
 

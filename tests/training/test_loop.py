@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from ensemw2s import remote, store
 from ensemw2s.boosting.masks import RoundWeights, write_masks
 from ensemw2s.config import Lora
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ArtifactError, TrainingError
 from ensemw2s.models import loading, tiny
+from ensemw2s.storage import remote, store
 from ensemw2s.training import loop
 from ensemw2s.training.batches import epoch_batches
 from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec

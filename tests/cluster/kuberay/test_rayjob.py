@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from ensemw2s.cluster import Node, plan_resources, with_autoscaling
+from ensemw2s.cluster.resources import Node, plan_resources, with_autoscaling
 from ensemw2s.config import load_config
 
 ROOT = Path(__file__).parents[3]

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ensemw2s import preflight
-from ensemw2s.config_study import load_study
+from ensemw2s.config.study import load_study
 from ensemw2s.data.sources import read_source
 from ensemw2s.errors import ModelError
 from ensemw2s.models import tiny
 from ensemw2s.models.info import model_info
+from ensemw2s.pipeline import preflight
 from ensemw2s.study.cells import expand
 
 STUDIES = Path(__file__).parents[3] / "configs" / "studies"

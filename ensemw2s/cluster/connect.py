@@ -1,0 +1,134 @@
+"""The Ray that a run uses: joined where the config or the environment names one, started on this machine elsewhere.
+
+A config goes in; a connection comes out, with what its nodes have.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources, with_autoscaling
+from ensemw2s.config import ClusterConfig
+from ensemw2s.errors import ConfigError, ResourceError
+from ensemw2s.storage import remote
+
+RETRY_DELAY_MS = 3000
+"""Time between two tries of a task; with `stream.RETRIES` more than Ray takes to give up a node that is silent."""
+
+
+def cluster_address(config: ClusterConfig) -> str | None:
+    """Address of the cluster to join; none: start a Ray here."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def is_job() -> bool:
+    """Whether this process is the driver of a Ray job, whose working folder is a copy that other nodes do not see."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def check_lasting(path: str | Path, name: str) -> None:
+    """Checks that what a Ray job writes outlives it: its working folder is deleted after it.
+
+    Args:
+        path: Where it is to be written.
+        name: The option or key that says so.
+
+    Raises:
+        ConfigError: If this is a Ray job, and the path is relative.
+    """
+    if is_job() and not remote.local(path).is_absolute():
+        raise ConfigError(
+            f"{name} {path} is relative, and the working folder of a Ray job goes away with it; give an absolute path "
+            "that every node can reach, or a URI of object storage"
+        )
+
+
+@contextmanager
+def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources]:
+    """Joins the configured cluster, or starts a Ray on this machine and stops it at the end.
+
+    Args:
+        config: Where.
+        debug: Show the logs of Ray and of all workers.
+
+    Raises:
+        ResourceError: If the cluster cannot be reached.
+    """
+    _quiet(debug)
+    import ray
+
+    joined = ray.is_initialized()
+    if not joined:
+        # A task whose actor cannot be reached is tried again at once, and has no tries left by the time that the
+        # cluster knows its node to be dead.
+        os.environ.setdefault("RAY_task_retry_delay_ms", str(RETRY_DELAY_MS))
+        where = cluster_address(config)
+        common: dict[str, Any] = {
+            "log_to_driver": debug,
+            "logging_level": logging.INFO if debug else logging.ERROR,
+        }
+        try:
+            if where is not None:
+                ray.init(address=where, **common)
+            else:
+                local = local_resources(config)
+                # a process for each training run that looks out for notices which a lone machine never gets
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+                # a lane is five small processes: no warning about that on a machine with two cores
+                os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+                # pooled processes that have imported what decodes outlive the training between two rounds
+                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+                ray.init(
+                    num_cpus=int(local.cpus),
+                    num_gpus=int(local.gpus),
+                    object_store_memory=config.object_store_mb * 2**20,
+                    resources={DRIVER: 1000},
+                    include_dashboard=False,
+                    **common,
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
+    _quiet_data(debug)
+    try:
+        yield current_resources(config)
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def current_resources(config: ClusterConfig) -> Resources:
+    """What the nodes of the connected cluster have, and those that its autoscaler may still start."""
+    import ray
+
+    living = [
+        Node(float(r.get("CPU", 0)), float(r.get("GPU", 0)), frozenset(name for name, amount in r.items() if amount))
+        for r in (node["Resources"] for node in ray.nodes() if node["Alive"])
+    ]
+    return with_autoscaling(living, config.autoscales_to)
+
+
+def _quiet(debug: bool) -> None:
+    """Settings that Ray reads from the environment, before it is imported."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not debug:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _quiet_data(debug: bool) -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = debug
+    context.print_on_execution_start = debug
+    if not debug:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)

@@ -1,0 +1,114 @@
+"""The section `search` of the config: what `ensemw2s tune` varies, how it chooses, and by what it judges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ensemw2s.config.section import PositiveInt, Section, raise_all
+
+Bounds = tuple[float, float]
+
+KINDS = ("log_uniform", "uniform", "integer", "choice")
+
+
+class Parameter(Section):
+    """The values that a config key may take: one of `log_uniform`, `uniform`, `integer` and `choice`."""
+
+    log_uniform: Bounds | None = Field(None, description="Least and largest value; their logarithm is drawn uniformly.")
+    uniform: Bounds | None = Field(None, description="Least and largest value.")
+    integer: tuple[int, int] | None = Field(None, description="Least and largest integer, both included.")
+    choice: list[Any] | None = Field(None, description="The values.")
+    when: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Only searched where these other keys of the space, each with a choice, have one of these values; "
+        "else the config's own value holds.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Parameter:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs one of {', '.join(KINDS)}" + (f", not {' and '.join(given)}" if given else ""))
+        wrong = []
+        kind, values = given[0], getattr(self, given[0])
+        if kind == "choice":
+            if not values:
+                wrong.append("choice is empty")
+            if len({repr(value) for value in values}) < len(values):
+                wrong.append("choice has a value twice")
+        elif values[0] > values[1]:
+            wrong.append(f"{kind} is empty: {values[0]:g} is more than {values[1]:g}")
+        elif kind == "log_uniform" and values[0] <= 0:
+            wrong.append(f"log_uniform begins at {values[0]:g}, which has no logarithm")
+        raise_all(wrong)
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def extremes(self) -> list[Any]:
+        """All values of a choice; the ends of a range."""
+        return list(getattr(self, self.kind))
+
+    @property
+    def conditions(self) -> dict[str, list[Any]]:
+        """`when`, with a list of values for each key."""
+        return {key: value if isinstance(value, list) else [value] for key, value in self.when.items()}
+
+
+class SearchConfig(Section):
+    """A search over the keys of this config. A boosting round is an iteration: every ensemble size is measured."""
+
+    space: dict[str, Parameter] = Field(
+        min_length=1,
+        description="Dotted key → its values. boosting.rounds takes an integer range and is never drawn: all sizes up "
+        "to its end are measured in every trial.",
+    )
+    trials: PositiveInt = Field(16, description="Points of the space that are tried.")
+    concurrent: PositiveInt | None = Field(None, description="Trials at a time; none: as many as there is room for.")
+    searcher: Literal["random", "optuna"] = Field("optuna", description="optuna: tree-structured Parzen estimator.")
+    startup_trials: PositiveInt = Field(5, description="Random points before optuna's estimator proposes any.")
+    scheduler: Literal["asha", "median", "none"] = Field(
+        "asha", description="Which trials end before their last round: asha, the worse part at each halving; median, "
+        "those below the median; none."
+    )  # fmt: skip
+    grace_rounds: PositiveInt = Field(1, description="Rounds before a trial may be stopped.")
+    reduction_factor: Annotated[float, Field(gt=1)] = Field(
+        2, description="Of asha: one in so many goes on from each rung, and rungs are so much further apart each time."
+    )
+    objective: Literal["ensemble", "student"] = Field(
+        "ensemble", description="student: trials that reach their end train a student on their best ensemble's labels."
+    )
+    metric: Literal["exact_match", "token_accuracy", "nll", "option_accuracy"] = Field(
+        "exact_match",
+        description="exact_match: answers of which every token is the likeliest one, given the prompt and the true "
+        "tokens before (greedy decoding gives these). nll, nats a token, is minimised.",
+    )
+    validation: Literal["easy", "hard"] = Field(
+        "easy", description="Examples that judge: easy_validation, or hard_validation (data.sizes.hard_validation)."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the points that are drawn.")
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return "min" if self.metric == "nll" else "max"
+
+    @field_validator("space")
+    @classmethod
+    def _conditions_fit(cls, space: dict[str, Parameter]) -> dict[str, Parameter]:
+        wrong = []
+        for key, parameter in space.items():
+            for other, values in parameter.conditions.items():
+                where = f"{key}.when.{other}"
+                if other not in space or space[other].choice is None:
+                    wrong.append(f"{where} is no key of the space with a choice")
+                elif missing := [value for value in values if value not in (space[other].choice or [])]:
+                    wrong.append(f"{where}: {missing[0]!r} is none of its choices")
+                elif list(space).index(other) >= list(space).index(key):
+                    wrong.append(f"{where} must stand before {key}")
+        raise_all(wrong)
+        return space

@@ -1,0 +1,119 @@
+"""The file of a study, which `ensemw2s study` reads: one base config, what varies of it (tasks, variants), the seeds.
+
+A study is a tree of its own and no section of the run's config, because it is about many configs. What a cell of it is
+(a base config with the changes of a task, a variant and a seed) is worked out by `study.cells`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ensemw2s.config.messages import explain, nearest
+from ensemw2s.config.section import Section, raise_all
+from ensemw2s.config.tree import apply_override, read_tree
+from ensemw2s.errors import ConfigError
+
+Changes = dict[str, Any]
+"""Dotted config key → value."""
+
+DEFAULT = "default"
+"""The variant without changes, in every study: what the others are compared with."""
+
+FIXED = ("name", "storage", "seed", "search", "cluster", "tracking")
+"""Keys of a run's config that a study decides itself, or that are the same for all of its cells."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class StudyConfig(Section):
+    """Configs × tasks × seeds, run on one Ray."""
+
+    name: str = Field(pattern=NAME, description="Name of the study; its folder's name.")
+    storage: str = Field("runs", description="Folder that holds the study and the cache of pre-trained models.")
+    base: dict[str, Any] = Field(description="A run's config, or the path of one beside the study's file.")
+    set: Changes = Field(default_factory=dict, description="Changes to the base for all cells, by dotted key.")
+    tasks: dict[str, Changes] = Field(
+        {"base": {}},
+        min_length=1,
+        description="Name of a task → its changes to the base, by dotted key; data.source for one.",
+    )
+    variants: dict[str, Changes] = Field(
+        default_factory=dict,
+        description="Name of a variant → its changes. The variant default, without any, is always there.",
+    )
+    factors: dict[str, list[Any]] = Field(
+        default_factory=dict,
+        description="Dotted key → values that are tried one at a time, each as a variant of that name (key=value).",
+    )
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="Dotted key → values; every combination of them is a variant."
+    )
+    only: dict[str, list[str]] = Field(
+        default_factory=dict, description="Variant → the tasks for which it is run, where these are not all."
+    )
+    against: dict[str, str] = Field(
+        default_factory=dict, description="Variant → another one that it is compared with, beside the default."
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        [0, 1, 2, 3, 4], min_length=1, description="Each cell is run with each: data, pre-training and all trainings."
+    )
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
+        20_000, description="Sign flips behind a permutation test; it is exact where there are no more than that."
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: list[int]) -> list[int]:
+        if twice := sorted({seed for seed in value if value.count(seed) > 1}):
+            raise ValueError(f"seeds must differ, but {', '.join(map(str, twice))} is there more than once")
+        return value
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> StudyConfig:
+        wrong = []
+        wrong += [f"set: {key} {_WHY}" for key in self.set if key.split(".")[0] in FIXED]
+        groups = {"tasks": self.tasks, "variants": self.variants}
+        for group, entries in groups.items():
+            for name, changes in entries.items():
+                wrong += [f"{group}.{name}: {key} {_WHY}" for key in changes if key.split(".")[0] in FIXED]
+        for group, keys in (("factors", self.factors), ("grid", self.grid)):
+            wrong += [f"{group}: {key} {_WHY}" for key in keys if key.split(".")[0] in FIXED]
+            wrong += [f"{group}.{key}: has no values" for key, values in keys.items() if not values]
+        for variant, tasks in self.only.items():
+            wrong += [
+                f"only.{variant}: {task} is no task{nearest(task, self.tasks)}"
+                for task in tasks
+                if task not in self.tasks
+            ]
+        if DEFAULT in self.variants:
+            wrong.append(f"variants.{DEFAULT}: is the base as it is, and always there; name this one otherwise")
+        raise_all(wrong)
+        return self
+
+
+_WHY = f"cannot vary: {', '.join(FIXED)} are the study's, or the same for all of its cells"
+
+
+def load_study(path: str | Path, overrides: list[str] | None = None) -> StudyConfig:
+    """Reads a study's file, and the base config that it may name, and validates the former.
+
+    Args:
+        path: The YAML file. A base that is text is a path, relative to this file.
+        overrides: `dotted.key=value` strings; keys of the base config begin with `base.`.
+
+    Raises:
+        ConfigError: With every mistake of the file, each with its dotted key.
+    """
+    tree = read_tree(path)
+    if isinstance(tree.get("base"), str):
+        tree["base"] = read_tree(Path(path).parent / tree["base"])
+    for override in overrides or []:
+        apply_override(tree, override)
+    try:
+        return StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(line for item in error.errors() for line in explain(item, StudyConfig)))
+        raise ConfigError("\n".join([f"study {path} is wrong:", *(f"  {line}" for line in lines)])) from None

@@ -1,0 +1,63 @@
+"""What every part of a run shares while it runs: config, graph, resources, progress, and the record of its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ensemw2s.cluster import stage_metrics
+from ensemw2s.cluster.resources import ResourcePlan
+from ensemw2s.config import Config
+from ensemw2s.models.info import model_info
+from ensemw2s.pipeline.graph import Graph
+from ensemw2s.progress import Progress
+
+if TYPE_CHECKING:
+    from ensemw2s.training.launch import Lanes
+
+
+@dataclass
+class Context:
+    """A run in progress.
+
+    Attributes:
+        graph: Its stages.
+        plan: How much runs at the same time.
+        progress: Where progress is shown.
+        lanes: Where models are trained.
+        on_stage: Called with name, start and end (seconds since 1970) of every stage that ran.
+    """
+
+    graph: Graph
+    plan: ResourcePlan
+    progress: Progress
+    lanes: Lanes
+    on_stage: Callable[[str, float, float], None]
+
+    @property
+    def config(self) -> Config:
+        return self.graph.config
+
+    @property
+    def actors(self) -> int:
+        """Largest size of an actor pool."""
+        return self.plan.actors
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Shows a stage, to Prometheus too, and records when it ran."""
+        began = time.time()
+        run = self.progress.run or self.config.name
+        with self.progress.stage(name, what), stage_metrics.running(run, name):
+            yield
+        self.on_stage(name, began, time.time())
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """K, the number of classes of a token: the size of the weak models' output layer."""
+        base = self.graph.weak[0]
+        return model_info(base.path, base.revision).vocabulary

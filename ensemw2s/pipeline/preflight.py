@@ -1,0 +1,116 @@
+"""Everything that can be wrong and be found without Ray: data, models, tokenizers, the folder, the resources here."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ensemw2s.cluster.connect import check_lasting, cluster_address
+from ensemw2s.cluster.resources import local_resources, plan_resources
+from ensemw2s.config import Config, ModelConfig
+from ensemw2s.data.sources import check_source
+from ensemw2s.data.tokens import render
+from ensemw2s.errors import ConfigError, ModelError, ResourceError
+from ensemw2s.models import corpus
+from ensemw2s.models.info import model_info
+from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
+from ensemw2s.pipeline.graph import run_directory
+from ensemw2s.storage import remote
+
+
+def check(config: Config) -> None:
+    """Checks a config against the world.
+
+    Raises:
+        ConfigError: If models do not fit together, or a package is missing.
+        DataError: If a source cannot be used.
+        ModelError: If a model cannot be found or tokenizers differ.
+        ResourceError: If this machine can never hold the work (when Ray is to be started here), or the run's folder
+            cannot be written.
+    """
+    check_storage(config)
+    if config.tracking.kind == "mlflow" and find_spec("mlflow") is None:
+        raise ConfigError("tracking.kind mlflow needs a package that is not here: pip install -e '.[mlflow]'")
+    check_source(config.data)
+    check_models(config)
+    if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):
+        corpus.check(config.data, config.models.pretraining.corpus)
+    if cluster_address(config.cluster) is None:
+        plan_resources(config, local_resources(config.cluster))
+
+
+def check_storage(config: Config) -> None:
+    """Checks where the run's folder is to be.
+
+    Raises:
+        ConfigError: If it would not outlive a job, or the curves of MLflow would not get there.
+        ResourceError: If it cannot be written, or object storage cannot be reached.
+    """
+    check_lasting(config.storage, "storage")
+    elsewhere = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if config.tracking.kind == "mlflow" and "://" in config.storage and not elsewhere:
+        raise ConfigError(f"tracking.kind mlflow with storage {config.storage} needs a server: set tracking.uri")
+    folder = run_directory(config)
+    remote.check(folder)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ResourceError(f"storage {config.storage}: {existing} is not a folder that can be written; choose another")
+
+
+def check_models(config: Config) -> None:
+    """Raises `ModelError` or `ConfigError` if a model is missing or models cannot work together."""
+    weak, names = config.models.weak, config.models.weak_names
+    mixed = {model.is_tiny for model in weak}
+    if len(mixed) > 1:
+        raise ConfigError(
+            "models.weak: embedded tiny models and others have different tokenizers; use one kind for all weak bases"
+        )
+    own = [_tokenizer(name, model) for name, model in zip(names, weak, strict=True) if not model.is_tiny]
+    strong = None if config.models.strong.is_tiny else _tokenizer("strong", config.models.strong)
+    check_same_tokenizer(list(zip(names, own, strict=False)))
+    if config.data.chat_template:
+        _check_chat(config, [*own, *([strong] if strong is not None else [])])
+    if config.student.objective == "soft":
+        _check_soft(own[0] if own else None, strong)
+
+
+def _tokenizer(name: str, model: ModelConfig) -> PreTrainedTokenizerBase:
+    """Checks that a model is there, and gives its tokenizer."""
+    try:
+        model_info(model.base, model.revision)
+        return load_tokenizer(model.base, model.revision)
+    except ModelError as error:
+        raise ModelError(f"models: {name}: {error}") from error
+
+
+def _check_chat(config: Config, tokenizers: list[PreTrainedTokenizerBase]) -> None:
+    """A chat template is rendered by every model that reads prompts, the student among them."""
+    if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):
+        raise ConfigError("data.chat_template is true, but embedded tiny models have no chat template; set it to false")
+    for tokenizer in tokenizers:
+        render("prompt", config.data, tokenizer)
+
+
+def _check_soft(weak: PreTrainedTokenizerBase | None, strong: PreTrainedTokenizerBase | None) -> None:
+    """Soft labels are distributions over the weak models' tokens, so the student must have the same ones.
+
+    Args:
+        weak: Tokenizer of the weak models; none: the one that is trained for tiny models.
+        strong: The same of the strong model.
+    """
+    both = [tokenizer_hash(tokenizer) if tokenizer is not None else None for tokenizer in (weak, strong)]
+    if both[0] != both[1]:
+        raise ConfigError(
+            "student.objective soft needs weak and strong models of one tokenizer, but models.strong has another: use "
+            "logconf or xent"
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk of a folder or of its nearest parent that exists."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    stats = os.statvfs(existing)
+    return stats.f_bavail * stats.f_frsize

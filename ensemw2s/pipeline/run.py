@@ -1,0 +1,279 @@
+"""The one place that knows the order of the stages: data, bases, rounds, ensemble, labels, students, evaluation.
+
+A config goes in, a finished run directory comes out. Every stage that is done already is skipped, so the same command
+continues a run that was killed, and does nothing for one that is complete.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ensemw2s import __version__
+from ensemw2s.boosting import scoring
+from ensemw2s.cluster.connect import connect
+from ensemw2s.cluster.resources import plan_resources
+from ensemw2s.config import Config, dump_config
+from ensemw2s.errors import ArtifactError
+from ensemw2s.evaluation.report import print_table, write_report
+from ensemw2s.pipeline import preflight, steps
+from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.pipeline.rounds import run_rounds
+from ensemw2s.progress import Progress
+from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Stage
+
+PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
+
+
+def run(
+    config: Config, *, fresh: bool = False, debug: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs a config to its end, or goes on where an earlier run of it stopped.
+
+    Args:
+        config: What to run.
+        fresh: Delete stages that were made with another config, and redo them.
+        debug: Show the logs of Ray and of all workers.
+        progress: Where to show progress; none: the terminal.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        EnsemW2SError: Whatever stops it; what is finished stays and is used next time.
+    """
+    shown = progress or Progress()
+    shown.run = config.name
+    preflight.check(config)
+    graph = build_graph(config)
+    with store.only_one(graph.root):
+        status = check_stages(graph, fresh=fresh)
+        (graph.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        remote.push(graph.root / "config.yaml")
+        if status[graph.evaluation.name] and remote.exists(graph.root / "results.json"):
+            shown.say(f"{remote.shown(graph.root)} is complete: nothing to do")
+            results: dict[str, Any] = store.read_json(graph.root / "results.json")
+            write_report(results, graph.root)
+        else:
+            with shown:
+                results = _work(graph, status, shown, debug)
+    print_table(results, shown.console)
+    shown.say(f"\nreport: {remote.shown(graph.root / 'report.html')}")
+    return results
+
+
+def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
+    """Which stages are done.
+
+    Args:
+        graph: The stages.
+        fresh: Delete those that were made with another config.
+
+    Raises:
+        ArtifactError: If a stage was made, or begun, with another config and `fresh` is not set.
+    """
+    from ensemw2s.training import checkpoints
+
+    status = {}
+    second_tries = [expert.stage for r in graph.rounds for expert in r.retries]
+    for stage in (*graph.stages(), *second_tries):
+        begun = checkpoints.folder_of(stage.path)
+        for folder, check in ((stage.path, store.is_done), (begun, checkpoints.check)):
+            try:
+                check(folder, stage.description)
+            except ArtifactError:
+                if not fresh:
+                    raise
+                remote.remove(folder)
+        status[stage.name] = store.is_done(stage.path, stage.description)
+        if status[stage.name]:
+            checkpoints.discard(begun)
+    return {name: done for name, done in status.items() if name not in {stage.name for stage in second_tries}}
+
+
+def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> dict[str, Any]:
+    """Everything that needs Ray, and the report."""
+    from ensemw2s.training.launch import Lanes
+
+    began = time.time()
+    manifest = _Manifest(graph, status)
+    with connect(graph.config.cluster, debug=debug) as resources:
+        plan = plan_resources(graph.config, resources)
+        progress.say(
+            f"{remote.shown(graph.root)}: {resources}; {plan.lanes} training lanes, up to {plan.actors} decoding actors"
+        )
+        training, scratch = graph.config.training, graph.root / ".ray"
+        with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
+            lanes.start(sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/"))))
+            context = Context(graph, plan, progress, lanes, on_stage=manifest.add)
+            history = run_stages(context)
+            lanes.close()
+            evaluate(context, history)
+        remote.remove(scratch)
+    manifest.save()
+    evaluated = store.read_json(graph.evaluation.path / "results.json")
+    results = {
+        **evaluated,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "stages": manifest.stages,
+        "total_seconds": round(time.time() - began, 1),
+    }
+    store.put_json(graph.root / "results.json", results)
+    write_report(results, graph.root)
+    return results
+
+
+def run_stages(context: Context) -> list[dict[str, Any]]:
+    """Does all that is not done yet up to the last student.
+
+    Returns:
+        The facts of the boosting rounds.
+    """
+    if context.plan.keep_lanes and not _boosted(context):
+        scoring.warm(context.config.labeling, context.actors)
+    return _stages(context)
+
+
+def _boosted(context: Context) -> bool:
+    return all(steps.done(r.stage) for r in context.graph.rounds)
+
+
+def _rehearsed(context: Context) -> AbstractContextManager[None]:
+    """Scoring is tried while the first round trains, where there is room for both."""
+    if not context.plan.keep_lanes or _boosted(context):
+        return nullcontext()
+    table, base = context.graph.tokens.path / "easy_validation.parquet", context.graph.weak[0].reference
+    return scoring.rehearsed(table, base, labeling=context.config.labeling, actors=context.actors)
+
+
+def _stages(context: Context) -> list[dict[str, Any]]:
+    graph = context.graph
+    _do(context, graph.data, "examples and splits", steps.make_data)
+    if graph.corpus is not None:
+        _do(context, graph.corpus, "text for the tiny bases", steps.make_corpus)
+        bases = [base.stage for base in graph.bases if base.tiny is not None]
+        if not all(map(steps.done, bases)):
+            with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
+                steps.pretrain(context)
+    _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
+    scored = not _boosted(context)
+    with _baselines_beside(context) as baselines:
+        with _rehearsed(context):
+            history = run_rounds(context)
+        _do(context, graph.ensemble, "the experts as one artifact", lambda c: steps.make_ensemble(c, history))
+        baselines()
+    if not all(map(steps.done, graph.labels.values())):
+        with context.stage("labels", "pseudo-labels for the hard prompts"):
+            if scored:  # else there are none, and some would be started to be ended
+                scoring.cool(context.config.labeling, context.actors)  # room for the actors
+            steps.make_labels(context)
+    if not all(steps.done(student.stage) for student in graph.learning_from(graph.labels)):
+        with context.stage("students", "training on pseudo-labels"):
+            if context.plan.keep_lanes:
+                scoring.warm(context.config.labeling, context.actors)  # for the evaluation
+            steps.train_students(context)
+    for generation in graph.generations:
+        next_ones = (student.stage for student in graph.learning_from([generation.name]))
+        if not all(map(steps.done, (generation.ensemble, generation.labels, *next_ones))):
+            with context.stage(f"generations/{generation.number}", "labels of its students, and who learns from them"):
+                steps.make_generation(context, generation)
+    return history
+
+
+def evaluate(context: Context, history: list[dict[str, Any]]) -> None:
+    """Evaluates what `run_stages` made, if it is not evaluated yet."""
+    what = "every system on both test splits"
+    _do(context, context.graph.evaluation, what, lambda c: steps.evaluate(c, history))
+
+
+def _do(context: Context, stage: Stage, what: str, step: Callable[[Context], None]) -> None:
+    if not steps.done(stage):
+        with context.stage(stage.name.split("/")[0], what):
+            step(context)
+
+
+@contextmanager
+def _baselines_beside(context: Context) -> Iterator[Callable[[], None]]:
+    """Trains the baselines in the background, on what the main line of stages leaves free.
+
+    Gives a function that waits for the end of it.
+    """
+    graph = context.graph
+    trained = [*(expert.stage for expert in graph.baseline_experts), *(s.stage for s in graph.learning_from([None]))]
+
+    def recorded() -> None:
+        if not all(map(steps.done, trained)):
+            with context.stage("baselines", "experts and students that the ensemble is compared with"):
+                steps.train_baselines(context)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="baselines") as pool:
+        if context.plan.keep_lanes:
+            running = pool.submit(recorded)
+            try:
+                yield running.result
+            except BaseException:
+                context.lanes.close(abandon=True)  # else the end of the background work would be waited for
+                raise
+        else:
+            yield recorded
+
+
+class _Manifest:
+    """manifest.json: versions, seeds, fingerprints, and when each stage ran, over all attempts of the run."""
+
+    def __init__(self, graph: Graph, status: dict[str, bool]) -> None:
+        self._graph, self._path = graph, graph.root / "manifest.json"
+        earlier = store.read_json(self._path)["stages"] if remote.exists(self._path) else []
+        self.stages: list[dict[str, Any]] = [{**stage, "status": "reused"} for stage in earlier]
+        self.save()
+
+    def add(self, name: str, started: float, finished: float) -> None:
+        """Records a stage that ran."""
+        facts = {"name": name, "started": started, "finished": finished, "seconds": round(finished - started, 2)}
+        self.stages.append({**facts, "status": "ran"})
+        self.save()
+
+    def save(self) -> None:
+        """Writes the file."""
+        store.put_json(
+            self._path,
+            {
+                "name": self._graph.config.name,
+                "seed": self._graph.config.seed,
+                "versions": versions(),
+                "git_commit": git_commit(),
+                "stages": self.stages,
+                "fingerprints": {stage.name: stage.fingerprint for stage in self._graph.stages()},
+            },
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that decide its numbers."""
+    return {"ensemw2s": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package lies in, with `-dirty` if it was changed; none outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,115 @@
+"""From the graph of a run to training specs: what each base, expert and student trains on, and where it goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.boosting.masks import RoundWeights
+from ensemw2s.config import Recipe
+from ensemw2s.pipeline.graph import Base, Expert, Graph, Student
+from ensemw2s.storage.store import Stage
+from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
+
+
+def base_spec(graph: Graph, base: Base) -> TrainSpec:
+    """Pre-training of a tiny base on the corpus of its role."""
+    assert base.tiny is not None
+    assert graph.corpus is not None
+    role = base.tiny.removeprefix("tiny-")
+    pretraining = graph.config.models.pretraining
+    recipe: Recipe = getattr(pretraining, role)
+    start = Start(path=_absolute(graph.corpus.path / "tokenizer"), tiny=base.tiny)
+    return _spec(
+        graph,
+        base.stage,
+        start,
+        [graph.corpus.path / f"{role}.parquet"],
+        recipe,
+        seed=base.stage.settings["pretraining_seed"],
+    )
+
+
+def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = None) -> TrainSpec:
+    """Fine-tuning of a weak base on the easy labelled examples with these token weights."""
+    settings = expert.stage.settings
+    if settings.get("bootstrap") == "examples":
+        weights = RoundWeights(unit="example", weighting="bootstrap", seed=expert.seed)
+    base = expert.base
+    start = Start(path=_location(base.path), revision=base.revision, lora=base.lora)
+    if expert.warm_from is not None:
+        start = Start(path=_absolute(expert.warm_from.path), lora=base.lora)
+    best = settings.get("keep") == "best"
+    return _spec(
+        graph,
+        expert.stage,
+        start,
+        [graph.tokens.path / "easy_train.parquet"],
+        expert.recipe,
+        seed=expert.seed,
+        weights=weights,
+        validation=_absolute(graph.tokens.path / "easy_validation.parquet") if best else None,
+        keep="best" if best else "last",
+    )
+
+
+def student_spec(graph: Graph, student: Student) -> TrainSpec:
+    """Training of the strong base on a student's token table."""
+    config, strong = graph.config.student, graph.strong
+    objective = Objective(
+        kind=config.objective,
+        confidence_weight=config.confidence_weight,
+        confidence_warmup=config.confidence_warmup,
+    )
+    recipe = Recipe(**{key: getattr(config, key) for key in Recipe.model_fields})
+    start = Start(path=_location(strong.path), revision=strong.revision, lora=strong.lora)
+    return _spec(
+        graph,
+        student.stage,
+        start,
+        [student.data.path / "train.parquet"],
+        recipe,
+        seed=student.seed,
+        objective=objective,
+    )
+
+
+def _spec(graph: Graph, stage: Stage, start: Start, tokens: list[Path], recipe: Recipe, **rest: Any) -> TrainSpec:
+    training = graph.config.training
+    return TrainSpec(
+        name=stage.name,
+        output=_absolute(stage.path),
+        fingerprint=stage.description,
+        start=start,
+        tokens=[_absolute(path) for path in tokens],
+        recipe=recipe,
+        zero_stage=training.zero_stage,
+        offload=training.offload,
+        precision=training.precision,
+        gradient_checkpointing=training.gradient_checkpointing,
+        threads=max(1, int(training.cpus_per_worker)),
+        checkpoint_seconds=training.checkpoint_seconds,
+        tracking=tracking_of(graph, stage.name),
+        **rest,
+    )
+
+
+def tracking_of(graph: Graph, name: str) -> Tracking | None:
+    """Where the curves of a stage go; None if nobody wants them."""
+    wanted = graph.config.tracking
+    if wanted.kind == "none":
+        return None
+    place = _absolute(graph.root / "tensorboard" / name)
+    if wanted.kind == "mlflow":
+        place = wanted.uri or os.environ.get("MLFLOW_TRACKING_URI") or _absolute(graph.root / "mlflow")
+    return Tracking(kind=wanted.kind, place=place, experiment=graph.config.name, name=name, every=wanted.every)
+
+
+def _absolute(path: Path) -> str:
+    return str(path.resolve())
+
+
+def _location(path: str) -> str:
+    """A folder as an absolute path, a hub id as it is: workers do not share the driver's working folder."""
+    return _absolute(Path(path).expanduser()) if Path(path).expanduser().exists() else path

@@ -1,0 +1,368 @@
+"""What each stage does: reads its inputs' folders, leaves its own. The order of the stages is `pipeline`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
+from ensemw2s.data.tokens import tokenize_examples
+from ensemw2s.ensemble.manifest import read_manifest
+from ensemw2s.errors import DataError
+from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.results import Figures, label_facts
+from ensemw2s.labeling.filters import passing
+from ensemw2s.labeling.labels import LabelJob, label_all
+from ensemw2s.labeling.parts import read_labels
+from ensemw2s.labeling.summary import write_summary
+from ensemw2s.models import corpus, tiny
+from ensemw2s.models.tokenizers import load_tokenizer
+from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.graph import Generation, Student
+from ensemw2s.pipeline.reference import reference_losses
+from ensemw2s.pipeline.rounds import accepted_members
+from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
+from ensemw2s.pipeline.systems import Group, groups, label_maker, prefix_voters
+from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
+from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Stage, read_table
+
+Facts = dict[str, Any]
+
+FIT = "fit.json"
+"""Beside ensemble.json: how the votes were fitted, if they were."""
+
+FORCED_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("split", "voter", "id")),
+        ("answer_ids", pa.list_(pa.int32())),
+        ("member_ids", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
+
+
+def done(stage: Stage) -> bool:
+    """Whether a stage has left its output already."""
+    return store.is_done(stage.path, stage.description)
+
+
+def make_data(context: Context) -> None:
+    """Reads the sources and divides their examples into the splits; hard answers go into a file of their own."""
+    stage, config = context.graph.data, context.config
+    splits = make_splits(config.data, seed=config.seed, reference=lambda table: reference_losses(context, table))
+    check_disjoint(splits)
+    with store.publish(stage.path, stage.description) as folder:
+        for name, table in splits.tables().items():
+            pq.write_table(table, folder / f"{name}.parquet")
+        pq.write_table(splits.hard_labels, folder / "hard_labels.parquet")
+
+
+def read_splits(context: Context) -> Splits:
+    """The splits, without the answers to hard prompts."""
+    folder = context.graph.data.path
+    tables = {name: read_table(folder / f"{name}.parquet") for name in SPLITS}
+    return Splits(
+        **tables, hard_labels=pa.table({"id": pa.array([], pa.string()), "answer": pa.array([], pa.string())})
+    )
+
+
+def make_corpus(context: Context) -> None:
+    """Writes the text that tiny bases are pre-trained on, and trains their tokenizer on it."""
+    stage, config = context.graph.corpus, context.config
+    assert stage is not None
+    splits, pretraining = read_splits(context), config.models.pretraining
+    tiny_names = {base.tiny for base in context.graph.bases if base.tiny is not None}
+    seed = int(stage.settings["seed"])
+    sizes: dict[corpus.Role, int] = {
+        "weak": pretraining.corpus.weak_documents,
+        "strong": pretraining.corpus.strong_documents,
+    }
+    amounts = {role: amount for role, amount in sizes.items() if f"tiny-{role}" in tiny_names}
+    texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=seed)
+    task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
+    read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
+    tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary)
+    with store.publish(stage.path, stage.description) as folder:
+        tokenizer.save_pretrained(folder / "tokenizer")
+        for role, part in texts.items():
+            pq.write_table(corpus.tokenize_documents(part, tokenizer, context=tiny.CONTEXT), folder / f"{role}.parquet")
+
+
+def pretrain(context: Context) -> None:
+    """Pre-trains the tiny bases that are not in the cache yet, the strong one first: it takes longest."""
+    context.lanes.train([base_spec(context.graph, base) for base in context.graph.bases if base.tiny is not None])
+
+
+def make_tokens(context: Context) -> None:
+    """Tokenizes the easy labelled splits for the weak models."""
+    stage, base = context.graph.tokens, context.graph.weak[0]
+    tokenizer = load_tokenizer(base.path, base.revision)
+    with store.publish(stage.path, stage.description) as folder:
+        for name in ("easy_train", "easy_validation"):
+            table = read_table(context.graph.data.path / f"{name}.parquet")
+            pq.write_table(tokenize_examples(table, tokenizer, context.config.data), folder / f"{name}.parquet")
+
+
+def make_ensemble(context: Context, history: list[Facts]) -> None:
+    """Gathers the boosted experts into one artifact, with votes by alpha, equal ones, or fitted ones."""
+    from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+
+    stage, base, config = context.graph.ensemble, context.graph.weak[0], context.config.ensemble
+    members, fit = weighed_members(history, config.weights), None
+    if config.fitted:
+        members, fit = fit_votes(context, members)
+        context.progress.say(said_of_votes(members, fit))
+    sources = [
+        MemberSource(
+            name=f"round-{m['round']}-expert-{m['name'].rsplit('/', 1)[-1]}",
+            directory=remote.pull(context.graph.expert_folder(m["name"])),
+            alpha=m["alpha"],
+            weight=m["weight"],
+            round=m["round"],
+            weighted_error=m["weighted_error"],
+            temperature=m.get("temperature", 1.0),
+        )
+        for m in members
+    ]
+    tokenizer = load_tokenizer(base.path, base.revision)
+    with store.publish(stage.path, stage.description) as folder:
+        save_ensemble(folder, members=sources, rule=config.combine, tokenizer=tokenizer)
+        if fit is not None:
+            store.write_json(folder / FIT, fit)
+
+
+def make_labels(context: Context) -> None:
+    """Pseudo-labels of all weak makers for the unlabelled hard prompts, on one pool of actors."""
+    _make_labels(context, context.graph.labels)
+
+
+def _make_labels(context: Context, makers: dict[str, Stage]) -> None:
+    waiting = {maker: stage for maker, stage in makers.items() if not done(stage)}
+    prompts = context.graph.data.path / "hard_unlabelled.parquet"
+    jobs = []
+    for maker, stage in waiting.items():
+        store.resume(stage.path, stage.description)
+        jobs.append(LabelJob(label_maker(context.graph, maker), prompts, stage.path))
+    label_all(
+        jobs,
+        data=context.config.data,
+        labeling=context.config.labeling,
+        actors=context.actors,
+        on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
+    )
+    for stage in waiting.values():
+        write_summary(stage.path)
+        store.finish(stage.path, stage.description)
+
+
+def make_student_data(context: Context, student: Student) -> None:
+    """The token table that a student learns from: its (pseudo-)labels, and the easy labelled examples beside."""
+    config, strong = context.config, context.graph.strong
+    tokenizer = load_tokenizer(strong.path, strong.revision)
+    data = context.graph.data.path
+    tables = []
+    if student.maker is not None:
+        tables.append(_label_tokens(context, student.maker, tokenizer))
+    elif student.name == "student_ceiling":
+        tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
+    if config.student.mix_easy or student.name == "student_easy_only":
+        tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, config.data))
+    with store.publish(student.data.path, student.data.description) as folder:
+        pq.write_table(pa.concat_tables(tables, promote_options="default"), folder / "train.parquet")
+
+
+def _true_hard(data: Path) -> pa.Table:
+    """The hard prompts with their true answers. Only the ceiling student may ask for them."""
+    unlabelled = read_table(data / "hard_unlabelled.parquet")
+    prompts, answers = unlabelled.drop_columns(["answer"]), read_table(data / "hard_labels.parquet")
+    joined = pa.Table.from_pylist(
+        [{**p, "answer": a} for p, a in zip(prompts.to_pylist(), answers["answer"].to_pylist(), strict=True)],
+        schema=unlabelled.schema,
+    )
+    return joined.filter(joined["answer"].is_valid())
+
+
+def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
+    """Pseudo-labels as tokens of the student: those that the student's filter lets pass."""
+    config = context.config
+    labels = read_labels(context.graph.all_labels[maker].path)
+    labels = labels.filter(pa.array(passing(labels, config.student)))
+    if not len(labels):
+        raise DataError(
+            f"none of the labels of {maker} is usable: all are empty, longer than labeling.max_new_tokens "
+            f"({config.labeling.max_new_tokens}), or below student.min_agreement or student.min_consistency"
+        )
+    tokens = tokenize_examples(labels, tokenizer, config.data)
+    if config.student.objective != "soft":
+        return tokens
+    # distributions belong to the very tokens that were decoded, so these are the answer
+    tokens = tokens.set_column(2, tokens.schema.field("answer_ids"), labels["token_ids"])
+    return tokens.append_column("top_tokens", labels["top_tokens"]).append_column(
+        "top_logprobs", labels["top_logprobs"]
+    )
+
+
+def train_baselines(context: Context) -> None:
+    """Trains what waits for no boosting round: baseline experts, and the students of true labels. Long ones first."""
+    graph = context.graph
+    specs = [expert_spec(graph, expert) for expert in graph.baseline_experts]
+    for student in graph.learning_from([None]):
+        if not done(student.data):
+            make_student_data(context, student)
+        specs.append(student_spec(graph, student))
+    context.lanes.train(sorted(specs, key=lambda spec: -spec.recipe.epochs), priority=1)
+
+
+def train_students(context: Context) -> None:
+    """Trains the students of weak models' pseudo-labels, those of the first of several generations among them."""
+    _train_students(context, context.graph.labels)
+
+
+def _train_students(context: Context, makers: Collection[str]) -> None:
+    students = context.graph.learning_from(makers)
+    for student in students:
+        if not done(student.data):
+            make_student_data(context, student)
+    context.lanes.train([student_spec(context.graph, student) for student in students])
+
+
+def make_generation(context: Context, generation: Generation) -> None:
+    """What follows from a generation's students: their ensemble, its labels, and the students of these labels."""
+    if not done(generation.ensemble):
+        _make_generation_ensemble(context, generation)
+    if not done(generation.labels):
+        _make_labels(context, {generation.name: generation.labels})
+    _train_students(context, [generation.name])
+
+
+def _make_generation_ensemble(context: Context, generation: Generation) -> None:
+    """The students as one artifact, with equal votes: they differ in their seed alone."""
+    from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+
+    strong, rule = context.graph.strong, context.config.ensemble.combine
+    members = [
+        MemberSource(f"student-{k}", remote.pull(student.stage.path), alpha=1.0, weight=1.0, round=1)
+        for k, student in enumerate(generation.students)
+    ]
+    tokenizer = load_tokenizer(strong.path, strong.revision)
+    with store.publish(generation.ensemble.path, generation.ensemble.description) as folder:
+        save_ensemble(folder, members=members, rule=rule, tokenizer=tokenizer)
+
+
+def evaluate(context: Context, history: list[Facts]) -> None:
+    """Decodes and scores every system on the test splits, and works out the figures."""
+    graph, config, stage = context.graph, context.config, context.graph.evaluation
+    history = with_votes(history, read_manifest(graph.ensemble.path).members)
+    members = accepted_members(history)
+    prefixes = Group("rounds", tuple(prefix_voters(graph, members)))
+    tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
+    paths = {**tests, "validation": graph.data.path / "easy_validation.parquet"}
+    work = [(split, path, group, True) for group in groups(graph, members) for split, path in tests.items()]
+    work += [(split, path, prefixes, False) for split, path in paths.items()]
+    weak = [group for group in groups(graph, members) if group.name == "weak"]
+    work += [("validation", paths["validation"], group, False) for group in weak]
+    if config.data.sizes.hard_validation:
+        paths["hard_validation"] = graph.data.path / "hard_validation.parquet"
+        work += [("hard_validation", paths["hard_validation"], group, False) for group in groups(graph, members)]
+    columns = evaluate_all(
+        work,
+        data=config.data,
+        labeling=config.labeling,
+        actors=context.actors,
+        shown=config.evaluation.examples,
+        on_progress=lambda n, total, note: context.progress.update("evaluation", n, total, note),
+    )
+    truths = {split: read_table(path) for split, path in paths.items()}
+    if config.ensemble.fitted:
+        truths["validation"], columns["validation"] = _held_out(truths["validation"], columns["validation"])
+    figures = Figures(config, truths, columns, members, _training_costs(context, members))
+    hard_labels = read_table(graph.data.path / "hard_labels.parquet")
+    results = {
+        "name": config.name,
+        "seed": config.seed,
+        "config_fingerprint": stage.fingerprint,
+        "systems": figures.systems(),
+        "validation": figures.validation(),
+        **({"hard_validation": figures.validation("hard_validation")} if "hard_validation" in paths else {}),
+        "bases": figures.bases(),
+        "pgr": figures.pgr(),
+        "comparisons": figures.comparisons(),
+        "rounds": history,
+        **({"fit": store.read_json(graph.ensemble.path / FIT)} if config.ensemble.fitted else {}),
+        "curves": figures.curves(),
+        "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
+        **({"generations": [_generation_facts(g) for g in graph.generations]} if graph.generations else {}),
+        "examples": figures.examples(truths["ood"]),
+    }
+    with store.publish(stage.path, stage.description) as folder:
+        store.write_json(folder / "results.json", results)
+        _write_answers(folder / "answers.parquet", truths, columns)
+        _write_forced(folder / "forced.parquet", truths, columns)
+
+
+def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict[str, Rows]]:
+    """Validation examples, and the columns of all voters, without those that the votes were fitted on."""
+    kept = list(range(len(table)))[HELD_OUT]
+    found = {voter: {key: values[HELD_OUT] for key, values in rows.items()} for voter, rows in columns.items()}
+    return table.take(kept), found
+
+
+def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
+    """Tokens and seconds that training each system took, its label makers not counted."""
+    graph = context.graph
+    boosted = _cost([graph.expert_folder(m["name"]) for m in members])
+    for given_up in (m["first_try"] for m in members if "first_try" in m):
+        boosted["tokens_trained"] += given_up["tokens_trained"]
+        boosted["train_seconds"] = round(boosted["train_seconds"] + given_up["seconds"], 2)
+    costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": _cost([e.stage.path for e in graph.bagging])}
+    for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
+        if expert is not None:
+            costs[name] = _cost([expert.stage.path])
+    return costs | {student.name: _cost([student.stage.path]) for student in graph.students}
+
+
+def _cost(models: list[Path]) -> Facts:
+    """Tokens and seconds that training these models took."""
+    facts = [store.read_json(model / "train.json") for model in models]
+    return {
+        "tokens_trained": sum(f["tokens_trained"] for f in facts),
+        "train_seconds": round(sum(f["seconds"] for f in facts), 2),
+    }
+
+
+def _generation_facts(generation: Generation) -> Facts:
+    """Who the students of a generation are, and what training all of them took."""
+    models = [student.stage for student in generation.students]
+    return {"name": generation.name, "students": len(models), **_cost([model.path for model in models])}
+
+
+def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:
+    """Every system's answer to every test example, for whoever wants to look or to compute something else."""
+    rows = [
+        {"split": split, "voter": voter, "id": identity, "answer": answer, "truth": truth}
+        for split, table in truths.items()
+        for voter, found in columns[split].items()
+        if "answer" in found
+        for identity, truth, answer in zip(
+            table["id"].to_pylist(), table["answer"].to_pylist(), found["answer"], strict=True
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _write_forced(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:
+    """What each member of an ensemble predicts at every token of the true answers: how their errors go together."""
+    rows = [
+        {"split": split, "voter": voter, "id": identity, "answer_ids": answer, "member_ids": members}
+        for split, table in truths.items()
+        for voter, found in columns[split].items()
+        if "member_ids" in found
+        for identity, answer, members in zip(
+            table["id"].to_pylist(), found["answer_ids"], found["member_ids"], strict=True
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=FORCED_SCHEMA), path)

@@ -1,0 +1,161 @@
+"""From the graph of a run to what workers get: nothing relative, nothing that is not JSON."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemw2s.boosting.masks import RoundWeights
+from ensemw2s.config import parse_config
+from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
+from ensemw2s.training.spec import TrainSpec
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    """Graphs of a config with a relative storage folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**sections: Any) -> Graph:
+        return build_graph(
+            parse_config(
+                {
+                    "name": "study",
+                    "data": {"source": {"kind": "reasoning_gym", "dataset": "number_sorting"}},
+                    "models": {
+                        "weak": [{"base": "tiny-weak", "pretraining_seed": seed} for seed in (0, 1)],
+                        "strong": {"base": "tiny-strong"},
+                        "pretraining": {"weak": {"epochs": 2}, "strong": {"epochs": 5}},
+                    },
+                    "expert": {"epochs": 4},
+                    "boosting": {"rounds": 2},
+                    **sections,
+                }
+            )
+        )
+
+    return make
+
+
+def specs_of(graph: Graph) -> list[TrainSpec]:
+    return [
+        *(base_spec(graph, base) for base in graph.bases),
+        *(expert_spec(graph, expert, weights=RoundWeights()) for r in graph.rounds for expert in r.experts),
+        *(expert_spec(graph, expert) for expert in graph.baseline_experts),
+        *(student_spec(graph, student) for student in graph.students),
+    ]
+
+
+def test_a_worker_needs_nothing_but_the_json_of_a_spec(graph, tmp_path):
+    specs = specs_of(graph())
+    assert len(specs) == 3 + 2 + 4 + 5
+    for spec in specs:
+        assert TrainSpec.model_validate_json(spec.model_dump_json()) == spec
+        for path in (spec.output, *spec.tokens):
+            assert tmp_path in Path(path).parents
+
+
+def test_names_and_markers_are_those_of_the_stages(graph):
+    made = graph()
+    stages = {stage.name: stage for stage in made.stages()}
+    for spec in specs_of(made):
+        assert spec.fingerprint == stages[spec.name].description
+        assert Path(spec.output) == stages[spec.name].path.resolve()
+
+
+def test_a_tiny_base_reads_the_corpus_of_its_role_with_its_recipe(graph):
+    made = graph()
+    strong, weak, other = (base_spec(made, base) for base in made.bases)
+    assert [Path(spec.tokens[0]).name for spec in (strong, weak, other)] == [
+        "strong.parquet",
+        "weak.parquet",
+        "weak.parquet",
+    ]
+    assert (strong.recipe.epochs, weak.recipe.epochs) == (5, 2)
+    assert (strong.start.tiny, weak.start.tiny) == ("tiny-strong", "tiny-weak")
+    assert weak.start.path == str((made.corpus.path / "tokenizer").resolve())
+    assert len({spec.seed for spec in (strong, weak, other)}) == 3
+    assert weak.weights is None
+
+
+def test_an_expert_starts_from_its_base_on_the_weights_of_its_round(graph):
+    made = graph()
+    weights = RoundWeights(masks=[("somewhere", 1.5)])
+    expert = made.rounds[1].experts[0]
+    made.weak[1].stage.path.mkdir(parents=True)
+    spec = expert_spec(made, expert, weights=weights)
+    assert spec.start.path == str(made.weak[1].stage.path.resolve())
+    assert (spec.start.tiny, spec.start.lora) == (None, None)
+    assert spec.weights == weights
+    assert spec.tokens == [str((made.tokens.path / "easy_train.parquet").resolve())]
+    assert (spec.recipe.epochs, spec.seed, spec.keep, spec.validation) == (4, expert.seed, "last", None)
+
+
+def test_the_single_expert_keeps_its_best_epoch_on_validation(graph):
+    made = graph()
+    spec = expert_spec(made, made.single)
+    assert (spec.keep, spec.recipe.epochs) == ("best", 8)
+    assert spec.validation == str((made.tokens.path / "easy_validation.parquet").resolve())
+    assert spec.weights is None
+
+
+def test_the_matched_expert_has_the_budget_of_all_rounds_and_no_look_at_validation(graph):
+    made = graph(boosting={"rounds": 3, "width": 2})
+    spec = expert_spec(made, made.compute_matched)
+    assert (spec.recipe.epochs, spec.keep, spec.validation) == (4 * 6, "last", None)
+
+
+def test_bagged_experts_each_draw_their_own_examples(graph):
+    made = graph()
+    first, second = (expert_spec(made, expert).weights for expert in made.bagging)
+    assert (first.unit, first.weighting, first.bootstrap, first.masks) == ("example", "bootstrap", "count", [])
+    assert first.seed != second.seed
+
+
+def test_a_warm_start_is_from_the_expert_before_with_the_adapters_settings(graph):
+    lora = {"rank": 2}
+    made = graph(
+        boosting={"rounds": 2, "warm_start": "previous"},
+        models={"weak": [{"base": "tiny-weak", "lora": lora}], "strong": {"base": "tiny-strong", "lora": {"rank": 4}}},
+    )
+    made.weak[0].stage.path.mkdir(parents=True)
+    first, second = (expert_spec(made, r.experts[0]) for r in made.rounds)
+    assert first.start.lora.rank == second.start.lora.rank == 2
+    assert first.start.path == str(made.weak[0].stage.path.resolve())
+    assert second.start.path == first.output
+    assert student_spec(made, made.students[0]).start.lora.rank == 4
+
+
+def test_a_hub_id_stays_what_it_is_with_its_revision(graph, tmp_path):
+    (tmp_path / "local").mkdir()
+    made = graph(
+        models={"weak": [{"base": "some/model", "revision": "v2"}], "strong": {"base": "local"}},
+        evaluation={"systems": ["ensemw2s", "student_ceiling"]},
+    )
+    spec = expert_spec(made, made.rounds[0].experts[0])
+    assert (spec.start.path, spec.start.revision) == ("some/model", "v2")
+    assert student_spec(made, made.students[0]).start.path == str(tmp_path / "local")
+
+
+def test_students_differ_in_their_data_alone(graph):
+    made = graph(student={"objective": "logconf", "confidence_weight": 0.25, "confidence_warmup": 0.5, "epochs": 3})
+    specs = [student_spec(made, student) for student in made.students]
+    assert len({tuple(spec.tokens) for spec in specs}) == 5
+    assert len({(spec.seed, spec.start.path, spec.recipe.epochs) for spec in specs}) == 1
+    objective = specs[0].objective
+    assert (objective.kind, objective.confidence_weight, objective.confidence_warmup) == ("logconf", 0.25, 0.5)
+    assert {spec.objective.kind for spec in specs} == {"logconf"}
+
+
+def test_only_students_have_another_loss_than_cross_entropy(graph):
+    made = graph(student={"objective": "soft"}, labeling={"soft_top_k": 4})
+    kinds = {spec.name.split("/")[0]: spec.objective.kind for spec in specs_of(made)}
+    assert kinds == {"models": "xent", "rounds": "xent", "baselines": "xent", "students": "soft"}
+
+
+def test_the_section_training_reaches_every_spec(graph):
+    training = {"zero_stage": 3, "precision": "bf16", "gradient_checkpointing": True, "cpus_per_worker": 2.5}
+    for spec in specs_of(graph(training=training)):
+        assert (spec.zero_stage, spec.precision, spec.gradient_checkpointing, spec.threads) == (3, "bf16", True, 2)
+    assert specs_of(graph(training={"cpus_per_worker": 0.5}))[0].threads == 1
