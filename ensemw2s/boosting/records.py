@@ -1,0 +1,160 @@
+"""What boosting found out, as records: one per round, in its round.json, with one per expert inside.
+
+`RoundRecord.read` and `.write` are the only places that know the file. results.json repeats the same records under
+`rounds`, with the votes that the ensemble really has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ensemw2s.errors import ArtifactError
+from ensemw2s.storage import store
+
+ROUND = "round.json"
+"""File of a round's record, in the round's folder."""
+
+
+class _Record(BaseModel):
+    """Plain values that do not change; keys of a later version are skipped."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def _left_out() -> Any:
+    """A field that the JSON does not have where it is None."""
+    return Field(None, exclude_if=lambda value: value is None)
+
+
+class TrainingSpent(_Record):
+    """What a training took.
+
+    Attributes:
+        tokens_trained: Answer tokens seen, each epoch counted.
+        seconds: Wall-clock seconds.
+    """
+
+    tokens_trained: int
+    seconds: float
+
+
+class ExpertRecord(_Record):
+    """A boosted expert and how it did on the easy training split.
+
+    Attributes:
+        name: Name of its stage, such as `rounds/2/experts/0`.
+        base: Name of its base model in the config.
+        alpha: Its own alpha, in nats.
+        weight: Its vote in the ensemble; 0 for no vote. In round.json its share of the round's alpha, in nats.
+        weighted_error: Share of wrong units, by the round's weights, in [0, 1].
+        error: Share of wrong answer tokens, all alike, in [0, 1].
+        train_loss: Weighted loss of the last epoch, in nats per token.
+        seconds: Wall-clock seconds of its training.
+        tokens_trained: Answer tokens seen in training, each epoch counted.
+        first_try: What the first expert of its place took, where a retry replaced it.
+        temperature: What its logits are divided by; None where temperatures were not fitted.
+    """
+
+    name: str
+    base: str
+    alpha: float
+    weight: float
+    weighted_error: float
+    error: float
+    train_loss: float
+    seconds: float
+    tokens_trained: int
+    first_try: TrainingSpent | None = _left_out()
+    temperature: float | None = _left_out()
+
+
+class Member(ExpertRecord):
+    """An expert with the number of its round, counted from 1."""
+
+    round: int
+
+
+class WeightQuantiles(_Record):
+    """How unequal a round's weights are, as multiples of the uniform weight 1/U of U units.
+
+    Attributes:
+        min: Smallest weight.
+        p50: Median.
+        p90: 90th percentile.
+        p99: 99th percentile.
+        max: Largest weight.
+        effective_fraction: Effective sample size 1/Σw² as a share of U, in (0, 1]; 1 for uniform weights.
+    """
+
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+    effective_fraction: float
+
+
+class RoundSeconds(_Record):
+    """Wall-clock seconds of a round's parts, of the try that counts."""
+
+    training: float
+    scoring: float
+
+
+class RoundRecord(_Record):
+    """A boosting round: what its experts' vote is worth, and what it was trained on.
+
+    Attributes:
+        round: Number, counted from 1.
+        alpha: Alpha of the round's vote, in nats; not positive: the round has no vote.
+        weighted_error: Share of units that the round's vote gets wrong, by the round's weights, in [0, 1].
+        reference_error: The same for the base models before fine-tuning; None unless `boosting.prior` is pretrained.
+        accepted: Whether the round has a vote.
+        reset: Whether the round was tried again with uniform weights; later weights then start from it.
+        experts: Its experts, in order.
+        weights: The weights it was trained on.
+        seconds: What its parts took; None in runs of older versions.
+        started: Seconds since 1970.
+        finished: Seconds since 1970.
+    """
+
+    round: int
+    alpha: float
+    weighted_error: float
+    reference_error: float | None
+    accepted: bool
+    reset: bool
+    experts: tuple[ExpertRecord, ...]
+    weights: WeightQuantiles
+    seconds: RoundSeconds | None = _left_out()
+    started: float
+    finished: float
+
+    @classmethod
+    def read(cls, folder: Path) -> RoundRecord:
+        """Reads the record of a finished round.
+
+        Raises:
+            ArtifactError: If the file is missing or damaged, or lacks something.
+        """
+        path = folder / ROUND
+        try:
+            return cls.model_validate(store.read_json(path))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ArtifactError(
+                f"{path} cannot be read ({where}: {error.errors()[0]['msg']}): delete the round's folder to redo it"
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        """Writes the record into a round's folder."""
+        store.write_json(folder / ROUND, self.model_dump(mode="json"))
+
+
+def members_of(history: Sequence[RoundRecord]) -> list[Member]:
+    """The experts of all rounds, in order; those of rounds without a vote have weight 0."""
+    return [Member(round=record.round, **dict(expert)) for record in history for expert in record.experts]
