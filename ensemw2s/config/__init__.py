@@ -1,9 +1,6 @@
 """The config of a run: one tree of pydantic models, read from YAML, checked whole before anything starts."""
 
 from ensemw2s.config.root import (
-    ALL_SYSTEMS,
-    GENERATIONS,
-    SYSTEMS,
     TINY_FAMILY,
     BoostingConfig,
     ClusterConfig,
@@ -32,6 +29,7 @@ from ensemw2s.config.root import (
     load_config,
     parse_config,
 )
+from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, SYSTEMS
 
 __all__ = [
     "ALL_SYSTEMS",

@@ -14,29 +14,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ensemw2s.config.messages import explain, nearest
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.config.section import Fraction, PositiveInt, Section, raise_all
+from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, SYSTEMS
 from ensemw2s.config.tree import apply_override, dump_tree, read_tree
 from ensemw2s.errors import ConfigError
-
-SYSTEMS = (
-    "base_zero_shot",
-    "expert_single",
-    "expert_compute_matched",
-    "bagging",
-    "sequence_vote",
-    "ensemw2s",
-    "student_easy_only",
-    "student_single",
-    "student_bagging",
-    "student_ensemw2s",
-    "student_ceiling",
-)
-"""Systems that are compared where none are named."""
-
-GENERATIONS = "student_generations"
-"""The student of the last generation; there is one only where `student.generations` is above 1."""
-
-ALL_SYSTEMS = (*SYSTEMS[:-1], GENERATIONS, SYSTEMS[-1])
-"""All systems in the order of a report."""
 
 TINY_FAMILY = ("tiny-weak", "tiny-strong")
 
