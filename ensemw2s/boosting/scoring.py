@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemw2s import faults
 from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.combine import Rule
@@ -46,6 +47,7 @@ class Scorer:
         from ensemw2s.cluster.pool import read_chunk
         from ensemw2s.ensemble.score import score
 
+        faults.reach("boosting/chunk")
         data = TokenData.from_table(read_chunk(chunk))
         scores = score(self._model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=self._batch_size)
         tokens = np.concatenate([s.member_tokens for s in scores], axis=1).astype(np.int32)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ensemw2s import faults
 from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import TokenData, tokenize_examples
@@ -43,6 +44,7 @@ class Evaluator:
 
     def __call__(self, chunk: Chunk) -> dict[str, Any]:
         """Returns each voter's columns as JSON text."""
+        faults.reach("evaluation/chunk")
         group = self._groups[chunk["group"]]
         if self._loaded[0] != group.name:
             self._loaded = ("", [])

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ensemw2s import faults
 from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_prompts
@@ -52,6 +53,7 @@ class Labeler:
         folder = Path(str(chunk["output"]))
         if remote.exists(folder / part_name(chunk)):
             return _made_before(folder, chunk)
+        faults.reach("labeling/chunk")
         prompts = read_chunk(chunk).select(["id", "prompt"])
         with self._makers.maker(str(folder)) as maker:
             began = time.time()

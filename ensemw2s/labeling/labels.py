@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import faults
 from ensemw2s.cluster.pool import ACTOR, Chunk, chunks, stream
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.ensemble.voter import Voter
@@ -67,6 +68,7 @@ def label_all(
     calls = labeling.chunks_per_actor
     for row in stream(work, LABELER, arguments, labeling=labeling, actors=actors, calls=calls):
         rate.add(row)
+        faults.reach("labeling/row")
         if row["rejected"]:
             check_rejected(jobs, labeling, row["reason"])
         if on_progress is not None:

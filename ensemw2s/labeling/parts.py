@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s import faults
 from ensemw2s.cluster.pool import Chunk
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import ResourceError
@@ -77,6 +78,7 @@ def write_part(table: pa.Table, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         pq.write_table(table, temporary)
+        faults.reach("labeling/part")
         remote.push(temporary, path)
         os.replace(temporary, path)
     except OSError as error:

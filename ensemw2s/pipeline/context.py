@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ensemw2s import faults
 from ensemw2s.cluster import stage_metrics
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
@@ -50,6 +51,7 @@ class Context:
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Shows a stage, to Prometheus too, and records when it ran."""
+        faults.reach("pipeline/stage")
         began = time.time()
         run = self.progress.run or self.config.name
         with self.progress.stage(name, what), stage_metrics.running(run, name):

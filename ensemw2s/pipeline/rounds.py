@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemw2s import faults
 from ensemw2s.boosting import samme
 from ensemw2s.boosting.masks import RoundWeights, write_masks
 from ensemw2s.boosting.scoring import predictions
@@ -152,6 +153,7 @@ def _run_round(context: Context, r: Round, history: list[Facts]) -> Facts:
         masks["round"] = _ensemble_mask(context, data, [*history, facts])
     answers = np.concatenate(data.answer_ids)
     masks |= {f"expert_{k}": tokens != answers for k, tokens in enumerate(attempt.tokens)}
+    faults.reach("boosting/scored")
     with store.publish(r.stage.path, r.stage.description) as folder:
         write_masks(folder / "errors.parquet", data.ids, _lengths(data), masks)
         store.write_json(folder / "round.json", facts)
@@ -173,6 +175,7 @@ def _attempt(context: Context, data: TokenData, experts: tuple[Expert, ...], wei
     """Trains and scores the experts of a round on these weights."""
     config, began = context.config, time.monotonic()
     trained = context.lanes.train([expert_spec(context.graph, expert, weights=weights) for expert in experts])
+    faults.reach("boosting/trained")
     with_bases, ready = config.boosting.prior == "pretrained", time.monotonic()
     models = [str(expert.stage.path) for expert in experts]
     bases = [expert.base.reference for expert in experts] if with_bases else []

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemw2s import faults
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import remote
 from ensemw2s.storage.remote import CONTENTS, MARKER, shown
@@ -134,6 +135,7 @@ def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
     working.mkdir()
     try:
         yield working
+        faults.reach("storage/publish")
         write_json(working / MARKER, description)
         if remote.uri(path) is not None and is_done(path, description):
             shutil.rmtree(working)

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ensemw2s import faults
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import remote, store
 
@@ -93,12 +94,14 @@ def save(
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir()
     try:
+        faults.reach("training/checkpoint")
         _write_shards(working, tensors)
         files = {file.name: store.file_hash(file) for file in sorted(working.glob("*.safetensors"))}
         store.write_json(working / MANIFEST, {"description": description, "step": step, "facts": facts, "files": files})
         remote.push(working, target, last=MANIFEST)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(working, target)
+        faults.reach("training/checkpoint-written")
         for old in _all(folder)[:-KEPT]:
             remote.remove(old)
     except ResourceError as error:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
+from ensemw2s import faults
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
 from ensemw2s.models import loading, tiny
@@ -80,6 +81,7 @@ def train(
     if store.is_done(output, spec.fingerprint):
         facts: dict[str, Any] = store.read_json(output / "train.json")
         return facts
+    faults.reach("training/begin")
     run = _Run(spec, device or group.best_device(), on_checkpoint, leaving)
     try:
         facts = run.fit(on_step)
@@ -252,6 +254,7 @@ class _Run:
         scale = self.world * self.layout.accumulation
         for micro_batches in batches:
             self._checkpoint(total)
+            faults.reach("training/step")
             torch.manual_seed(derive_seed(spec.seed, "step", so_far.step, self.rank))  # of dropout
             step_loss, tokens = torch.zeros((), device=self.device), 0
             for micro in micro_batches:
