@@ -45,7 +45,7 @@ format: setup  ## Format the code and mend what ruff can mend.
 
 lint: check  ## Format, lint and types, changing nothing.
 
-docs: setup  ## Write docs/config.md from ensemw2s/config/root.py.
+docs: setup  ## Write docs/config.md from ensemw2s/config/.
 	$(BIN)/python -m ensemw2s.config.docs > $(VENV)/config.md
 	mv $(VENV)/config.md docs/config.md
 

@@ -1,35 +1,23 @@
 """The config of a run: one tree of pydantic models, read from YAML, checked whole before anything starts."""
 
-from ensemw2s.config.root import (
-    TINY_FAMILY,
-    BoostingConfig,
-    ClusterConfig,
+from ensemw2s.config.boosting import BoostingConfig, EnsembleConfig
+from ensemw2s.config.cluster import ClusterConfig, NodeKind
+from ensemw2s.config.data import (
     Columns,
-    Config,
-    Corpus,
     DataConfig,
-    EnsembleConfig,
     FilesSource,
     HuggingFaceSource,
-    LabelFilter,
-    LabelingConfig,
-    Lora,
-    ModelConfig,
-    NodeKind,
-    Pretraining,
     ReasoningGymSource,
-    Recipe,
-    Section,
     SplitConfig,
     SplitSizes,
-    StudentConfig,
-    TrainingConfig,
-    Workers,
-    dump_config,
-    load_config,
-    parse_config,
 )
+from ensemw2s.config.labeling import LabelFilter, LabelingConfig
+from ensemw2s.config.models import TINY_FAMILY, Corpus, Lora, ModelConfig, Pretraining
+from ensemw2s.config.root import Config, dump_config, load_config, parse_config
+from ensemw2s.config.section import Section
+from ensemw2s.config.student import StudentConfig
 from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, SYSTEMS
+from ensemw2s.config.training import Recipe, TrainingConfig, Workers
 
 __all__ = [
     "ALL_SYSTEMS",

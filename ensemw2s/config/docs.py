@@ -10,13 +10,40 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 from pydantic import BaseModel
 
 from ensemw2s.config import Config
 
-Schema = dict[str, Any]
+
+class Discriminator(TypedDict):
+    """Which option of a union a `kind` chooses: kind → reference."""
+
+    mapping: dict[str, str]
+
+
+Schema = TypedDict(
+    "Schema",
+    {
+        "title": str,
+        "description": str,
+        "type": str,
+        "properties": "dict[str, Schema]",
+        "required": list[str],
+        "default": object,
+        "const": object,
+        "enum": list[object],
+        "items": "Schema",
+        "anyOf": "list[Schema]",
+        "oneOf": "list[Schema]",
+        "discriminator": Discriminator,
+        "$ref": str,
+        "$defs": "dict[str, Schema]",
+    },
+    total=False,
+)
+"""The keys read here of a section's JSON schema. Bounds stand in it under the names of `BOUNDS`."""
 
 INTRODUCTION = """\
 # Config reference
@@ -67,7 +94,7 @@ class _Place:
 
     key: str
     schema: Schema
-    defaults: dict[str, Any] | None = None
+    defaults: dict[str, object] | None = None
     kind: str = ""
 
     @property
@@ -92,7 +119,7 @@ def render(config_class: type[BaseModel] = Config) -> str:
         description), depth first in the order of the classes. A mapping that repeats an earlier one, defaults
         included, is a link to it.
     """
-    schema = config_class.model_json_schema()
+    schema = cast(Schema, config_class.model_json_schema())
     return "\n".join([INTRODUCTION, *_blocks(_Place("", schema), schema.get("$defs", {}), {})])
 
 
@@ -149,13 +176,14 @@ def _table(place: _Place, definitions: dict[str, Schema]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _default_at(place: _Place, name: str, field: Schema) -> Any:
+def _default_at(place: _Place, name: str, field: Schema) -> object:
     """The value that a key has when the file does not name it. Factories of lists and mappings give empty ones."""
     if place.defaults is not None and name in place.defaults:
         return place.defaults[name]
     if "default" in field:
         return field["default"]
-    return {"array": [], "object": {}}.get(field.get("type", ""))
+    empty: dict[str, object] = {"array": [], "object": {}}
+    return empty.get(field.get("type", ""))
 
 
 def _type_of(field: Schema) -> str:
@@ -171,14 +199,15 @@ def _type_of(field: Schema) -> str:
 
 
 def _bounds_of(field: Schema) -> str:
-    found = [text.format(field[name]) for name, text in BOUNDS if name in field]
+    values = dict(field)
+    found = [text.format(values[name]) for name, text in BOUNDS if name in values]
     for option in [*field.get("anyOf", []), *([field["items"]] if "items" in field else [])]:
         if bounds := _bounds_of(option):
             found.append(bounds)
     return ", ".join(found)
 
 
-def _code(value: Any) -> str:
+def _code(value: object) -> str:
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 

@@ -20,7 +20,7 @@ class Parameter(Section):
     uniform: Bounds | None = Field(None, description="Least and largest value.")
     integer: tuple[int, int] | None = Field(None, description="Least and largest integer, both included.")
     choice: list[Any] | None = Field(None, description="The values.")
-    when: dict[str, Any] = Field(
+    when: dict[str, object] = Field(
         default_factory=dict,
         description="Only searched where these other keys of the space, each with a choice, have one of these values; "
         "else the config's own value holds.",

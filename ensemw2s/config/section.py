@@ -11,7 +11,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 def raise_all(wrong: list[str]) -> None:
-    """Makes one validation error of all rules that are broken, a line each (see `config_messages.explain`)."""
+    """Makes one validation error of all rules that are broken, a line each (see `messages.explain`)."""
     if wrong:
         raise ValueError("\n".join(wrong))
 

@@ -7,7 +7,7 @@ A study is a tree of its own and no section of the run's config, because it is a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from ensemw2s.config.section import Section, raise_all
 from ensemw2s.config.tree import apply_override, read_tree
 from ensemw2s.errors import ConfigError
 
-Changes = dict[str, Any]
+Changes = dict[str, object]
 """Dotted config key → value."""
 
 DEFAULT = "default"
@@ -33,7 +33,7 @@ class StudyConfig(Section):
 
     name: str = Field(pattern=NAME, description="Name of the study; its folder's name.")
     storage: str = Field("runs", description="Folder that holds the study and the cache of pre-trained models.")
-    base: dict[str, Any] = Field(description="A run's config, or the path of one beside the study's file.")
+    base: dict[str, object] = Field(description="A run's config, or the path of one beside the study's file.")
     set: Changes = Field(default_factory=dict, description="Changes to the base for all cells, by dotted key.")
     tasks: dict[str, Changes] = Field(
         {"base": {}},
@@ -44,11 +44,11 @@ class StudyConfig(Section):
         default_factory=dict,
         description="Name of a variant → its changes. The variant default, without any, is always there.",
     )
-    factors: dict[str, list[Any]] = Field(
+    factors: dict[str, list[object]] = Field(
         default_factory=dict,
         description="Dotted key → values that are tried one at a time, each as a variant of that name (key=value).",
     )
-    grid: dict[str, list[Any]] = Field(
+    grid: dict[str, list[object]] = Field(
         default_factory=dict, description="Dotted key → values; every combination of them is a variant."
     )
     only: dict[str, list[str]] = Field(

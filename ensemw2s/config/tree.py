@@ -31,12 +31,12 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def dump_tree(tree: dict[str, Any]) -> str:
+def dump_tree(tree: dict[str, object]) -> str:
     """A tree as YAML that `read_tree` reads back."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, object], override: str) -> None:
     """Sets `dotted.key=value` in a tree; the value is YAML. Raises `ConfigError` if there is no such place."""
     key, equals, text = override.partition("=")
     if not equals:
@@ -48,7 +48,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     set_value(tree, key, value, origin=f"--set {override}")
 
 
-def set_value(tree: dict[str, Any], key: str, value: Any, *, origin: str) -> None:
+def set_value(tree: dict[str, object], key: str, value: object, *, origin: str) -> None:
     """Sets the value of a dotted key in a tree; items of lists are reached by their index.
 
     Args:
@@ -64,7 +64,7 @@ def set_value(tree: dict[str, Any], key: str, value: Any, *, origin: str) -> Non
     parts = key.strip().split(".")
     if not all(parts):
         raise ConfigError(f"{origin}: expected dotted.key=value")
-    node: Any = tree
+    node: object = tree
     i = 0
     while i < len(parts):
         if isinstance(node, list):
@@ -87,7 +87,7 @@ def set_value(tree: dict[str, Any], key: str, value: Any, *, origin: str) -> Non
             node = node[place]
 
 
-def _longest_key(node: dict[str, Any], parts: list[str]) -> int:
+def _longest_key(node: dict[str, object], parts: list[str]) -> int:
     """How many parts of a dotted key are one key of this mapping; 1 where there is none yet."""
     return next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in node), 1)
 
@@ -107,8 +107,8 @@ _Dumper.add_representer(str, _represent_text)
 class _Loader(yaml.SafeLoader):
     """Plain values only, and a key that stands twice in a mapping is an error: YAML would drop the first silently."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[object] = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is not None and key in seen and key != "<<":

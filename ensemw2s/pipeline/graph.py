@@ -410,7 +410,7 @@ class _Builder:
     def _ensemble(self, rounds: tuple[Round, ...]) -> Stage:
         """The rounds lead to the tokens of easy validation, on which votes may be fitted."""
         ensemble = self.config.ensemble
-        settings = {f"ensemble.{key}": value for key, value in ensemble.deciding().items()}
+        settings: dict[str, object] = {f"ensemble.{key}": value for key, value in ensemble.deciding().items()}
         settings["boosting.rounds"] = self.config.boosting.rounds
         if ensemble.fitted:
             settings["labeling.precision"] = self.config.labeling.precision

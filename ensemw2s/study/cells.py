@@ -75,8 +75,8 @@ def variants(study: StudyConfig) -> dict[str, Changes]:
     found += [(f"{key}={_short(value)}", {key: value}) for key, values in study.factors.items() for value in values]
     if study.grid:
         for values in itertools.product(*study.grid.values()):
-            changes = dict(zip(study.grid, values, strict=True))
-            found.append((",".join(f"{key}={_short(value)}" for key, value in changes.items()), changes))
+            point: Changes = dict(zip(study.grid, values, strict=True))
+            found.append((",".join(f"{key}={_short(value)}" for key, value in point.items()), point))
     names = [name for name, _ in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"study {study.name} has variants of one name: {', '.join(twice)}; give them others")

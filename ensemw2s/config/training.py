@@ -1,0 +1,107 @@
+"""How models are trained: one model's recipe, the workers of a training, and the curves that it leaves."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ensemw2s.config.section import Fraction, PositiveInt, Section
+
+
+class Recipe(Section):
+    """How one model is trained."""
+
+    epochs: PositiveInt = Field(3, description="Passes over the data.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="Peak learning rate of AdamW.")
+    batch_size: PositiveInt = Field(32, description="Examples an optimizer step, over all workers.")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="Examples a forward pass on a worker; none: all at once."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
+    warmup_fraction: Fraction = Field(0.05, description="Share of the steps with a linearly rising learning rate.")
+    final_lr_fraction: Fraction = Field(0.1, description="Where the cosine ends, as a share of the peak.")
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0: no clipping.")
+
+
+class Workers(Section):
+    """Data-parallel workers of one model; a number in place of this section is both the least and the most."""
+
+    min: PositiveInt = Field(1, description="Training begins with so many.")
+    max: PositiveInt = Field(
+        1, description="It grows up to so many while the cluster has room, going on from its last checkpoint each time."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return value if isinstance(value, dict | Workers) else {"min": value, "max": value}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Workers:
+        if self.max < self.min:
+            raise ValueError(f"max is {self.max}, less than min {self.min}")
+        return self
+
+    def __str__(self) -> str:
+        return str(self.min) if self.min == self.max else f"{self.min} to {self.max}"
+
+
+class TrainingConfig(Section):
+    """What one training run gets from the cluster, and how DeepSpeed divides it."""
+
+    workers: Workers = Field(default_factory=Workers, description="Data-parallel workers of one model.")
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs reserved for a worker; its threads.")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs reserved for a worker.")
+    node_resource: str | None = Field(
+        None,
+        description="A resource of those nodes only that are there for training: workers take a thousandth of it each, "
+        "so no other node will do. None: any node.",
+    )
+    lanes: PositiveInt | None = Field(
+        None, description="Models trained at the same time; none: as many as fit beside half of the actors."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="DeepSpeed ZeRO: shards optimizer (1), gradients (2), weights (3)."
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="What lies in the CPU's memory, which is slower and makes larger models fit: the optimizer (from "
+        "ZeRO 1 on), or the weights too (ZeRO 3).",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, else fp32."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="Restarts of a lane whose worker died.")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] | None = Field(
+        300.0,
+        description="Time between two checkpoints inside a training, from which it goes on after a crash or when its "
+        "machine was taken away; 0: before every step; none: no checkpoints.",
+    )
+
+    @model_validator(mode="after")
+    def _divided(self) -> TrainingConfig:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more, not {self.zero_stage}")
+        return self
+
+
+class TrackingConfig(Section):
+    """Curves of loss, learning rate, gradient norm and speed of every training, and of the rounds."""
+
+    kind: Literal["tensorboard", "mlflow", "none"] = Field(
+        "tensorboard",
+        description="Event files in the run's folder `tensorboard`, MLflow (pip install -e '.[mlflow]'), or "
+        "nothing. `tracking: mlflow` stands for `tracking: {kind: mlflow}`.",
+    )
+    uri: str | None = Field(
+        None, description="MLflow's server or folder; none: MLFLOW_TRACKING_URI, else the run's folder `mlflow`."
+    )
+    every: PositiveInt = Field(10, description="Steps between two points.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
