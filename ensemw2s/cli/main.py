@@ -404,7 +404,7 @@ def evaluate(
     with outcome(debug=debug):
         from ensemw2s.cluster.connect import check_lasting
         from ensemw2s.config import ClusterConfig
-        from ensemw2s.evaluation import command
+        from ensemw2s.evaluation import saved
         from ensemw2s.progress import Progress
         from ensemw2s.storage import store
 
@@ -421,15 +421,15 @@ def evaluate(
             gpus_per_actor=gpus_per_actor,
         )
         shared = None if json is None else json.absolute().parent
-        work = command.EvaluateWork(model, settings, ClusterConfig(address=address, cpus=cpus), shared)
+        work = saved.EvaluateWork(model, settings, ClusterConfig(address=address, cpus=cpus), shared)
         with before_work():
             if json is not None:
                 check_lasting(json, "--json")
             if json is not None and not (remote.uri(json) or json.absolute().parent.is_dir()):
                 raise ConfigError(f"--json {json}: there is no folder {json.absolute().parent}")
-            voter = command.prepare(work)
-        found = command.evaluate(work, voter, Progress(Output()), debug=debug)
-        command.print_figures(found, Output())
+            voter = saved.prepare(work)
+        found = saved.evaluate(work, voter, Progress(Output()), debug=debug)
+        saved.print_figures(found, Output())
         if json is not None:
             json.parent.mkdir(parents=True, exist_ok=True)  # of a copy
             store.put_json(json, found)

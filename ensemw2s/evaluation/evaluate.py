@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ensemw2s.cluster.pool import chunks, stream
 from ensemw2s.config import DataConfig, LabelingConfig
-from ensemw2s.pipeline.systems import Group
+from ensemw2s.evaluation.voters import EvaluationWork
 
 EVALUATOR = "ensemw2s.evaluation.evaluator:Evaluator"
 
@@ -23,7 +22,7 @@ Rows = dict[str, list[Any]]
 
 
 def evaluate_all(
-    work: list[tuple[str, Path, Group, bool]],
+    work: Sequence[EvaluationWork],
     *,
     data: DataConfig,
     labeling: LabelingConfig,
@@ -34,7 +33,7 @@ def evaluate_all(
     """Evaluates groups of voters on splits, on one pool of actors.
 
     Args:
-        work: Split name, its parquet file, a group of voters, and whether they decode.
+        work: Which splits, and who answers.
         data: How prompts are rendered.
         labeling: Pool and decoding.
         actors: Largest size of the pool.
@@ -44,21 +43,21 @@ def evaluate_all(
     Returns:
         Split → voter → columns, in the order of the split's file.
     """
-    unique = {group.name: group for _, _, group, _ in work}
+    unique = {item.group.name: item.group for item in work}
     pieces = [
         chunk
-        for split, path, group, decoded in work
+        for item in work
         for chunk in chunks(
-            path.resolve(),
+            item.examples.resolve(),
             labeling.chunk_size,
-            split=split,
-            group=group.name,
-            decoded=decoded,
-            shown=shown if split == "ood" else 0,
+            split=item.split,
+            group=item.group.name,
+            decoded=item.decoded,
+            shown=shown if item.split == "ood" else 0,
         )
     ]
     arguments = {
-        "groups": [{"name": g.name, "voters": [v.model_dump() for v in g.voters]} for g in unique.values()],
+        "groups": [group.model_dump() for group in unique.values()],
         "data": data.model_dump(mode="json"),
         "labeling": labeling.model_dump(mode="json"),
     }

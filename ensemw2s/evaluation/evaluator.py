@@ -18,6 +18,7 @@ import torch
 from ensemw2s import faults
 from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
+from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.data.tokens import TokenData, tokenize_examples
 from ensemw2s.ensemble.decoding import decode, last_engine
 from ensemw2s.ensemble.requests import Generation
@@ -25,19 +26,15 @@ from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.evaluate import Rows
+from ensemw2s.evaluation.voters import VoterGroup
 from ensemw2s.labeling.labeler import answer_text
-from ensemw2s.pipeline.systems import ENSEMBLES, Group
 
 
 class Evaluator:
     """Evaluates the voters of a group on chunks of examples (a worker for `labeling.stream`)."""
 
     def __init__(self, groups: list[dict[str, Any]], data: dict[str, Any], labeling: dict[str, Any]) -> None:
-        from ensemw2s.ensemble.voter import Voter
-
-        self._groups = {
-            g["name"]: Group(g["name"], tuple(Voter.model_validate(v) for v in g["voters"])) for g in groups
-        }
+        self._groups = {group.name: group for group in map(VoterGroup.model_validate, groups)}
         self._data = DataConfig.model_validate(data)
         self._labeling = LabelingConfig.model_validate(labeling)
         self._loaded: tuple[str, list[Loaded]] = ("", [])
@@ -53,17 +50,15 @@ class Evaluator:
         examples = read_chunk(chunk)
         columns = {}
         for voter, loaded in zip(group.voters, self._loaded[1], strict=True):
-            shown = (
-                max(0, min(int(chunk["shown"]) - int(chunk["start"]), len(examples))) if voter.name == "ensemw2s" else 0
-            )
+            left = max(0, min(int(chunk["shown"]) - int(chunk["start"]), len(examples)))
             columns[voter.name] = evaluate(
                 examples,
                 loaded,
                 self._data,
                 self._labeling,
                 decoded=bool(chunk["decoded"]),
-                shown=shown,
-                members=voter.name in ENSEMBLES,
+                shown=left if voter.name == ENSEMW2S else 0,
+                members=voter.name in TABLE and TABLE[voter.name].vote == "tokens",
             )
             if (engine := last_engine(loaded.model)) and len(group.voters) > 1:
                 engine.release()  # the caches of all voters together would take more than their models

@@ -48,7 +48,8 @@ def reference_losses(context: Context, table: pa.Table) -> NDArray[np.float64]:
 
 def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.float64]:
     from ensemw2s.evaluation.evaluate import evaluate_all
-    from ensemw2s.pipeline.systems import Group, one
+    from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
+    from ensemw2s.pipeline.systems import one
 
     config, reference = context.config, context.config.data.split.reference
     fold = folds(len(table), reference.folds, derive_seed(config.seed, "folds"))
@@ -74,9 +75,8 @@ def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.floa
                 precision=config.training.precision,
             )
         )
-        work.append(
-            (str(k), scratch / f"fold-{k}.parquet", Group(f"reference-{k}", (one("reference", output),)), False)
-        )
+        group = VoterGroup(name=f"reference-{k}", voters=(one("reference", output),))
+        work.append(EvaluationWork(str(k), scratch / f"fold-{k}.parquet", group, decoded=False))
     remote.push(scratch)
     context.lanes.train(specs)
     columns = evaluate_all(work, data=config.data, labeling=config.labeling, actors=context.actors, shown=0)

@@ -15,6 +15,7 @@ from ensemw2s.ensemble.manifest import read_manifest
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
 from ensemw2s.evaluation.results import Figures, label_facts
+from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.labeling.filters import passing
 from ensemw2s.labeling.labels import LabelJob, label_all
 from ensemw2s.labeling.parts import read_labels
@@ -26,7 +27,7 @@ from ensemw2s.pipeline.graph import Generation, Student
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import accepted_members
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
-from ensemw2s.pipeline.systems import Group, groups, label_maker, prefix_voters
+from ensemw2s.pipeline.systems import groups, label_maker, prefix_voters
 from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage, read_table
@@ -258,16 +259,18 @@ def evaluate(context: Context, history: list[Facts]) -> None:
     graph, config, stage = context.graph, context.config, context.graph.evaluation
     history = with_votes(history, read_manifest(graph.ensemble.path).members)
     members = accepted_members(history)
-    prefixes = Group("rounds", tuple(prefix_voters(graph, members)))
+    prefixes = VoterGroup(name="rounds", voters=tuple(prefix_voters(graph, members)))
     tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
     paths = {**tests, "validation": graph.data.path / "easy_validation.parquet"}
-    work = [(split, path, group, True) for group in groups(graph, members) for split, path in tests.items()]
-    work += [(split, path, prefixes, False) for split, path in paths.items()]
-    weak = [group for group in groups(graph, members) if group.name == "weak"]
-    work += [("validation", paths["validation"], group, False) for group in weak]
+    voters = groups(graph, members)
+    work = [EvaluationWork(split, path, group, decoded=True) for group in voters for split, path in tests.items()]
+    work += [EvaluationWork(split, path, prefixes, decoded=False) for split, path in paths.items()]
+    weak = [group for group in voters if group.name == "weak"]
+    work += [EvaluationWork("validation", paths["validation"], group, decoded=False) for group in weak]
     if config.data.sizes.hard_validation:
         paths["hard_validation"] = graph.data.path / "hard_validation.parquet"
-        work += [("hard_validation", paths["hard_validation"], group, False) for group in groups(graph, members)]
+        hard = paths["hard_validation"]
+        work += [EvaluationWork("hard_validation", hard, group, decoded=False) for group in voters]
     columns = evaluate_all(
         work,
         data=config.data,

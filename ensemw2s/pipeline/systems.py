@@ -5,25 +5,14 @@ The graph and the rounds' facts go in; named voters come out, in groups whose mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ensemw2s.boosting.samme import vote_weights
 from ensemw2s.ensemble.voter import Voter
+from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS, VoterGroup
 from ensemw2s.pipeline.graph import Expert, Graph
 
 Facts = dict[str, Any]
-
-ENSEMBLES = ("ensemw2s", "bagging")
-"""Systems of several models that vote token by token."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Voters that share models and a tokenizer."""
-
-    name: str
-    voters: tuple[Voter, ...]
 
 
 def member_paths(graph: Graph, members: list[Facts]) -> list[str]:
@@ -46,7 +35,7 @@ def ensemble_voter(graph: Graph, members: list[Facts], name: str = "ensemw2s") -
 def prefix_voters(graph: Graph, members: list[Facts]) -> list[Voter]:
     """The ensembles of the first t rounds, for every t; rounds without a vote change nothing and are left out."""
     rounds = sorted({m["round"] for m in members if m["weight"] > 0})
-    return [ensemble_voter(graph, [m for m in members if m["round"] <= t], f"rounds:{t}") for t in rounds]
+    return [ensemble_voter(graph, [m for m in members if m["round"] <= t], f"{ROUNDS}{t}") for t in rounds]
 
 
 def bagging_voter(graph: Graph) -> Voter:
@@ -74,12 +63,12 @@ def label_maker(graph: Graph, maker: str) -> Voter:
     return one(maker, _path(graph.single))
 
 
-def groups(graph: Graph, members: list[Facts]) -> list[Group]:
+def groups(graph: Graph, members: list[Facts]) -> list[VoterGroup]:
     """All voters that the config's systems need on the test splits."""
     systems = graph.config.evaluation.systems
     weak: list[Voter] = []
     if "base_zero_shot" in systems:
-        weak += [one(f"base:{base.name}", _location(base.reference)) for base in graph.weak]
+        weak += [one(f"{BASE}{base.name}", _location(base.reference)) for base in graph.weak]
     if "expert_single" in systems and graph.single is not None:
         weak.append(one("expert_single", _path(graph.single)))
     if "expert_compute_matched" in systems and graph.compute_matched is not None:
@@ -88,13 +77,14 @@ def groups(graph: Graph, members: list[Facts]) -> list[Group]:
         weak.append(bagging_voter(graph))
     if "sequence_vote" in systems:
         voting = [m for m in members if m["weight"] > 0]
-        weak += [one(f"expert:{m['name']}", path) for m, path in zip(voting, member_paths(graph, voting), strict=True)]
+        weak += [one(f"{EXPERT}{m['name']}", path) for m, path in zip(voting, member_paths(graph, voting), strict=True)]
     if "ensemw2s" in systems:
         weak.append(ensemble_voter(graph, members))
-    found = [Group("weak", tuple(weak))] if weak else []
+    found = [VoterGroup(name="weak", voters=tuple(weak))] if weak else []
     for student in graph.students:
         if student.name in systems:
-            found.append(Group(student.name, (one(student.name, str(student.stage.path.resolve())),)))
+            voter = one(student.name, str(student.stage.path.resolve()))
+            found.append(VoterGroup(name=student.name, voters=(voter,)))
     return found
 
 

@@ -22,13 +22,15 @@ from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
+from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import build_graph
 from ensemw2s.pipeline.rounds import accepted_members, each_round, is_last
-from ensemw2s.pipeline.systems import Group, ensemble_voter, one
+from ensemw2s.pipeline.systems import ensemble_voter, one
 from ensemw2s.pipeline.votes import weighed_members
 from ensemw2s.progress import Progress
 from ensemw2s.search import space
@@ -149,7 +151,7 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
         for history in each_round(context):
             if history[-1]["accepted"]:
                 voter = ensemble_voter(context.graph, weighed_members(history, context.config.ensemble.weights))
-                metrics = measure(context, search, Group("trial", (voter,)))
+                metrics = measure(context, search, voter)
             if not metrics:
                 continue  # no expert has a vote so far
             value = metrics[search.metric]
@@ -171,11 +173,11 @@ def better(search: SearchConfig, value: float, best: float) -> bool:
     return value < best if search.mode == "min" else value > best
 
 
-def measure(context: Context, search: SearchConfig, group: Group) -> dict[str, float]:
-    """The metrics of a group's only voter on the validation examples; no test example is read."""
+def measure(context: Context, search: SearchConfig, voter: Voter) -> dict[str, float]:
+    """The metrics of a voter on the validation examples; no test example is read."""
     path = context.graph.data.path / f"{search.validation}_validation.parquet"
     columns = evaluate_all(
-        [("validation", path, group, False)],
+        [EvaluationWork("validation", path, VoterGroup(name="trial", voters=(voter,)), decoded=False)],
         data=context.config.data,
         labeling=context.config.labeling,
         actors=context.actors,
@@ -209,7 +211,7 @@ def _student(context: Context, search: SearchConfig, history: list[Facts]) -> di
     with store.alone(student.stage.path):
         steps.train_students(smaller)
     voter = one("student", str(student.stage.path.resolve()))
-    return measure(smaller, search, Group("trial", (voter,)))
+    return measure(smaller, search, voter)
 
 
 def _once(stage: Stage, work: Callable[[], None]) -> None:

@@ -172,7 +172,7 @@ def test_settings_come_from_the_run_that_a_model_lies_in_and_options_win(tmp_pat
 
 
 def test_option_accuracy_is_of_the_examples_that_have_options() -> None:
-    from ensemw2s.evaluation.command import figures
+    from ensemw2s.evaluation.saved import figures
 
     rows = {
         "answer": ["a ", "b"],
@@ -210,7 +210,7 @@ def test_a_job_that_evaluates_says_where_its_nodes_find_the_input(saved: Path, t
 @pytest.mark.parametrize("place", ["bucket", "folder"])
 def test_the_input_of_an_evaluation_lies_beside_its_figures_and_goes(bucket, tmp_path: Path, place: str) -> None:
     from ensemw2s.config import ClusterConfig
-    from ensemw2s.evaluation.command import EvaluateWork, scratch_folder
+    from ensemw2s.evaluation.saved import EvaluateWork, scratch_folder
 
     shared = remote.local(f"s3://{bucket.name}/figures") if place == "bucket" else tmp_path / "figures"
     with scratch_folder(EvaluateWork("a", None, ClusterConfig(address="10.0.0.1:6379"), shared)) as folder:

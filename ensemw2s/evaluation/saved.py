@@ -26,12 +26,12 @@ from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ConfigError
 from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
 from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
 from ensemw2s.labeling.intake import check_input, identity, write_examples
 from ensemw2s.models.info import ADAPTER_CONFIG, model_info
 from ensemw2s.models.tokenizers import load_tokenizer
-from ensemw2s.pipeline.systems import Group
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote
 
@@ -102,7 +102,7 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
         remote.push(path)
         with connect(work.cluster, debug=debug) as resources, progress:
             columns = evaluate_all(
-                [("input", path, Group("model", (voter,)), True)],
+                [EvaluationWork("input", path, VoterGroup(name="model", voters=(voter,)), decoded=True)],
                 data=settings.data,
                 labeling=settings.labeling,
                 actors=pool_size(resources, settings.labeling),
