@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ensemw2s.ensemble.combine import RULES, Rule
+from ensemw2s.ensemble.load import load_parts
 from ensemw2s.ensemble.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -24,19 +25,14 @@ from ensemw2s.ensemble.manifest import (
     BaseEntry,
     Manifest,
     MemberEntry,
-    check_files,
     file_hashes,
-    read_manifest,
     write_manifest,
 )
-from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.errors import ArtifactError, ModelError
 from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
 from ensemw2s.models.info import ADAPTER_CONFIG
-from ensemw2s.models.loading import logits_vocabulary
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
-from ensemw2s.storage import remote
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -139,61 +135,14 @@ class Ensemble:
             path: The folder.
             device: Where the members go.
             dtype: Type of the weights in memory.
-            rounds: Only members of rounds 1 to this; none: all.
-            verify: Compare checksums of all files that are loaded.
+            rounds: Only members of rounds 1 to this; default: all.
+            verify: Compare the checksums of all files that are loaded.
 
         Raises:
             ArtifactError: If the artifact is damaged (and in what), from a newer release, or has no vote in `rounds`.
         """
-        folder = remote.pull(remote.local(path))
-        manifest = read_manifest(folder)
-        members = _of_rounds(folder, manifest, rounds)
-        needed = {member.base for member in members}
-        if verify:
-            for member in members:
-                check_files(folder, str(member.path), member.files)
-            for base in manifest.base_models:
-                if base.path in needed:
-                    check_files(folder, base.path, base.files)
-        tokenizer = _tokenizer(folder, manifest)
-        try:
-            models = load_members([folder / str(member.path) for member in members], dtype=dtype, device=device)
-            weights, names = [member.weight for member in members], [member.name for member in members]
-            temperatures = [member.temperature for member in members]
-            model = EnsembleForCausalLM(models, weights, manifest.combine, names, temperatures)
-        except ModelError as error:
-            raise ArtifactError(f"ensemble {folder} is damaged: {error}") from error
-        if logits_vocabulary(model) < len(tokenizer):
-            raise ArtifactError(
-                f"ensemble {folder} is damaged: its members know {logits_vocabulary(model)} tokens, "
-                f"its tokenizer has {len(tokenizer)}"
-            )
-        return cls(model, tokenizer, manifest, members)
-
-
-def _of_rounds(folder: Path, manifest: Manifest, rounds: int | None) -> list[MemberEntry]:
-    members = [member for member in manifest.voters if rounds is None or member.round <= rounds]
-    if not members:
-        there = sorted({member.round for member in manifest.voters})
-        raise ArtifactError(
-            f"ensemble {folder} has no member with a positive weight in rounds 1 to {rounds}, only in {there}"
-        )
-    return members
-
-
-def _tokenizer(folder: Path, manifest: Manifest) -> PreTrainedTokenizerBase:
-    if not (folder / TOKENIZER).is_dir():
-        raise ArtifactError(f"ensemble {folder} is damaged: {TOKENIZER}/ is missing; copy it again")
-    try:
-        tokenizer = load_tokenizer(folder / TOKENIZER)
-    except ModelError as error:
-        raise ArtifactError(f"ensemble {folder} is damaged: {error}") from error
-    if (actual := tokenizer_hash(tokenizer)) != manifest.tokenizer_hash:
-        raise ArtifactError(
-            f"ensemble {folder} is damaged: its tokenizer has hash {actual[:12]}…, ensemble.json says "
-            f"{manifest.tokenizer_hash[:12]}…; the members were trained with another tokenizer"
-        )
-    return tokenizer
+        parts = load_parts(path, device=device, dtype=dtype, rounds=rounds, verify=verify)
+        return cls(EnsembleForCausalLM.of_parts(parts), parts.tokenizer, parts.manifest, parts.entries)
 
 
 def _check_sources(target: Path, members: Sequence[MemberSource], rule: str) -> None:

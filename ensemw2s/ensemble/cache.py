@@ -13,10 +13,13 @@ from transformers import Cache, DynamicCache, PreTrainedConfig
 
 
 class EnsembleCache(Cache):
-    """One `DynamicCache` a member, seen as a single `Cache` whose layers are the layers of all members.
+    """One `DynamicCache` per member, seen as a single `Cache` whose layers are the layers of all members.
 
     Every member reads the same tokens, so the length of the first one is the length of all.
     """
+
+    _is_user_defined: bool = False
+    """Set where a caller of `generate()` brought the cache, which transformers then hands back."""
 
     def __init__(self, configs: Sequence[PreTrainedConfig]) -> None:
         """Empty caches for the members.

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ensemw2s.ensemble.cache import EnsembleCache
 from ensemw2s.ensemble.combine import Rule, combine, normalised_weights
+from ensemw2s.ensemble.load import Parts, damaged, load_parts
 from ensemw2s.ensemble.members import AdapterMember, MemberModel
 from ensemw2s.errors import ModelError
 from ensemw2s.models.adapters import has_adapters
@@ -76,7 +77,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             models: Full models, PEFT models (their active adapters), or `AdapterMember`s that share a PEFT model.
             weights: A number of at least 0 for each; a member of weight 0 runs but does not vote.
             rule: `probability`, `log_probability` or `vote`.
-            names: Names for messages and reports; none: member-0, member-1, ….
+            names: Names for messages and reports; default: member-0, member-1, ….
             temperatures: A positive number for each member, by which its logits are divided; empty: 1.
 
         Raises:
@@ -101,7 +102,6 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.networks = torch.nn.ModuleList(unique)  # named so: `members` would hide that several can share one
         self._network_of = [next(i for i, other in enumerate(unique) if other is network) for network in networks]
         self._adapter_of = [_adapter(model) for model in models]
-        self.last_engine: Any = None  # where `decoding.decode` keeps what it made of the members
         self._accepts = [set(inspect.signature(_bare(network).forward).parameters) for network in networks]
         # `post_init` is not called: it would initialise weights.
         self.all_tied_weights_keys: dict[str, str] = {}
@@ -122,12 +122,37 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, path: str | Path, *_: Any, **options: Any
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        rounds: int | None = None,
+        verify: bool = True,
     ) -> EnsembleForCausalLM:
-        """The model of a saved ensemble; see `artifact.Ensemble.from_pretrained`, which also gives its tokenizer."""
-        from ensemw2s.ensemble.artifact import Ensemble
+        """The model of a saved ensemble; `artifact.Ensemble.from_pretrained` also gives its tokenizer and manifest.
 
-        return Ensemble.from_pretrained(path, **options).model
+        Args and errors are those of `load.load_parts`.
+        """
+        return cls.of_parts(load_parts(path, device=device, dtype=dtype, rounds=rounds, verify=verify))
+
+    @classmethod
+    def of_parts(cls, parts: Parts) -> EnsembleForCausalLM:
+        """The model of a saved ensemble that has been read.
+
+        Raises:
+            ArtifactError: If its members cannot vote together, or know fewer tokens than its tokenizer.
+        """
+        try:
+            model = cls(parts.models, parts.weights, parts.rule, parts.names, parts.temperatures)
+        except ModelError as error:
+            raise damaged(parts.folder, error) from error
+        if model.vocabulary < len(parts.tokenizer):
+            raise damaged(
+                parts.folder,
+                f"its members know {model.vocabulary} tokens, its tokenizer has {len(parts.tokenizer)}",
+            )
+        return model
 
     def save_pretrained(self, *_: Any, **__: Any) -> None:
         """Ensembles are saved from their members' folders, with what is known of each: `artifact.save_ensemble`."""
@@ -150,9 +175,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: `[batch, seq]`, int64; with a cache only the tokens that it has not seen.
-            attention_mask: `[batch, cached + seq]`, 1 for tokens and 0 for padding, on either side; none: no padding.
-            position_ids: `[batch, seq]`, int64; none: counted from the attention mask.
-            past_key_values: Cache to read and to extend in place; none: no cache.
+            attention_mask: `[batch, cached + seq]`, 1 for tokens, 0 for padding on either side; default: no padding.
+            position_ids: `[batch, seq]`, int64; default: counted from the attention mask.
+            past_key_values: Cache to read and to extend in place; default: no cache.
             logits_to_keep: Only the last so many positions; 0: all.
 
         Returns:
@@ -171,7 +196,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         outputs = []
         for index in range(self.num_members):
             cache = past_key_values.members[index] if past_key_values is not None else None
-            outputs.append(self._member(index, {**inputs, "past_key_values": cache}))
+            outputs.append(self._member(index, {**inputs, "past_key_values": cache}, logits_to_keep))
         return torch.stack(outputs)
 
     def forward(
@@ -191,16 +216,16 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: `[batch, seq]`, int64; with a cache only the tokens that it has not seen.
             attention_mask: `[batch, cached + seq]`, 1 for tokens and 0 for padding.
-            position_ids: `[batch, seq]`, int64; none: counted from the attention mask.
+            position_ids: `[batch, seq]`, int64; default: counted from the attention mask.
             past_key_values: From an earlier call, or `new_cache()`.
             labels: `[batch, seq]`, int64, the input ids with -100 where there is no loss; shifted here.
-            use_cache: Whether to return a cache; none: yes.
+            use_cache: Whether to return a cache; default: yes.
             logits_to_keep: Only the last so many positions; 0, or with labels: all.
             return_dict: False: a tuple.
 
         Returns:
             `logits` `[batch, kept, vocabulary]`, float32 log-probabilities; `loss`, the mean negative
-            log-likelihood in nats a label, if there are labels; `past_key_values` if there is a cache.
+            log-likelihood in nats per label, if there are labels; `past_key_values` if there is a cache.
         """
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = self.new_cache()
@@ -221,7 +246,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
         return output.to_tuple() if return_dict is False else output
 
-    def _member(self, index: int, inputs: dict[str, Any]) -> torch.Tensor:
+    def _member(self, index: int, inputs: Mapping[str, object], kept: int) -> torch.Tensor:
+        """One member's log-probabilities at the last `kept` positions (0: at all)."""
         network, adapter = self.networks[self._network_of[index]], self._adapter_of[index]
         if adapter is not None:
             assert isinstance(network, PeftModel)
@@ -232,8 +258,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         home = _bare(network).device  # members may be on several
         accepted = {key: value.to(home) if torch.is_tensor(value) else value for key, value in accepted.items()}
         logits = _bare(network)(**accepted, return_dict=True).logits.to(self.device)
-        if inputs["logits_to_keep"] and "logits_to_keep" not in accepted:
-            logits = logits[:, -inputs["logits_to_keep"] :]
+        if kept and "logits_to_keep" not in accepted:
+            logits = logits[:, -kept:]
         logits = logits.float()
         if self.temperatures and self.temperatures[index] != 1:
             logits = logits / self.temperatures[index]
@@ -242,7 +268,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
+        model_kwargs: dict[str, object],
         generation_mode: GenerationMode,
         batch_size: int,
         max_cache_length: int,
@@ -254,13 +280,14 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 f"cache_implementation is {generation_config.cache_implementation!r}; an ensemble has only 'dynamic'"
             )
         if given is not None:
-            _check_cache(given)
-            given._is_user_defined = True
-        elif generation_config.use_cache is not False:
-            given = model_kwargs["past_key_values"] = self.new_cache()
-            if generation_config.is_assistant:
-                given.activate_past_recording()
-        return given is not None
+            _check_cache(given)._is_user_defined = True
+            return True
+        if generation_config.use_cache is False:
+            return False
+        model_kwargs["past_key_values"] = cache = self.new_cache()
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+        return True
 
 
 def as_ensemble(model: EnsembleForCausalLM | PreTrainedModel | PeftModel) -> EnsembleForCausalLM:
@@ -328,6 +355,7 @@ def _positions(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cac
     return positions.masked_fill(attention_mask == 0, 0)[:, -length:]
 
 
-def _check_cache(cache: Cache) -> None:
+def _check_cache(cache: object) -> EnsembleCache:
     if not isinstance(cache, EnsembleCache):
         raise ModelError(f"past_key_values is a {type(cache).__name__}; an ensemble needs one made by new_cache()")
+    return cache

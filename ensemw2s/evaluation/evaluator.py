@@ -20,7 +20,8 @@ from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.data.tokens import TokenData, tokenize_examples
-from ensemw2s.ensemble.decoding import decode, last_engine
+from ensemw2s.ensemble.decoding import decode_with, list_engine
+from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
@@ -38,19 +39,21 @@ class Evaluator:
         self._data = DataConfig.model_validate(data)
         self._labeling = LabelingConfig.model_validate(labeling)
         self._loaded: tuple[str, list[Loaded]] = ("", [])
+        self._engines: dict[str, Engine] = {}  # of the group that is loaded, by voter
 
     def __call__(self, chunk: Chunk) -> dict[str, Any]:
         """Returns each voter's columns as JSON text."""
         faults.reach("evaluation/chunk")
         group = self._groups[chunk["group"]]
         if self._loaded[0] != group.name:
-            self._loaded = ("", [])
-            gc.collect()  # engines and their ensembles refer to each other
+            self._loaded, self._engines = ("", []), {}
+            gc.collect()  # what is left of the old group must not stay beside the next one
             self._loaded = (group.name, load_voters(list(group.voters), precision=self._labeling.precision))
         examples = read_chunk(chunk)
         columns = {}
         for voter, loaded in zip(group.voters, self._loaded[1], strict=True):
             left = max(0, min(int(chunk["shown"]) - int(chunk["start"]), len(examples)))
+            engine = self._engine(voter.name, loaded) if chunk["decoded"] else None
             columns[voter.name] = evaluate(
                 examples,
                 loaded,
@@ -59,8 +62,9 @@ class Evaluator:
                 decoded=bool(chunk["decoded"]),
                 shown=left if voter.name == ENSEMW2S else 0,
                 members=voter.name in TABLE and TABLE[voter.name].vote == "tokens",
+                engine=engine,
             )
-            if (engine := last_engine(loaded.model)) and len(group.voters) > 1:
+            if engine is not None and len(group.voters) > 1:
                 engine.release()  # the caches of all voters together would take more than their models
         return {
             "split": chunk["split"],
@@ -69,6 +73,17 @@ class Evaluator:
             "group": group.name,
             "columns": json.dumps(columns),
         }
+
+    def _engine(self, voter: str, loaded: Loaded) -> Engine:
+        """A voter's decoder, kept as long as its group is loaded."""
+        if voter not in self._engines:
+            self._engines[voter] = decoder(loaded, self._labeling)
+        return self._engines[voter]
+
+
+def decoder(loaded: Loaded, labeling: LabelingConfig) -> Engine:
+    """A voter's decoder, as the config asks for it."""
+    return list_engine(loaded.model, batch_size=labeling.batch_size, speculation=as_asked(labeling))
 
 
 def evaluate(
@@ -80,6 +95,7 @@ def evaluate(
     decoded: bool,
     shown: int,
     members: bool = False,
+    engine: Engine | None = None,
 ) -> Rows:
     """Answers and scores of one voter.
 
@@ -91,6 +107,7 @@ def evaluate(
         decoded: Decode, too; else only teacher forcing.
         shown: For so many first examples keep every token with the members' votes.
         members: Keep what each member of an ensemble predicts under teacher forcing.
+        engine: The voter's decoder; default: one is made for this call.
 
     Returns:
         Columns: `n_tokens`, `token_correct`, `nll`, `forced` (all tokens right); when decoded `answer`, `n_decoded`,
@@ -102,13 +119,11 @@ def evaluate(
     generations: list[Generation] = []
     began = time.monotonic()
     if decoded:
-        generations = decode(
-            loaded.model,
+        generations = decode_with(
+            engine or decoder(loaded, labeling),
             tokens.prompt_ids,
             max_new_tokens=labeling.max_new_tokens,
             eos_ids=loaded.eos_id,
-            batch_size=labeling.batch_size,
-            speculation=as_asked(labeling),
         )
     seconds = time.monotonic() - began
     forced = _forced(tokens, generations, loaded, size)

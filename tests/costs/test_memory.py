@@ -19,7 +19,7 @@ from ensemw2s.costs.memory import (
     training_memory,
 )
 from ensemw2s.costs.shapes import measure, tiny_shape
-from ensemw2s.ensemble.decoding import decode, last_engine
+from ensemw2s.ensemble.decoding import decode_with, list_engine
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.adapters import attach_lora
@@ -170,8 +170,8 @@ def test_the_cache_is_what_the_engine_allocates(members):
     models = [tiny.create_tiny("tiny-strong", tokenizer, i) for i in range(members)]
     ensemble = EnsembleForCausalLM(models, [1.0] * members)
     prompts = [[4, 5, 6]] * 5 + [[4] * 60]
-    decode(ensemble, prompts, max_new_tokens=12, eos_ids=2, batch_size=4)
-    engine = last_engine(ensemble)
+    engine = list_engine(ensemble, batch_size=4)
+    decode_with(engine, prompts, max_new_tokens=12, eos_ids=2)
     real = sum(part.cache.bytes for part in engine.groups)
     shape = tiny_shape("tiny-strong", len(tokenizer))
     assert real == cache_bytes(shape, members=members, slots=4, length=60 + 12, width=4) > 0

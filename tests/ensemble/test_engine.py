@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ensemw2s.ensemble.combine import agreement, combine
-from ensemw2s.ensemble.decoding import decode, last_engine
+from ensemw2s.ensemble.decoding import decode, decode_with, list_engine
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
@@ -237,14 +237,13 @@ def test_text_in_the_place_of_tokens_is_named(ensemble):
 
 
 def test_after_its_memory_was_given_back_an_engine_decodes_as_before(ensemble, prompts):
-    options = {"max_new_tokens": 6, "eos_ids": (), "batch_size": 3}
-    before = decode(ensemble, prompts, **options)
-    engine = last_engine(ensemble)
+    options = {"max_new_tokens": 6, "eos_ids": ()}
+    engine = list_engine(ensemble, batch_size=3)
+    before = decode_with(engine, prompts, **options)
     assert any(group.cache.bytes for group in engine.groups)
     engine.release()
     assert not any(group.cache.bytes for group in engine.groups)
-    after = decode(ensemble, prompts, **options)
-    assert last_engine(ensemble) is engine
+    after = decode_with(engine, prompts, **options)
     assert [g.token_ids for g in after] == [g.token_ids for g in before]
 
 

@@ -12,7 +12,7 @@ from ensemw2s.cluster.pool import chunks
 from ensemw2s.config import DataConfig, LabelingConfig, ReasoningGymSource
 from ensemw2s.data.examples import example_table
 from ensemw2s.data.tokens import tokenize_examples
-from ensemw2s.ensemble.decoding import decode, last_engine
+from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.voter import Loaded
 from ensemw2s.evaluation.evaluate import _joined
@@ -244,7 +244,8 @@ def test_voters_that_share_the_memory_hold_no_caches_between_their_turns(worker,
     for group, held in (("weak", False), ("other", True)):
         [chunk] = chunks(tmp_path / "test.parquet", 5, split="id", group=group, decoded=True, shown=0)
         worker(chunk)
-        engines = [last_engine(loaded.model) for loaded in worker._loaded[1]]
+        engines = list(worker._engines.values())
+        assert len(engines) == len(worker._loaded[1])
         assert [any(part.cache.bytes for part in engine.groups) for engine in engines] == [held] * len(engines)
 
 

@@ -1,0 +1,132 @@
+"""Reading a saved ensemble: a folder comes in, its checked manifest, members in memory and tokenizer go out.
+
+Below the model that votes and the artifact around it, because both open the same folder: each makes of the parts what
+it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ensemw2s.ensemble.combine import Rule
+from ensemw2s.ensemble.manifest import TOKENIZER, Manifest, MemberEntry, check_files, read_manifest
+from ensemw2s.ensemble.members import MemberModel, load_members
+from ensemw2s.errors import ArtifactError, ModelError
+from ensemw2s.models.tokenizers import load_tokenizer, tokenizer_hash
+from ensemw2s.storage import remote
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A saved ensemble in memory, before its members vote together.
+
+    Attributes:
+        folder: Where it was read.
+        manifest: What ensemble.json says, members without a vote included.
+        entries: Entries of the members that were loaded.
+        models: Their models, in the same order.
+        tokenizer: The tokenizer of all members.
+    """
+
+    folder: Path
+    manifest: Manifest
+    entries: list[MemberEntry]
+    models: list[MemberModel]
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def rule(self) -> Rule:
+        """How the members' predictions are combined."""
+        return self.manifest.combine
+
+    @property
+    def weights(self) -> list[float]:
+        """Each member's weight, not normalised."""
+        return [entry.weight for entry in self.entries]
+
+    @property
+    def names(self) -> list[str]:
+        """Each member's name."""
+        return [entry.name for entry in self.entries]
+
+    @property
+    def temperatures(self) -> list[float]:
+        """What each member's logits are divided by."""
+        return [entry.temperature for entry in self.entries]
+
+
+def load_parts(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rounds: int | None = None,
+    verify: bool = True,
+) -> Parts:
+    """Reads an artifact, or what belongs to its first rounds.
+
+    Args:
+        path: The folder.
+        device: Where the members go.
+        dtype: Type of the weights in memory.
+        rounds: Only members of rounds 1 to this; default: all.
+        verify: Compare the checksums of all files that are loaded.
+
+    Raises:
+        ArtifactError: If the artifact is damaged (and in what), from a newer release, or has no vote in `rounds`.
+    """
+    folder = remote.pull(remote.local(path))
+    manifest = read_manifest(folder)
+    entries = _of_rounds(folder, manifest, rounds)
+    if verify:
+        _verify(folder, manifest, entries)
+    tokenizer = _tokenizer(folder, manifest)
+    try:
+        models = load_members([folder / str(entry.path) for entry in entries], dtype=dtype, device=device)
+    except ModelError as error:
+        raise damaged(folder, error) from error
+    return Parts(folder, manifest, entries, models, tokenizer)
+
+
+def damaged(folder: Path, why: object) -> ArtifactError:
+    """The error for an artifact whose content does not fit together."""
+    return ArtifactError(f"ensemble {folder} is damaged: {why}")
+
+
+def _of_rounds(folder: Path, manifest: Manifest, rounds: int | None) -> list[MemberEntry]:
+    members = [member for member in manifest.voters if rounds is None or member.round <= rounds]
+    if not members:
+        there = sorted({member.round for member in manifest.voters})
+        raise ArtifactError(
+            f"ensemble {folder} has no member with a positive weight in rounds 1 to {rounds}, only in {there}"
+        )
+    return members
+
+
+def _verify(folder: Path, manifest: Manifest, entries: list[MemberEntry]) -> None:
+    needed = {entry.base for entry in entries}
+    for entry in entries:
+        check_files(folder, str(entry.path), entry.files)
+    for base in manifest.base_models:
+        if base.path in needed:
+            check_files(folder, base.path, base.files)
+
+
+def _tokenizer(folder: Path, manifest: Manifest) -> PreTrainedTokenizerBase:
+    if not (folder / TOKENIZER).is_dir():
+        raise damaged(folder, f"{TOKENIZER}/ is missing; copy it again")
+    try:
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+    except ModelError as error:
+        raise damaged(folder, error) from error
+    if (actual := tokenizer_hash(tokenizer)) != manifest.tokenizer_hash:
+        raise damaged(
+            folder,
+            f"its tokenizer has hash {actual[:12]}…, ensemble.json says {manifest.tokenizer_hash[:12]}…; "
+            "the members were trained with another tokenizer",
+        )
+    return tokenizer
