@@ -1,28 +1,42 @@
-"""What boosting found out, as records: one per round, in its round.json, with one per expert inside.
+"""What boosting found out, as records: one per round in its round.json, and one of the fit of the votes in fit.json.
 
-`RoundRecord.read` and `.write` are the only places that know the file. results.json repeats the same records under
-`rounds`, with the votes that the ensemble really has.
+`read` and `write` of a record are the only places that know its file. results.json repeats them under `rounds` and
+`fit`; its rounds have the votes that the ensemble really has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ensemw2s.errors import ArtifactError
-from ensemw2s.storage import store
+from ensemw2s.storage import remote, store
 
 ROUND = "round.json"
 """File of a round's record, in the round's folder."""
+
+FIT = "fit.json"
+"""File beside ensemble.json: how the votes were fitted, if they were."""
 
 
 class _Record(BaseModel):
     """Plain values that do not change; keys of a later version are skipped."""
 
     model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
+        try:
+            return cls.model_validate(store.read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ArtifactError(
+                f"{remote.shown(path)} is damaged ({where}: {first['msg']}): delete its folder to redo it"
+            ) from None
 
 
 def _left_out() -> Any:
@@ -141,18 +155,48 @@ class RoundRecord(_Record):
         Raises:
             ArtifactError: If the file is missing or damaged, or lacks something.
         """
-        path = folder / ROUND
-        try:
-            return cls.model_validate(store.read_json(path))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ArtifactError(
-                f"{path} cannot be read ({where}: {error.errors()[0]['msg']}): delete the round's folder to redo it"
-            ) from None
+        return cls._read(folder / ROUND)
 
     def write(self, folder: Path) -> None:
         """Writes the record into a round's folder."""
         store.write_json(folder / ROUND, self.model_dump(mode="json"))
+
+
+class HalfCounts(_Record):
+    """Numbers of validation examples on which votes were fitted, and which were held out."""
+
+    fitted: int
+    held_out: int
+
+
+class HalfLoss(_Record):
+    """Loss of the ensemble on each half of the validation examples, in nats per answer token."""
+
+    fitted: float
+    held_out: float
+
+
+class FitLoss(_Record):
+    """Loss with the votes before they were fitted, and after."""
+
+    before: HalfLoss
+    after: HalfLoss
+
+
+class VoteFit(_Record):
+    """How the ensemble's votes were fitted on half of easy validation."""
+
+    examples: HalfCounts
+    nll: FitLoss
+
+    @classmethod
+    def read(cls, folder: Path) -> VoteFit:
+        """Reads the record beside an ensemble. Raises `ArtifactError` if the file is missing or damaged."""
+        return cls._read(folder / FIT)
+
+    def write(self, folder: Path) -> None:
+        """Writes the record into an ensemble's folder."""
+        store.write_json(folder / FIT, self.model_dump(mode="json"))
 
 
 def members_of(history: Sequence[RoundRecord]) -> list[Member]:

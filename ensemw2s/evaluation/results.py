@@ -6,11 +6,13 @@ True answers come in here and nowhere before, except into the ceiling student.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ensemw2s.boosting.records import Member
 from ensemw2s.config import GENERATIONS, Config
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation import metrics as m
@@ -39,7 +41,7 @@ class Figures:
         config: Config,
         truths: dict[str, pa.Table],
         columns: Columns,
-        members: list[Facts],
+        members: Sequence[Member],
         trained: dict[str, Facts],
     ) -> None:
         self.config, self.columns, self.members, self.trained = config, columns, members, trained
@@ -60,9 +62,9 @@ class Figures:
             bases = [rows for voter, rows in columns.items() if voter.startswith("base:")]
             return np.mean([m.exact_match(rows["answer"], truths) for rows in bases], axis=0)
         if name == "sequence_vote":
-            voting = [e for e in self.members if e["weight"] > 0]
-            answers = [columns[f"expert:{e['name']}"]["answer"] for e in voting]
-            chosen = [answer for answer, _ in m.majority_vote(answers, [e["weight"] for e in voting])]
+            voting = [e for e in self.members if e.weight > 0]
+            answers = [columns[f"expert:{e.name}"]["answer"] for e in voting]
+            chosen = [answer for answer, _ in m.majority_vote(answers, [e.weight for e in voting])]
             return m.exact_match(chosen, truths)
         return m.exact_match(columns[name]["answer"], truths)
 
@@ -128,7 +130,7 @@ class Figures:
         if name == "base_zero_shot":
             voters = [v for v in self.columns["id"] if v.startswith("base:")]
         if name == "sequence_vote":
-            voters = [f"expert:{e['name']}" for e in self.members if e["weight"] > 0]
+            voters = [f"expert:{e.name}" for e in self.members if e.weight > 0]
         rows = [self.columns[split][voter] for split in ("id", "ood") for voter in voters]
         return {
             **self.trained.get(name, {"tokens_trained": 0, "train_seconds": 0.0}),

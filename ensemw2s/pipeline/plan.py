@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import cluster_address, connect
 from ensemw2s.cluster.resources import ResourcePlan, Resources, local_resources
 from ensemw2s.config import Config, Recipe
@@ -124,7 +125,7 @@ def _end_of_boosting(graph: Graph, found: dict[str, Found]) -> int | None:
     for r in graph.rounds:
         if found[r.stage.name].state != "done":
             return None
-        if not store.read_json(r.stage.path / "round.json")["accepted"]:
+        if not RoundRecord.read(r.stage.path).accepted:
             return r.number
     return None
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ensemw2s import __version__
 from ensemw2s.boosting import scoring
+from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import plan_resources
 from ensemw2s.config import Config, dump_config
@@ -133,11 +134,11 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
     return results
 
 
-def run_stages(context: Context) -> list[dict[str, Any]]:
+def run_stages(context: Context) -> list[RoundRecord]:
     """Does all that is not done yet up to the last student.
 
     Returns:
-        The facts of the boosting rounds.
+        The records of the boosting rounds.
     """
     if context.plan.keep_lanes and not _boosted(context):
         scoring.warm(context.config.labeling, context.actors)
@@ -156,7 +157,7 @@ def _rehearsed(context: Context) -> AbstractContextManager[None]:
     return scoring.rehearsed(table, base, labeling=context.config.labeling, actors=context.actors)
 
 
-def _stages(context: Context) -> list[dict[str, Any]]:
+def _stages(context: Context) -> list[RoundRecord]:
     graph = context.graph
     _do(context, graph.data, "examples and splits", steps.make_data)
     if graph.corpus is not None:
@@ -190,7 +191,7 @@ def _stages(context: Context) -> list[dict[str, Any]]:
     return history
 
 
-def evaluate(context: Context, history: list[dict[str, Any]]) -> None:
+def evaluate(context: Context, history: list[RoundRecord]) -> None:
     """Evaluates what `run_stages` made, if it is not evaluated yet."""
     what = "every system on both test splits"
     _do(context, context.graph.evaluation, what, lambda c: steps.evaluate(c, history))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.boosting.records import Member, RoundRecord, VoteFit, members_of
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
@@ -25,7 +26,6 @@ from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Generation, Student
 from ensemw2s.pipeline.reference import reference_losses
-from ensemw2s.pipeline.rounds import accepted_members
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
 from ensemw2s.pipeline.systems import groups, label_maker, prefix_voters
 from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
@@ -33,9 +33,6 @@ from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage, read_table
 
 Facts = dict[str, Any]
-
-FIT = "fit.json"
-"""Beside ensemble.json: how the votes were fitted, if they were."""
 
 FORCED_SCHEMA = pa.schema(
     [
@@ -108,7 +105,7 @@ def make_tokens(context: Context) -> None:
             pq.write_table(tokenize_examples(table, tokenizer, context.config.data), folder / f"{name}.parquet")
 
 
-def make_ensemble(context: Context, history: list[Facts]) -> None:
+def make_ensemble(context: Context, history: list[RoundRecord]) -> None:
     """Gathers the boosted experts into one artifact, with votes by alpha, equal ones, or fitted ones."""
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
@@ -119,13 +116,13 @@ def make_ensemble(context: Context, history: list[Facts]) -> None:
         context.progress.say(said_of_votes(members, fit))
     sources = [
         MemberSource(
-            name=f"round-{m['round']}-expert-{m['name'].rsplit('/', 1)[-1]}",
-            directory=remote.pull(context.graph.expert_folder(m["name"])),
-            alpha=m["alpha"],
-            weight=m["weight"],
-            round=m["round"],
-            weighted_error=m["weighted_error"],
-            temperature=m.get("temperature", 1.0),
+            name=f"round-{m.round}-expert-{m.name.rsplit('/', 1)[-1]}",
+            directory=remote.pull(context.graph.expert_folder(m.name)),
+            alpha=m.alpha,
+            weight=m.weight,
+            round=m.round,
+            weighted_error=m.weighted_error,
+            temperature=1.0 if m.temperature is None else m.temperature,
         )
         for m in members
     ]
@@ -133,7 +130,7 @@ def make_ensemble(context: Context, history: list[Facts]) -> None:
     with store.publish(stage.path, stage.description) as folder:
         save_ensemble(folder, members=sources, rule=config.combine, tokenizer=tokenizer)
         if fit is not None:
-            store.write_json(folder / FIT, fit)
+            fit.write(folder)
 
 
 def make_labels(context: Context) -> None:
@@ -254,11 +251,11 @@ def _make_generation_ensemble(context: Context, generation: Generation) -> None:
         save_ensemble(folder, members=members, rule=rule, tokenizer=tokenizer)
 
 
-def evaluate(context: Context, history: list[Facts]) -> None:
+def evaluate(context: Context, history: list[RoundRecord]) -> None:
     """Decodes and scores every system on the test splits, and works out the figures."""
     graph, config, stage = context.graph, context.config, context.graph.evaluation
     history = with_votes(history, read_manifest(graph.ensemble.path).members)
-    members = accepted_members(history)
+    members = members_of(history)
     prefixes = VoterGroup(name="rounds", voters=tuple(prefix_voters(graph, members)))
     tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
     paths = {**tests, "validation": graph.data.path / "easy_validation.parquet"}
@@ -294,8 +291,8 @@ def evaluate(context: Context, history: list[Facts]) -> None:
         "bases": figures.bases(),
         "pgr": figures.pgr(),
         "comparisons": figures.comparisons(),
-        "rounds": history,
-        **({"fit": store.read_json(graph.ensemble.path / FIT)} if config.ensemble.fitted else {}),
+        "rounds": [record.model_dump(mode="json") for record in history],
+        **({"fit": VoteFit.read(graph.ensemble.path).model_dump(mode="json")} if config.ensemble.fitted else {}),
         "curves": figures.curves(),
         "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
         **({"generations": [_generation_facts(g) for g in graph.generations]} if graph.generations else {}),
@@ -314,13 +311,13 @@ def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict
     return table.take(kept), found
 
 
-def _training_costs(context: Context, members: list[Facts]) -> dict[str, Facts]:
+def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, Facts]:
     """Tokens and seconds that training each system took, its label makers not counted."""
     graph = context.graph
-    boosted = _cost([graph.expert_folder(m["name"]) for m in members])
-    for given_up in (m["first_try"] for m in members if "first_try" in m):
-        boosted["tokens_trained"] += given_up["tokens_trained"]
-        boosted["train_seconds"] = round(boosted["train_seconds"] + given_up["seconds"], 2)
+    boosted = _cost([graph.expert_folder(m.name) for m in members])
+    for given_up in (m.first_try for m in members if m.first_try is not None):
+        boosted["tokens_trained"] += given_up.tokens_trained
+        boosted["train_seconds"] = round(boosted["train_seconds"] + given_up.seconds, 2)
     costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": _cost([e.stage.path for e in graph.bagging])}
     for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
         if expert is not None:

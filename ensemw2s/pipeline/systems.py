@@ -5,37 +5,36 @@ The graph and the rounds' facts go in; named voters come out, in groups whose mo
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+from ensemw2s.boosting.records import Member
 from ensemw2s.boosting.samme import vote_weights
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS, VoterGroup
 from ensemw2s.pipeline.graph import Expert, Graph
 
-Facts = dict[str, Any]
 
-
-def member_paths(graph: Graph, members: list[Facts]) -> list[str]:
+def member_paths(graph: Graph, members: Sequence[Member]) -> list[str]:
     """Folders of boosted experts."""
-    return [str(graph.expert_folder(member["name"]).resolve()) for member in members]
+    return [str(graph.expert_folder(member.name).resolve()) for member in members]
 
 
-def ensemble_voter(graph: Graph, members: list[Facts], name: str = "ensemw2s") -> Voter:
+def ensemble_voter(graph: Graph, members: Sequence[Member], name: str = "ensemw2s") -> Voter:
     """The boosted experts with a vote, by their weights; with their temperatures, if they have any."""
-    voting = [m for m in members if m["weight"] > 0]
+    voting = [m for m in members if m.weight > 0]
     return Voter(
         name=name,
         models=member_paths(graph, voting),
-        weights=vote_weights([m["weight"] for m in voting]),
+        weights=vote_weights([m.weight for m in voting]),
         rule=graph.config.ensemble.combine,
-        temperatures=[m["temperature"] for m in voting if "temperature" in m],
+        temperatures=[m.temperature for m in voting if m.temperature is not None],
     )
 
 
-def prefix_voters(graph: Graph, members: list[Facts]) -> list[Voter]:
+def prefix_voters(graph: Graph, members: Sequence[Member]) -> list[Voter]:
     """The ensembles of the first t rounds, for every t; rounds without a vote change nothing and are left out."""
-    rounds = sorted({m["round"] for m in members if m["weight"] > 0})
-    return [ensemble_voter(graph, [m for m in members if m["round"] <= t], f"{ROUNDS}{t}") for t in rounds]
+    rounds = sorted({m.round for m in members if m.weight > 0})
+    return [ensemble_voter(graph, [m for m in members if m.round <= t], f"{ROUNDS}{t}") for t in rounds]
 
 
 def bagging_voter(graph: Graph) -> Voter:
@@ -63,7 +62,7 @@ def label_maker(graph: Graph, maker: str) -> Voter:
     return one(maker, _path(graph.single))
 
 
-def groups(graph: Graph, members: list[Facts]) -> list[VoterGroup]:
+def groups(graph: Graph, members: Sequence[Member]) -> list[VoterGroup]:
     """All voters that the config's systems need on the test splits."""
     systems = graph.config.evaluation.systems
     weak: list[Voter] = []
@@ -76,8 +75,8 @@ def groups(graph: Graph, members: list[Facts]) -> list[VoterGroup]:
     if "bagging" in systems:
         weak.append(bagging_voter(graph))
     if "sequence_vote" in systems:
-        voting = [m for m in members if m["weight"] > 0]
-        weak += [one(f"{EXPERT}{m['name']}", path) for m, path in zip(voting, member_paths(graph, voting), strict=True)]
+        voting = [m for m in members if m.weight > 0]
+        weak += [one(f"{EXPERT}{m.name}", path) for m, path in zip(voting, member_paths(graph, voting), strict=True)]
     if "ensemw2s" in systems:
         weak.append(ensemble_voter(graph, members))
     found = [VoterGroup(name="weak", voters=tuple(weak))] if weak else []

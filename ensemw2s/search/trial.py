@@ -18,6 +18,7 @@ import numpy as np
 from ray import tune
 from rich.console import Console
 
+from ensemw2s.boosting.records import RoundRecord, members_of
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
@@ -29,7 +30,7 @@ from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import build_graph
-from ensemw2s.pipeline.rounds import accepted_members, each_round, is_last
+from ensemw2s.pipeline.rounds import each_round, is_last
 from ensemw2s.pipeline.systems import ensemble_voter, one
 from ensemw2s.pipeline.votes import weighed_members
 from ensemw2s.progress import Progress
@@ -129,11 +130,11 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
         an expert with a vote: then the value is that of knowing nothing.
     """
     began, best, best_rounds = time.monotonic(), None, least
-    history: list[Facts] = []
+    history: list[RoundRecord] = []
     metrics: dict[str, float] = {}
 
     def facts(value: float, **others: Any) -> Facts:
-        voting = [member for member in accepted_members(history) if member["weight"] > 0]
+        voting = [member for member in members_of(history) if member.weight > 0]
         return {
             "rounds": len(history),
             "experts": len(voting),
@@ -149,7 +150,7 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
 
     try:
         for history in each_round(context):
-            if history[-1]["accepted"]:
+            if history[-1].accepted:
                 voter = ensemble_voter(context.graph, weighed_members(history, context.config.ensemble.weights))
                 metrics = measure(context, search, voter)
             if not metrics:
@@ -200,7 +201,7 @@ def metrics_of(rows: Rows, answers: list[str]) -> dict[str, float]:
     return found
 
 
-def _student(context: Context, search: SearchConfig, history: list[Facts]) -> dict[str, float]:
+def _student(context: Context, search: SearchConfig, history: list[RoundRecord]) -> dict[str, float]:
     """Trains the student on the labels of the ensemble after these rounds, and measures it."""
     config = space.apply(context.config, {space.ROUNDS: len(history)})
     graph = build_graph(config, context.graph.root)

@@ -47,7 +47,7 @@ def test_a_record_cannot_be_changed():
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "cannot be read"), ('{"round": 1}', r"alpha: Field required.*delete the round's folder"), (None, "cannot")],
+    [("{", "cannot be read"), ('{"round": 1}', r"alpha: Field required.*delete its folder"), (None, "cannot")],
 )
 def test_a_missing_or_damaged_file_is_refused_with_what_to_do(content, said, tmp_path):
     if content is not None:

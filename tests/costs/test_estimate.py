@@ -13,6 +13,8 @@ from ensemw2s.pipeline.graph import build_graph
 from ensemw2s.pipeline.plan import lay_out, survey
 from ensemw2s.storage import store
 
+from ..boosting.conftest import round_record
+
 LENGTHS = Lengths(100, 50, "as given")
 
 
@@ -115,7 +117,7 @@ def test_what_is_done_costs_nothing_any_more(make_config, make_cluster):
     for r in graph.rounds:
         for stage in (*(expert.stage for expert in r.experts), r.stage):
             with store.publish(stage.path, stage.description) as folder:
-                store.write_json(folder / "round.json", {"accepted": True})
+                round_record(r.number, [1.0]).write(folder)
     assert "rounds" not in rows(worked_out(config, found))
     for stage in graph.stages():
         if not store.is_done(stage.path, stage.description):

@@ -9,12 +9,9 @@ from ensemw2s.config import SYSTEMS, parse_config
 from ensemw2s.data.examples import example_table
 from ensemw2s.evaluation.results import Figures, label_facts
 
-MEMBERS = [
-    {"name": "rounds/1/experts/0", "round": 1, "weight": 3.0},
-    {"name": "rounds/2/experts/0", "round": 2, "weight": 0.0},
-    {"name": "rounds/3/experts/0", "round": 3, "weight": 1.5},
-    {"name": "rounds/3/experts/1", "round": 3, "weight": 1.0},
-]
+from ..boosting.conftest import member
+
+MEMBERS = [member(1, 3.0), member(2, 0.0), member(3, 1.5), member(3, 1.0, 1)]
 TRUTHS = ["1", "2", "3", "4"]
 
 

@@ -15,6 +15,8 @@ from ensemw2s.pipeline.plan import Found, Plan, lay_out, parameters, print_plan,
 from ensemw2s.storage import store
 from ensemw2s.storage.store import Stage
 
+from ..boosting.conftest import round_record
+
 
 def config(tmp_path: Path, **changes: Any) -> Config:
     tree: dict[str, Any] = {
@@ -49,11 +51,13 @@ def config(tmp_path: Path, **changes: Any) -> Config:
     return parse_config(tree)
 
 
-def finish(stage: Stage, **files: Any) -> None:
-    """Puts a stage in place as a run would."""
+def finish(stage: Stage, *, accepted: bool | None = None, **files: Any) -> None:
+    """Puts a stage in place as a run would, one of a round with its record."""
     with store.publish(stage.path, stage.description) as folder:
         for name, value in files.items():
             store.write_json(folder / f"{name}.json", value)
+        if accepted is not None:
+            round_record(1, [1.0], accepted=accepted).write(folder)
 
 
 def planned(graph: Graph) -> Plan:
@@ -146,7 +150,7 @@ def test_what_is_done_is_reused(tmp_path: Path) -> None:
 def test_a_complete_run_has_nothing_left(tmp_path: Path) -> None:
     graph = build_graph(config(tmp_path))
     for stage in graph.stages():
-        finish(stage, round={"accepted": True})
+        finish(stage, accepted=True)
     plan = planned(graph)
     assert plan.complete
     assert plan.left() == (0, 0)
@@ -179,13 +183,13 @@ def test_a_damaged_marker_is_shown_and_does_not_stop_the_plan(tmp_path: Path) ->
 
 def test_rounds_after_the_end_of_boosting_are_not_needed(tmp_path: Path) -> None:
     graph = build_graph(config(tmp_path))
-    finish(graph.rounds[0].stage, round={"accepted": True})
-    finish(graph.rounds[1].stage, round={"accepted": False})
+    finish(graph.rounds[0].stage, accepted=True)
+    finish(graph.rounds[1].stage, accepted=False)
     plan = planned(graph)
     assert set(plan.names("not needed")) == {"rounds/3", "rounds/3/experts/0"}
     assert "boosting ended with round 2" in printed(plan)
     skipping = build_graph(config(tmp_path / "skip", boosting__on_failure="skip"))
-    finish(skipping.rounds[0].stage, round={"accepted": False})
+    finish(skipping.rounds[0].stage, accepted=False)
     assert planned(skipping).names("not needed") == []
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ensemw2s.boosting.masks import read_mask
+from ensemw2s.boosting.records import RoundRecord, TrainingSpent, members_of
 from ensemw2s.boosting.samme import alpha
 from ensemw2s.config import parse_config
 from ensemw2s.data.tokens import TOKENS_SCHEMA
@@ -19,6 +20,8 @@ from ensemw2s.errors import BoostingError
 from ensemw2s.pipeline import rounds
 from ensemw2s.pipeline.graph import build_graph
 from ensemw2s.storage import store
+
+from ..boosting.conftest import round_record
 
 ANSWERS = [[5, 6, 2], [7, 2], [8, 9, 4, 5, 2]]
 """Ten tokens."""
@@ -102,26 +105,26 @@ def test_three_rounds_are_adaboost_by_hand(script):
     second_error = 1 / 16
     third = np.array([4, 4, 15, 1, 1, 1, 1, 1, 1, 1], float)
     third_error = 2 / third.sum()
-    assert [f["weighted_error"] for f in history] == pytest.approx([0.2, second_error, third_error])
-    assert [f["alpha"] for f in history] == pytest.approx([odds(0.2), odds(second_error), odds(third_error)])
+    assert [f.weighted_error for f in history] == pytest.approx([0.2, second_error, third_error])
+    assert [f.alpha for f in history] == pytest.approx([odds(0.2), odds(second_error), odds(third_error)])
     np.testing.assert_allclose(run.trained[2].weights.multipliers([3, 2, 5]), third * 10 / third.sum())
     assert [wrong_at(run, t) for t in (1, 2, 3)] == [[0, 1], [2], [3, 4]]
     assert wrong_at(run, 3, "expert_0") == [3, 4]
     facts = history[2]
-    assert facts["weights"]["max"] == pytest.approx(150 / third.sum())
-    assert facts["weights"]["effective_fraction"] == pytest.approx(third.sum() ** 2 / (third**2).sum() / 10)
-    assert [e["weight"] for f in history for e in f["experts"]] == pytest.approx([f["alpha"] for f in history])
-    assert [e["base"] for f in history for e in f["experts"]] == ["weak-0", "weak-1", "weak-0"]
-    assert facts["experts"][0]["error"] == 0.2
-    assert facts["experts"][0]["train_loss"] == 0.5
+    assert facts.weights.max == pytest.approx(150 / third.sum())
+    assert facts.weights.effective_fraction == pytest.approx(third.sum() ** 2 / (third**2).sum() / 10)
+    assert [e.weight for f in history for e in f.experts] == pytest.approx([f.alpha for f in history])
+    assert [e.base for f in history for e in f.experts] == ["weak-0", "weak-1", "weak-0"]
+    assert facts.experts[0].error == 0.2
+    assert facts.experts[0].train_loss == 0.5
 
 
 def test_shrinkage_and_clip_reach_the_weights_and_not_the_alphas(script):
     run = script([[0, 1]], [[0, 1]], shrinkage=0.5, weight_clip=1.5, rounds=2)
     history = rounds.run_rounds(run)
-    assert history[0]["alpha"] == pytest.approx(odds(0.2))
-    assert history[1]["weighted_error"] == pytest.approx(0.3)  # unclipped: 2 · 2 / 12 = 1/3
-    assert history[1]["weights"]["max"] == pytest.approx(1.5)
+    assert history[0].alpha == pytest.approx(odds(0.2))
+    assert history[1].weighted_error == pytest.approx(0.3)  # unclipped: 2 · 2 / 12 = 1/3
+    assert history[1].weights.max == pytest.approx(1.5)
 
 
 def test_finished_rounds_are_not_run_again(script):
@@ -141,7 +144,7 @@ def test_boosting_goes_on_from_the_last_finished_round(script):
     assert not cut.graph.rounds[2].stage.path.exists()
     cut.attempts = iter([[[3, 4]]])
     history = rounds.run_rounds(cut)
-    assert [f["alpha"] for f in history] == [f["alpha"] for f in expected]
+    assert [f.alpha for f in history] == [f.alpha for f in expected]
     masks = [r.stage.path / "errors.parquet" for r in (*whole.graph.rounds, *cut.graph.rounds)]
     assert [m.read_bytes() for m in masks[:3]] == [m.read_bytes() for m in masks[3:]]
 
@@ -151,15 +154,15 @@ BAD = [[0, 1, 2, 3, 4, 5]]
 
 def test_stop_ends_at_the_first_round_without_a_vote(script):
     history = rounds.run_rounds(run := script([[0]], BAD, on_failure="stop"))
-    assert [f["accepted"] for f in history] == [True, False]
-    assert history[1]["alpha"] < 0
-    assert history[1]["experts"][0]["weight"] == 0
+    assert [f.accepted for f in history] == [True, False]
+    assert history[1].alpha < 0
+    assert history[1].experts[0].weight == 0
     assert "not better than its reference: no vote" in run.said[-1]
 
 
 def test_skip_goes_on_with_the_weights_of_the_round_before(script):
     history = rounds.run_rounds(run := script([[0]], BAD, [[1]], on_failure="skip"))
-    assert [f["accepted"] for f in history] == [True, False, True]
+    assert [f.accepted for f in history] == [True, False, True]
     second, third = (spec.weights for spec in run.trained[1:])
     assert second.masks == third.masks
     assert len(third.masks) == 1
@@ -168,24 +171,24 @@ def test_skip_goes_on_with_the_weights_of_the_round_before(script):
 def test_retry_sets_the_weights_back_to_uniform_once(script):
     attempts = [[0]], BAD, [[4]], [[1]]
     history = rounds.run_rounds(run := script(*attempts, on_failure="retry"))
-    assert [f["accepted"] for f in history] == [True, True, True]
-    assert [f["reset"] for f in history] == [False, True, False]
-    assert history[1]["weighted_error"] == pytest.approx(0.1)
+    assert [f.accepted for f in history] == [True, True, True]
+    assert [f.reset for f in history] == [False, True, False]
+    assert history[1].weighted_error == pytest.approx(0.1)
     names = [spec.name for spec in run.trained]
     assert names[1:3] == ["rounds/2/experts/0", "rounds/2/experts/0-retry"]
     assert run.trained[2].weights.masks == []
-    assert history[1]["experts"][0]["name"] == "rounds/2/experts/0-retry"
-    spent = {"tokens_trained": 20, "seconds": 1.0}
-    assert [f["experts"][0].get("first_try") for f in history] == [None, spent, None], "it was trained, too"
+    assert history[1].experts[0].name == "rounds/2/experts/0-retry"
+    spent = TrainingSpent(tokens_trained=20, seconds=1.0)
+    assert [f.experts[0].first_try for f in history] == [None, spent, None], "it was trained, too"
     # round 3 builds on the retried round and on nothing before it
-    assert [alpha for _, alpha in run.trained[3].weights.masks] == [history[1]["alpha"]]
+    assert [alpha for _, alpha in run.trained[3].weights.masks] == [history[1].alpha]
     assert wrong_at(run, 2) == [4]
 
 
 def test_a_retry_that_fails_too_ends_boosting(script):
     history = rounds.run_rounds(script([[0]], BAD, BAD, on_failure="retry"))
-    assert [f["accepted"] for f in history] == [True, False]
-    assert history[1]["reset"]
+    assert [f.accepted for f in history] == [True, False]
+    assert history[1].reset
 
 
 def test_a_warm_start_takes_the_try_that_counts(script):
@@ -213,27 +216,27 @@ def test_no_vote_in_any_round_is_an_error(script):
 
 def test_a_coin_flip_has_no_vote_and_perfection_a_large_finite_one(script):
     history = rounds.run_rounds(script([[]], [[0, 1, 2, 3, 4]], rounds=2))
-    assert history[0]["alpha"] == pytest.approx(odds(1e-6))
-    assert history[1]["weighted_error"] == pytest.approx(0.5)  # a perfect round makes no token heavier
-    assert not history[1]["accepted"]
+    assert history[0].alpha == pytest.approx(odds(1e-6))
+    assert history[1].weighted_error == pytest.approx(0.5)  # a perfect round makes no token heavier
+    assert not history[1].accepted
 
 
 def test_the_reference_of_prior_pretrained_is_the_base_on_the_same_weights(script):
     run = script([[0], [0, 1, 2]], [[1], [0, 1]], prior="pretrained", rounds=2)
     first, second = rounds.run_rounds(run)
-    assert first["reference_error"] == pytest.approx(0.3)
-    assert first["alpha"] == pytest.approx(alpha(0.1, prior="pretrained", reference=0.3))
-    heavier = math.exp(first["alpha"])
-    assert second["reference_error"] == pytest.approx((heavier + 1) / (heavier + 9))
-    assert second["weighted_error"] == pytest.approx(1 / (heavier + 9))
+    assert first.reference_error == pytest.approx(0.3)
+    assert first.alpha == pytest.approx(alpha(0.1, prior="pretrained", reference=0.3))
+    heavier = math.exp(first.alpha)
+    assert second.reference_error == pytest.approx((heavier + 1) / (heavier + 9))
+    assert second.weighted_error == pytest.approx(1 / (heavier + 9))
     weak = [base.path for base in run.graph.weak]
     assert [models[1] for models in run.scored] == weak
 
 
 def test_prior_samme_adds_what_a_guesser_over_the_vocabulary_gets(script):
     [facts] = rounds.run_rounds(script(BAD, prior="samme", rounds=1))
-    assert facts["alpha"] == pytest.approx(odds(0.6) + math.log(63))
-    assert facts["reference_error"] is None
+    assert facts.alpha == pytest.approx(odds(0.6) + math.log(63))
+    assert facts.reference_error is None
 
 
 def test_a_wide_round_votes_by_alpha_and_shares_its_alpha(script):
@@ -241,10 +244,10 @@ def test_a_wide_round_votes_by_alpha_and_shares_its_alpha(script):
     [facts] = rounds.run_rounds(run)
     assert wrong_at(run, 1) == [0]
     assert [wrong_at(run, 1, f"expert_{k}") for k in range(3)] == [[0, 1], [0, 2], [0, 3, 4]]
-    assert facts["alpha"] == pytest.approx(odds(0.1))
+    assert facts.alpha == pytest.approx(odds(0.1))
     alphas = np.array([odds(0.2), odds(0.2), odds(0.3)])
-    assert [e["alpha"] for e in facts["experts"]] == pytest.approx(alphas)
-    assert [e["weight"] for e in facts["experts"]] == pytest.approx(odds(0.1) * alphas / alphas.sum())
+    assert [e.alpha for e in facts.experts] == pytest.approx(alphas)
+    assert [e.weight for e in facts.experts] == pytest.approx(odds(0.1) * alphas / alphas.sum())
     assert len({spec.seed for spec in run.trained}) == 3
     assert all(spec.weights == run.trained[0].weights for spec in run.trained)
 
@@ -252,7 +255,7 @@ def test_a_wide_round_votes_by_alpha_and_shares_its_alpha(script):
 def test_an_expert_without_a_vote_is_silent_in_a_wide_round(script):
     [facts] = rounds.run_rounds(run := script([[0], [1, 2, 3, 4, 5, 6, 7]], width=2, rounds=1))
     assert wrong_at(run, 1) == [0]
-    assert [e["weight"] for e in facts["experts"]] == pytest.approx([facts["alpha"], 0])
+    assert [e.weight for e in facts.experts] == pytest.approx([facts.alpha, 0])
 
 
 def test_errors_can_be_those_of_the_whole_ensemble_so_far(script):
@@ -266,33 +269,27 @@ def test_errors_can_be_those_of_the_whole_ensemble_so_far(script):
     assert wrong_at(run, 3, "expert_0") == [5]
     assert [len(models) for models in run.scored] == [1, 1, 1, 2, 1, 3]
     assert run.scored[5] == [str(run.graph.root / f"rounds/{t}/experts/0") for t in (1, 2, 3)]
-    assert all(f["accepted"] for f in history)
+    assert all(f.accepted for f in history)
 
 
 def test_a_window_counts_as_wrong_if_a_token_in_it_is(script):
     [facts] = rounds.run_rounds(run := script([[0, 6]], unit="window", window=2, rounds=1))
-    assert facts["weighted_error"] == pytest.approx(2 / 6)  # windows of 2 1, 2 and 2 2 1 tokens
+    assert facts.weighted_error == pytest.approx(2 / 6)  # windows of 2 1, 2 and 2 2 1 tokens
     assert wrong_at(run, 1) == [0, 6]
-    assert facts["experts"][0]["error"] == 0.2
+    assert facts.experts[0].error == 0.2
 
 
-def history_of(*accepted: tuple[bool, bool]) -> list[dict[str, Any]]:
+def history_of(*accepted: tuple[bool, bool]) -> list[RoundRecord]:
     return [
-        {
-            "round": t,
-            "alpha": 1.0 * t,
-            "accepted": ok,
-            "reset": reset,
-            "experts": [{"name": f"rounds/{t}/experts/{k}", "weight": t / 2 if ok else 0.0} for k in range(2)],
-        }
+        round_record(t, [t / 2 if ok else 0.0] * 2, alpha=1.0 * t, accepted=ok, reset=reset)
         for t, (ok, reset) in enumerate(accepted, start=1)
     ]
 
 
 def test_members_are_the_experts_of_all_rounds_and_failed_ones_have_no_weight():
-    members = rounds.accepted_members(history_of((True, False), (False, False), (True, False)))
-    assert [m["round"] for m in members] == [1, 1, 2, 2, 3, 3]
-    assert [m["weight"] for m in members] == [0.5, 0.5, 0.0, 0.0, 1.5, 1.5]
+    members = members_of(history_of((True, False), (False, False), (True, False)))
+    assert [m.round for m in members] == [1, 1, 2, 2, 3, 3]
+    assert [m.weight for m in members] == [0.5, 0.5, 0.0, 0.0, 1.5, 1.5]
 
 
 def test_weights_build_on_the_accepted_rounds_since_the_last_reset(script):
@@ -322,5 +319,5 @@ def test_a_round_leaves_its_facts_beside_its_experts(script):
     [facts] = rounds.run_rounds(run)
     folder = run.graph.rounds[0].stage.path
     assert store.is_done(folder, run.graph.rounds[0].stage.description)
-    assert store.read_json(folder / "round.json") == facts
+    assert RoundRecord.read(folder) == facts
     assert (expert.path / "model.safetensors").read_bytes() == b"weights"

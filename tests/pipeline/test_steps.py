@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ensemw2s.boosting.records import TrainingSpent
 from ensemw2s.config import parse_config
 from ensemw2s.data.splits import SPLITS
 from ensemw2s.data.tokens import TokenData
@@ -23,6 +24,8 @@ from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.graph import build_graph
 from ensemw2s.storage import store
 from ensemw2s.training.batches import read_training_set
+
+from ..boosting.conftest import member
 
 SIZES = {
     "easy_train": 12,
@@ -250,8 +253,10 @@ def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):
     for stage in counted:
         stage.path.mkdir(parents=True)
         store.write_json(stage.path / "train.json", {"tokens_trained": 100, "seconds": 2.0})
-    members = [{"name": stage.name} for stage in counted]
-    members[1]["first_try"] = {"tokens_trained": 30, "seconds": 0.5}
+    members = [
+        member(1, 1.0),
+        member(2, 1.0, name=second.retries[0].stage.name, first_try=TrainingSpent(tokens_trained=30, seconds=0.5)),
+    ]
     costs = steps._training_costs(run, members)
     assert costs["ensemw2s"] == costs["sequence_vote"] == {"tokens_trained": 230, "train_seconds": 4.5}
 

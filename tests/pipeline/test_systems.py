@@ -8,6 +8,8 @@ from ensemw2s.errors import BoostingError
 from ensemw2s.pipeline.graph import Graph, build_graph
 from ensemw2s.pipeline.systems import ensemble_voter, groups, label_maker, prefix_voters
 
+from ..boosting.conftest import member
+
 
 @pytest.fixture
 def graph(tmp_path):
@@ -32,10 +34,6 @@ def graph(tmp_path):
     return make
 
 
-def member(t: int, weight: float, k: int = 0) -> dict[str, Any]:
-    return {"name": f"rounds/{t}/experts/{k}", "round": t, "weight": weight}
-
-
 MEMBERS = [member(1, 3.0), member(2, 0.0), member(3, 1.0)]
 
 
@@ -47,7 +45,7 @@ def test_members_vote_by_their_share_and_those_without_a_vote_are_left_out(graph
 
 
 def test_members_have_their_temperatures_in_every_prefix(graph):
-    members = [{**m, "temperature": t} for m, t in zip(MEMBERS, (1.5, 1.0, 0.5), strict=True)]
+    members = [m.model_copy(update={"temperature": t}) for m, t in zip(MEMBERS, (1.5, 1.0, 0.5), strict=True)]
     assert ensemble_voter(graph(), members).temperatures == [1.5, 0.5]
     assert [v.temperatures for v in prefix_voters(graph(), members)] == [[1.5], [1.5, 0.5]]
     assert ensemble_voter(graph(), MEMBERS).temperatures == []
