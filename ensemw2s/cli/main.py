@@ -125,8 +125,9 @@ def plan(
         from ensemw2s.cluster.resources import plan_resources
         from ensemw2s.config import load_config
         from ensemw2s.pipeline import preflight
-        from ensemw2s.pipeline.graph import build_graph
-        from ensemw2s.pipeline.plan import lay_out, parameters, print_plan, resources_for, survey
+        from ensemw2s.pipeline.build import build_graph
+        from ensemw2s.pipeline.plan import lay_out, parameters, resources_for, survey
+        from ensemw2s.pipeline.plan_print import print_plan
 
         loaded = load_config(config, set_)
         if cluster_file is not None:

@@ -18,8 +18,9 @@ from ensemw2s.costs.lengths import lengths
 from ensemw2s.costs.show import print_estimate
 from ensemw2s.costs.throughput import read_measured
 from ensemw2s.data.sources import check_source
-from ensemw2s.pipeline.graph import build_graph
-from ensemw2s.pipeline.plan import Plan, lay_out, print_plan, survey
+from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.plan import Plan, lay_out, survey
+from ensemw2s.pipeline.plan_print import print_plan
 
 
 @dataclass(frozen=True)

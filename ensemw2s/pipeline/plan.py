@@ -12,13 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import cluster_address, connect
-from ensemw2s.cluster.resources import ResourcePlan, Resources, local_resources
+from ensemw2s.cluster.resources import Resources, local_resources
 from ensemw2s.config import Config, Recipe
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.wording import amount
@@ -244,9 +240,9 @@ def _generation_items(graph: Graph, generation: Generation, sizes: dict[str, int
     stages = (students[0].data, *(student.stage for student in students))
     name = f"generations/{generation.number}/students"
     yield Item(
-        name, f"{_times(len(students), 'student')}, {words}", stages, dict.fromkeys((s.name for s in stages[1:]), steps)
+        name, f"{times(len(students), 'student')}, {words}", stages, dict.fromkeys((s.name for s in stages[1:]), steps)
     )
-    votes = f"{_times(len(students), 'member')}, {config.ensemble.combine}, uniform"
+    votes = f"{times(len(students), 'member')}, {config.ensemble.combine}, uniform"
     yield Item(generation.ensemble.name, votes, (generation.ensemble,))
     words = f"{config.data.sizes.hard_unlabelled} hard prompts, by generation {generation.number}"
     yield Item(generation.labels.name, words, (generation.labels,))
@@ -310,98 +306,6 @@ def _merged(items: Iterable[Item]) -> Iterator[Item]:
         )
 
 
-def print_plan(
-    plan: Plan,
-    console: Console,
-    *,
-    resources: Resources,
-    division: ResourcePlan,
-    free_bytes: int | None,
-    address: str | None,
-) -> None:
-    """Prints a plan.
-
-    Args:
-        plan: What would run.
-        console: Where to print.
-        resources: What there is.
-        division: How it would be divided.
-        free_bytes: Room on the disk of the run; None: it is not this machine's.
-        address: Of the cluster that was asked; none: the resources are this machine's.
-    """
-    _line(console, plan.config.name, f", seed {plan.config.seed}, in {plan.where}\n")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("Stage", "State", "Size"):
-        table.add_column(heading, overflow="fold", header_style="bold")
-    for item in plan.items:
-        state = _state_of(item, plan.found)
-        table.add_row(Text(item.name), Text(state, _STYLES.get(state, "")), Text(item.what))
-    console.print(table)
-    for name, found in plan.found.items():
-        if found.detail:
-            _line(console, f"\n{name}", f"  {found.state}: {found.detail}")
-    t, d = plan.config.training, plan.config.labeling
-    worker = (
-        f"{t.workers} worker{'s' if t.workers.max != 1 else ''} of {t.cpus_per_worker:g} CPUs, "
-        f"{t.gpus_per_worker:g} GPUs"
-    )
-    together = "beside the lanes" if division.keep_lanes else "in turn with the lanes"
-    place = f"the cluster at {address}" if address is not None else "this machine"
-    room = "here for copies of storage" if "://" in plan.where else "in storage"
-    free = "" if free_bytes is None else f", {free_bytes / 1e9:.1f} GB free {room}"
-    _line(console, "\nResources", f"  {place}: {resources}{free}")
-    _line(
-        console, "Training", f"   {_times(division.lanes, 'lane')} at a time, each {worker}, ZeRO stage {t.zero_stage}"
-    )
-    actor = f"of {d.cpus_per_actor:g} CPUs, {d.gpus_per_actor:g} GPUs"
-    count = (
-        _times(division.actors, "actor")
-        if d.min_actors == division.actors
-        else f"{d.min_actors} to {division.actors} actors"
-    )
-    _line(console, "Decoding", f"   {count} {actor}, {together}")
-    _line(console, "", f"\n{_verdict(plan)}")
-
-
-_STYLES = {"done": "green", "given": "green", "to do": "yellow", "changed": "bold red", "not needed": "dim"}
-
-
-def _state_of(item: Item, found: dict[str, Found]) -> str:
-    """State of a line in a word or two."""
-    if item.given:
-        return "given"
-    each = [found[stage.name].state for stage in item.stages]
-    for state in ("changed", "to do", "not needed", "done"):
-        number = each.count(state)
-        if number == len(each):
-            return state
-        if number and state == "to do":
-            return f"{each.count('done')} of {len(each)} done"
-        if number:
-            return f"{number} of {len(each)} {state}"
-    raise AssertionError(f"{item.name} has no stages")
-
-
-def _verdict(plan: Plan) -> str:
-    """What `run` would do, in a sentence."""
-    done, changed, waiting = len(plan.names("done")), len(plan.names("changed")), len(plan.names("to do"))
-    models, steps = plan.left()
-    work = f"{_times(waiting + changed, 'stage')} to do, {_times(models, 'model')} to train in {steps} steps"
-    if changed:
-        were, them = ("was", "it") if changed == 1 else ("were", "them")
-        return (
-            f"`run` would refuse: {_times(changed, 'stage')} here {were} made with another config. Give this run "
-            f"another name, or `run --fresh` deletes {them} and goes on with {work}; {done} would be reused."
-        )
-    if plan.complete:
-        return "Everything is done: `run` would only print the results again."
-    return f"`run` would reuse {_times(done, 'stage')}; {work}." if done else f"Nothing is done yet: {work}."
-
-
-def _times(number: int, what: str) -> str:
+def times(number: int, what: str) -> str:
+    """A number of things: `1 expert`, `2 experts`."""
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def _line(console: Console, heading: str, text: str) -> None:
-    """A line that is not broken, however long; text of the user's is no markup."""
-    console.print(Text.assemble((heading, "bold"), text), soft_wrap=True, highlight=False)

@@ -25,8 +25,9 @@ from ensemw2s.config import Config, dump_config
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.report import print_table, write_report
 from ensemw2s.pipeline import preflight, steps
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.pipeline.graph import Graph
 from ensemw2s.pipeline.rounds import run_rounds
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store

@@ -18,8 +18,9 @@ from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.errors import ConfigError, SearchError
 from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import Graph, build_graph, run_directory
+from ensemw2s.pipeline.graph import Graph, run_directory
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
 from ensemw2s.search.live import Watcher, live_table

@@ -28,8 +28,8 @@ from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.evaluate import Rows, evaluate_all
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import build_graph
 from ensemw2s.pipeline.rounds import each_round, is_last
 from ensemw2s.pipeline.systems import ensemble_voter, one
 from ensemw2s.pipeline.votes import weighed_members

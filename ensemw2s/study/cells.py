@@ -19,7 +19,8 @@ from ensemw2s.config.messages import nearest
 from ensemw2s.config.study import DEFAULT, Changes, StudyConfig
 from ensemw2s.config.tree import set_value
 from ensemw2s.errors import ConfigError
-from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage import remote
 
 ALWAYS = ("base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s")

@@ -9,7 +9,7 @@ from ensemw2s.costs.estimate import estimate, makespan
 from ensemw2s.costs.lengths import Lengths
 from ensemw2s.costs.throughput import Measured
 from ensemw2s.errors import ConfigError, ResourceError
-from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.plan import lay_out, survey
 from ensemw2s.storage import store
 

@@ -7,7 +7,7 @@ import pytest
 from ensemw2s.costs import needs
 from ensemw2s.costs.memory import GIB
 from ensemw2s.errors import ResourceError
-from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.plan import lay_out, survey
 
 

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from ensemw2s.cluster.resources import DRIVER, Node, Resources, plan_resources
 from ensemw2s.config import Config, parse_config
-from ensemw2s.pipeline.graph import Graph, build_graph
-from ensemw2s.pipeline.plan import Found, Plan, lay_out, parameters, print_plan, resources_for, survey
+from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.plan import Found, Plan, lay_out, parameters, resources_for, survey
+from ensemw2s.pipeline.plan_print import print_plan
 from ensemw2s.storage import store
 from ensemw2s.storage.store import Stage
 

@@ -18,7 +18,7 @@ from ensemw2s.config import parse_config
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.errors import BoostingError
 from ensemw2s.pipeline import rounds
-from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.storage import store
 
 from ..boosting.conftest import round_record

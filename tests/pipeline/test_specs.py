@@ -7,7 +7,8 @@ import pytest
 
 from ensemw2s.boosting.masks import RoundWeights
 from ensemw2s.config import parse_config
-from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.graph import Graph
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
 from ensemw2s.training.spec import TrainSpec
 

@@ -21,7 +21,7 @@ from ensemw2s.labeling.parts import LABEL_SCHEMA, SOFT_FIELDS, write_part
 from ensemw2s.models import tiny
 from ensemw2s.models.loading import load_tokenizer
 from ensemw2s.pipeline import steps
-from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.storage import store
 from ensemw2s.training.batches import read_training_set
 

@@ -5,7 +5,8 @@ import pytest
 
 from ensemw2s.config import SYSTEMS, parse_config
 from ensemw2s.errors import BoostingError
-from ensemw2s.pipeline.graph import Graph, build_graph
+from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.graph import Graph
 from ensemw2s.pipeline.systems import ensemble_voter, groups, label_maker, prefix_voters
 
 from ..boosting.conftest import member

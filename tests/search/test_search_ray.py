@@ -79,7 +79,7 @@ def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, 
     from ray.util import placement_group_table
 
     from ensemw2s.config import load_config
-    from ensemw2s.pipeline.graph import build_graph
+    from ensemw2s.pipeline.build import build_graph
     from ensemw2s.search import search
     from ensemw2s.search.trial import trial_config
 

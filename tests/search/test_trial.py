@@ -1,7 +1,7 @@
 import pytest
 
 from ensemw2s.config import parse_config
-from ensemw2s.pipeline.graph import build_graph
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.search import trial
 
 from .test_search import wanted
