@@ -52,7 +52,7 @@ interface, the accuracy of our own evaluation example by example: `tests/ensembl
 
 def page(summaries: list[dict[str, Any]]) -> str:
     """The whole page from the contents of study.json files."""
-    known = {path.stem for path in (ROOT / "configs" / "studies").glob("*.yaml")}
+    known = {path.stem for path in (ROOT / "ensemw2s" / "recipes" / "studies").glob("*.yaml")}
     lines = [INTRODUCTION, "## What reviewers of the paper asked\n"]
     for question, said in questions.answers(summaries, known - {summary["name"] for summary in summaries}):
         lines += [f"**{question}**\n", "\n".join(f"- {sentence}" for sentence in said) + "\n"]

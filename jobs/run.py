@@ -1,12 +1,11 @@
 """A run as a Ray job; submitted again, it goes on where it stopped, or says that there is nothing to do.
 
-ray job submit --working-dir . -- python jobs/run.py --config configs/quickstart.yaml --set storage=/shared/runs
+ray job submit --working-dir . -- python jobs/run.py --config quickstart --set storage=/shared/runs
 """
 
 import typer
 
-from ensemw2s.cli import main as cli
-from ensemw2s.cli import options
+from ensemw2s.cli import options, runs
 
 
 def main(
@@ -16,7 +15,7 @@ def main(
     debug: options.Debug = False,
 ) -> None:
     """Run a config on the cluster that this job is part of, as `ensemw2s run` does."""
-    cli.run(config, set_, fresh=fresh, debug=debug)
+    runs.run(config, set_, fresh=fresh, debug=debug)
 
 
 if __name__ == "__main__":

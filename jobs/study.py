@@ -1,6 +1,6 @@
 """A study as a Ray job, with the options of `ensemw2s study`; submitted again, it runs only the cells that are missing.
 
-ray job submit --working-dir . -- python jobs/study.py configs/studies/tiny.yaml --set storage=/shared/runs
+ray job submit --working-dir . -- python jobs/study.py tiny --set storage=/shared/runs
 """
 
 import sys

@@ -1,12 +1,11 @@
 """A search as a Ray job; submitted again, it goes on where it stopped, or says that there is nothing to do.
 
-ray job submit --working-dir . -- python jobs/tune.py --config configs/quickstart.yaml --set storage=/shared/runs
+ray job submit --working-dir . -- python jobs/tune.py --config quickstart --set storage=/shared/runs
 """
 
 import typer
 
-from ensemw2s.cli import main as cli
-from ensemw2s.cli import options
+from ensemw2s.cli import options, runs
 
 
 def main(
@@ -16,7 +15,7 @@ def main(
     debug: options.Debug = False,
 ) -> None:
     """Search a config's space on the cluster that this job is part of, as `ensemw2s tune` does."""
-    cli.tune(config, set_, resume=not fresh, fresh=fresh, debug=debug)
+    runs.tune(config, set_, resume=not fresh, fresh=fresh, debug=debug)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_a_way_to_ray_through_other_modules_and_packages_is_seen(tmp_path: Path)
 
 
 def test_tests_mirror_the_package() -> None:
-    """tests/a/test_x.py is about ensemw2s/a/x.py (or about a/x.*: jobs, benchmarks, configs), or is listed in WHOLE.
+    """tests/a/test_x.py is about ensemw2s/a/x.py (or about a/x.*: jobs, benchmarks), or is listed in WHOLE.
 
     A module with many claims may have several files: test_x.py and test_x_<aspect>.py.
     """

@@ -29,6 +29,11 @@ class Output(Console):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Prints a line as it is: no wrapping, no colours, no markup."""
+    Output().print(text, end=end, soft_wrap=True, highlight=False, markup=False)
+
+
 @contextmanager
 def before_work() -> Iterator[None]:
     """Around checks before anything starts: data, models and resources that do not fit the config make it a bad one."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ensemw2s.config.section import Fraction, PositiveInt, Section
+from ensemw2s.config.section import NAME, Fraction, PositiveInt, Section
 from ensemw2s.config.training import Recipe
 
 TINY_FAMILY = ("tiny-weak", "tiny-strong")
@@ -25,9 +25,7 @@ class ModelConfig(Section):
     """A base model before fine-tuning."""
 
     base: str = Field(description="tiny-weak, tiny-strong, a hub id, or a folder with config.json and safetensors.")
-    name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in reports; none: by position."
-    )
+    name: str | None = Field(None, pattern=NAME, description="Name in reports; none: by position.")
     revision: str | None = Field(None, description="Git revision on the hub.")
     pretraining_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of an embedded tiny model's pre-training."

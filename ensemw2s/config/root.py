@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from ensemw2s.config import recipes
 from ensemw2s.config.boosting import BoostingConfig, EnsembleConfig
 from ensemw2s.config.cluster import ClusterConfig
 from ensemw2s.config.data import DataConfig
@@ -21,7 +22,7 @@ from ensemw2s.config.labeling import LabelingConfig
 from ensemw2s.config.messages import explain
 from ensemw2s.config.models import ModelsConfig
 from ensemw2s.config.search import SearchConfig
-from ensemw2s.config.section import Section, raise_all
+from ensemw2s.config.section import NAME, Section, raise_all
 from ensemw2s.config.student import StudentConfig
 from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS
 from ensemw2s.config.training import Recipe, TrackingConfig, TrainingConfig
@@ -32,7 +33,7 @@ from ensemw2s.errors import ConfigError
 class Config(Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run; its folder's name.")
+    name: str = Field(pattern=NAME, description="Name of the run; its folder's name.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed that all others are derived from.")
     storage: str = Field(
         "runs",
@@ -97,13 +98,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a YAML file, applies `a.b=value` overrides and validates the whole.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of a recipe (`recipes.find`).
         overrides: `dotted.key=value` strings; values are YAML, list items are reached by their index.
 
     Raises:
         ConfigError: With every mistake of the file, each with its dotted key.
     """
-    tree = read_tree(path)
+    tree = read_tree(recipes.find(path))
     for override in overrides or []:
         apply_override(tree, override)
     return parse_config(tree, origin=str(path))

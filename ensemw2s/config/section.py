@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What a run, a study or a model may be called: a folder has this name."""
+
 
 def raise_all(wrong: list[str]) -> None:
     """Makes one validation error of all rules that are broken, a line each (see `messages.explain`)."""

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from ensemw2s.config import recipes
 from ensemw2s.config.messages import explain, nearest
-from ensemw2s.config.section import Section, raise_all
+from ensemw2s.config.section import NAME, Section, raise_all
 from ensemw2s.config.tree import apply_override, read_tree
 from ensemw2s.errors import ConfigError
 
@@ -25,15 +26,15 @@ DEFAULT = "default"
 FIXED = ("name", "storage", "seed", "search", "cluster", "tracking")
 """Keys of a run's config that a study decides itself, or that are the same for all of its cells."""
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-
 
 class StudyConfig(Section):
     """Configs × tasks × seeds, run on one Ray."""
 
     name: str = Field(pattern=NAME, description="Name of the study; its folder's name.")
     storage: str = Field("runs", description="Folder that holds the study and the cache of pre-trained models.")
-    base: dict[str, object] = Field(description="A run's config, or the path of one beside the study's file.")
+    base: dict[str, object] = Field(
+        description="A run's config: its keys, a recipe's name, or a path relative to this file."
+    )
     set: Changes = Field(default_factory=dict, description="Changes to the base for all cells, by dotted key.")
     tasks: dict[str, Changes] = Field(
         {"base": {}},
@@ -101,15 +102,18 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> StudyCon
     """Reads a study's file, and the base config that it may name, and validates the former.
 
     Args:
-        path: The YAML file. A base that is text is a path, relative to this file.
+        path: The YAML file, or the name of a study that comes with the package. A base that is text is a recipe's name,
+            or a path relative to this file.
         overrides: `dotted.key=value` strings; keys of the base config begin with `base.`.
 
     Raises:
         ConfigError: With every mistake of the file, each with its dotted key.
     """
-    tree = read_tree(path)
+    file = recipes.find(path, recipes.STUDIES)
+    tree = read_tree(file)
     if isinstance(tree.get("base"), str):
-        tree["base"] = read_tree(Path(path).parent / tree["base"])
+        base = recipes.find(tree["base"])
+        tree["base"] = read_tree(base if base.is_absolute() else file.parent / base)
     for override in overrides or []:
         apply_override(tree, override)
     try:

@@ -18,7 +18,7 @@ from ensemw2s.cli.main import app
 from ensemw2s.errors import DataError, TrainingError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "plan", "tune", "study", "report", "label", "evaluate", "models", "serve", "ask")
+COMMANDS = ("init", "run", "plan", "tune", "study", "report", "label", "evaluate", "models", "serve", "ask")
 
 
 def call(*arguments: str | Path) -> Result:
@@ -208,11 +208,35 @@ def test_a_plan_starts_no_ray_and_writes_nothing(tmp_path: Path, monkeypatch: py
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "ensemw2s" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_that_comes_along_is_valid(path: Path) -> None:
     from ensemw2s.config import load_config
 
     assert load_config(path).name == path.stem
+
+
+def test_init_lists_the_recipes_or_writes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = call("init").stdout
+    assert "  quickstart      " in listed
+    assert "  ablation        " in listed
+    result = call("init", "mine", "--recipe", "tiny")
+    assert result.stdout == "wrote mine.yaml, from the recipe tiny. Edit it; then: ensemw2s plan mine.yaml\n"
+    assert call("init", "my-data").stdout.startswith("wrote my-data.yaml, from the recipe my-data.")
+    assert call("init", "other", "--output", "o.yaml").stdout.startswith("wrote o.yaml, from the recipe quickstart.")
+    again = call("init", "mine")
+    assert again.exit_code == 2
+    assert again.stderr.startswith("error: mine.yaml is there already")
+
+
+def test_a_recipe_is_planned_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("plan", "quickstart", "--set", "boosting.rounds=2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("quickstart, seed 0, in runs/quickstart")
+    result = call("study", "tiny", "--plan", "--set", "seeds=[0]")
+    assert result.exit_code == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_readme_makes_a_file_that_its_config_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,12 +247,12 @@ def test_the_readme_makes_a_file_that_its_config_takes(tmp_path: Path, monkeypat
     block = next(text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "my-data.jsonl" in text)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
-    result = call("plan", ROOT / "configs" / "my-data.yaml")
+    result = call("plan", ROOT / "ensemw2s" / "recipes" / "my-data.yaml")
     assert result.exit_code == 0, result.stderr
-    splits = make_splits(load_config(ROOT / "configs" / "my-data.yaml").data, seed=0)
+    splits = make_splits(load_config(ROOT / "ensemw2s" / "recipes" / "my-data.yaml").data, seed=0)
     assert max(splits.easy_train["difficulty"].to_pylist()) < min(splits.ood_test["difficulty"].to_pylist())
     in_readme = yaml.safe_load(next(t for t in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "my-data" in t))
-    in_file = yaml.safe_load((ROOT / "configs" / "my-data.yaml").read_text(encoding="utf-8"))
+    in_file = yaml.safe_load((ROOT / "ensemw2s" / "recipes" / "my-data.yaml").read_text(encoding="utf-8"))
     assert in_readme["data"] == in_file["data"]
 
 

@@ -119,7 +119,7 @@ def test_labels_never_go_into_a_folder_that_holds_something_else(saved: Path, tm
         ([], (), "there are no rows"),
         ([{"prompt": "x"}], ("--samples", "4"), "which are all the same at temperature 0"),
         ([{"prompt": "x"}], ("--min-consistency", "0.5"), "--min-consistency compares several samples"),
-        ([{"prompt": "x"}], ("--dataset", "org/name"), "give --input PATH, or --dataset NAME"),
+        ([{"prompt": "x"}], ("--dataset", "org/name"), "give one input: --input PATH, or --dataset NAME"),
     ],
     ids=["column", "ids", "template", "resources", "empty", "samples", "consistency", "two inputs"],
 )

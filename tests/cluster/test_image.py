@@ -30,7 +30,7 @@ def test_every_instruction_is_one_of_docker_s(steps):
 def test_what_it_copies_is_there_and_what_jobs_need_is_copied(steps):
     copied = [path for rest in arguments(steps, "COPY") for path in shlex.split(rest)[1:-1]]
     assert [path for path in copied if not (ROOT / path).exists()] == []
-    assert {"constraints.txt", "pyproject.toml", "ensemw2s", "jobs", "configs"} <= set(copied)
+    assert {"constraints.txt", "pyproject.toml", "ensemw2s", "jobs"} <= set(copied)
 
 
 def test_it_runs_as_a_user_without_rights_whose_home_gets_the_token(steps, committed):

@@ -116,7 +116,7 @@ def test_systems_are_kept_in_the_order_of_the_table() -> None:
     assert config.evaluation.systems == ["base_zero_shot", "bagging", "ensemw2s"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "ensemw2s" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
     assert load_config(path).name
 

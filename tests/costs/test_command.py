@@ -69,7 +69,7 @@ def test_memory_stages_and_money_are_printed_and_nothing_is_changed(study, tmp_p
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
 def test_a_first_try_with_the_files_that_come_along_leads_to_a_plan(name, tmp_path):
-    files = (ROOT / "configs" / "quickstart.yaml", "--cluster", ROOT / "cluster" / f"{name}.yaml")
+    files = (ROOT / "ensemw2s" / "recipes" / "quickstart.yaml", "--cluster", ROOT / "cluster" / f"{name}.yaml")
     arguments = (*files, "--set", f"storage={tmp_path}")
     refused = call(*arguments)
     assert refused.exit_code == 2

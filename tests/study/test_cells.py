@@ -15,7 +15,7 @@ from ensemw2s.study.cells import expand, variants
 from ..config.test_study import RUN
 
 ROOT = Path(__file__).parents[2]
-STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+STUDIES = sorted((ROOT / "ensemw2s" / "recipes" / "studies").glob("*.yaml"))
 
 
 def study(**values: Any) -> StudyConfig:
@@ -144,7 +144,7 @@ def test_every_study_that_comes_along_expands_to_valid_configs(path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "ablation", "confirm", "smollm2"])
 def test_every_generated_task_has_enough_distinct_examples_and_its_corpus_templates_fit(name: str) -> None:
-    loaded = load_study(ROOT / "configs" / "studies" / f"{name}.yaml")
+    loaded = load_study(ROOT / "ensemw2s" / "recipes" / "studies" / f"{name}.yaml")
     for cell in expand(loaded):
         generated = cell.variant in ("default", "cross-source", "random-split")
         if cell.seed == loaded.seeds[0] and generated:
@@ -168,7 +168,7 @@ def test_single_experts_start_from_the_strongest_of_mixed_bases() -> None:
 
 def test_studies_confirm_on_other_seeds_and_tasks_than_they_choose_on() -> None:
     names = ("tiny", "ablation", "confirm")
-    tiny, chosen, confirmed = (load_study(ROOT / "configs" / "studies" / f"{name}.yaml") for name in names)
+    tiny, chosen, confirmed = (load_study(ROOT / "ensemw2s" / "recipes" / "studies" / f"{name}.yaml") for name in names)
     assert not set(chosen.seeds) & set(confirmed.seeds)
     assert not set(chosen.tasks) & set(confirmed.tasks)
     for name, changes in confirmed.tasks.items():
@@ -176,12 +176,16 @@ def test_studies_confirm_on_other_seeds_and_tasks_than_they_choose_on() -> None:
 
 
 def test_the_base_of_the_tiny_studies_runs_by_itself() -> None:
-    assert load_config(ROOT / "configs" / "tiny.yaml").models.strong.is_tiny
+    assert load_config(ROOT / "ensemw2s" / "recipes" / "tiny.yaml").models.strong.is_tiny
 
 
 def test_the_example_of_the_documentation_is_a_study(tmp_path) -> None:
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    text = page.split("```yaml\n")[1].split("```")[0].replace("../tiny.yaml", str(ROOT / "configs" / "tiny.yaml"))
+    text = (
+        page.split("```yaml\n")[1]
+        .split("```")[0]
+        .replace("../tiny.yaml", str(ROOT / "ensemw2s" / "recipes" / "tiny.yaml"))
+    )
     (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
     found = expand(load_study(tmp_path / "study.yaml"))
     assert len(found) == 5 * 2 * 2

@@ -103,13 +103,13 @@ def cells(study: str, saved: Path) -> dict[str, Cell]:
     overrides += [f"tasks.arc.data.hard_source.path={saved / 'harder'}", "seeds=[0]"]
     # no task has more rows here than there are; all but sciq have sizes of their own
     overrides += [f"base.data.sizes={SIZES}", *(f"tasks.{task}.data.sizes={SIZES}" for task in SETS if task != "sciq")]
-    found = expand(load_study(ROOT / "configs" / "studies" / f"{study}.yaml", overrides))
+    found = expand(load_study(ROOT / "ensemw2s" / "recipes" / "studies" / f"{study}.yaml", overrides))
     return {cell.task: cell for cell in found if cell.variant == "default"}
 
 
 @pytest.mark.parametrize("study", ["pythia", "qwen", "llama"])
 def test_no_task_wants_more_rows_than_the_hub_has(study: str) -> None:
-    for cell in expand(load_study(ROOT / "configs" / "studies" / f"{study}.yaml", ["seeds=[0]"])):
+    for cell in expand(load_study(ROOT / "ensemw2s" / "recipes" / "studies" / f"{study}.yaml", ["seeds=[0]"])):
         sizes, (easy, hard) = cell.config.data.sizes, HUB[cell.task]
         assert sizes.easy_train + sizes.easy_validation + sizes.id_test <= easy
         assert sizes.hard_unlabelled + sizes.ood_test + sizes.hard_validation <= hard

@@ -4,7 +4,7 @@ Layers go one at a time, always the one without which the loss on a few lines of
 LLaMA, arXiv 2402.02834, without its training afterwards). SmolLM2-135M has a loss of 3.3 nats on these lines, with 14
 of its 30 layers chosen so 5.7, with its first 14 alone 20.9.
 
-python configs/studies/truncate.py MODEL OUTPUT --layers 16 14 12
+python -m ensemw2s.models.truncate MODEL OUTPUT --layers 16 14 12
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def keep(model: PreTrainedModel, blocks: nn.ModuleList, kept: Sequence[int]) -> 
 
 @torch.no_grad()
 def loss(model: PreTrainedModel, lines: Sequence[torch.Tensor]) -> float:
-    """Mean negative log-likelihood a token, in nats."""
+    """Mean negative log-likelihood per token, in nats."""
     told = [functional.cross_entropy(model(ids, use_cache=False).logits[0, :-1], ids[0, 1:]) for ids in lines]
     return float(torch.stack(told).mean())
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder or hub id")
     parser.add_argument("output", type=Path, help="folder for the copies")
-    parser.add_argument("--layers", type=int, nargs="+", required=True, help="how many layers, a copy each")
+    parser.add_argument("--layers", type=int, nargs="+", required=True, help="numbers of layers, one copy for each")
     wanted = parser.parse_args()
     for folder in truncate(wanted.model, wanted.output, wanted.layers):
         print(folder)

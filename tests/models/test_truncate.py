@@ -1,4 +1,3 @@
-import runpy
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,9 @@ from ensemw2s.data.sources import read_source
 from ensemw2s.errors import ModelError
 from ensemw2s.models import tiny
 from ensemw2s.models.info import model_info
+from ensemw2s.models.truncate import TEXT, truncate
 from ensemw2s.pipeline import preflight
 from ensemw2s.study.cells import expand
-
-STUDIES = Path(__file__).parents[3] / "configs" / "studies"
-made = runpy.run_path(str(STUDIES / "truncate.py"))
-truncate = made["truncate"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def silenced(model: Path, layer: int) -> PreTrainedModel:
 @torch.no_grad()
 def test_the_layer_that_is_missed_least_goes_first(model, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    lines = [tokenizer(line, return_tensors="pt").input_ids for line in made["TEXT"]]
+    lines = [tokenizer(line, return_tensors="pt").input_ids for line in TEXT]
     without = [silenced(model, layer) for layer in range(3)]
     losses = [sum(float(whole(ids, labels=ids).loss) for ids in lines) for whole in without]
     (folder,) = truncate(str(model), tmp_path, [2])
@@ -71,7 +67,7 @@ def test_the_study_of_a_pretrained_student_takes_local_folders(model, tmp_path, 
         f"set.models.strong.base={model}",
         "set.models.weak=[{base: weak-bases/layers-1, lora: {rank: 2}}, {base: weak-bases/layers-2, lora: {rank: 2}}]",
     ]
-    cell = expand(load_study(STUDIES / "smollm2.yaml", overrides))[0]
+    cell = expand(load_study("smollm2", overrides))[0]
     preflight.check(cell.config)
     assert cell.graph.corpus is None, "models that are given are not pre-trained"
     row = read_source(cell.config.data.source, seed=0, n_easy=1, n_hard=0).to_pylist()[0]

@@ -1,0 +1,263 @@
+"""Commands on configs: write one, plan it, run it, search it, repeat it over tasks and seeds, and report on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ensemw2s.cli import options
+from ensemw2s.cli.outcome import Output, before_work, outcome, say
+from ensemw2s.errors import ArtifactError, ConfigError
+from ensemw2s.storage import remote
+
+
+def init(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", show_default=False, help="Name of your run. Without it, recipes are listed."),
+    ] = None,
+    output: Annotated[
+        Path | None, options.option("--output", "File to write. Default: NAME.yaml.", metavar="FILE")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        options.option(
+            "--recipe",
+            "Recipe to begin with. Default: the one that is called NAME, else quickstart.",
+            metavar="RECIPE",
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write a config to edit, or list the recipes.
+
+    A recipe is a config that comes with the package. `plan`, `run` and `tune` take its name in place of a file, and
+    `study` takes the name of a study. To change more than --set can, write a copy and edit it. A file that is there
+    already is never overwritten.
+
+        ensemw2s init                               list all recipes
+        ensemw2s init mine                          write mine.yaml from quickstart
+        ensemw2s init mine --recipe my-data         for examples of your own
+        ensemw2s init tasks --recipe studies/tiny   write a study
+    """
+    with outcome(debug=debug):
+        from ensemw2s.config import recipes
+
+        if name is None:
+            recipes.print_all(Output())
+            return
+        chosen = recipe or (name if name in recipes.names() else recipes.DEFAULT)
+        file, command = recipes.write(name, chosen, output)
+        say(f"wrote {file}, from the recipe {chosen}. Edit it; then: ensemw2s {command} {file}")
+
+
+def run(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete stages that were made with another config, and make them again.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run a config to its end, or continue an earlier run of it.
+
+    Before anything starts, it checks the config, the data, models and tokenizers that it names, and whether the work
+    fits on this machine. Results go to the folder STORAGE/NAME: ensemble/, labels/, students/, results.json,
+    report.html, plots/ and the other stages (docs/run-directory.md).
+
+    Finished stages are never repeated. The same command continues a run that was killed, and does nothing for a
+    complete one. If a stage was made with another config, the run stops and says what changed; --fresh deletes that
+    stage and makes it again.
+
+        ensemw2s run quickstart
+        ensemw2s run quickstart --set name=three --set boosting.rounds=3
+        ensemw2s run mine.yaml
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s.config import load_config
+        from ensemw2s.pipeline import preflight
+        from ensemw2s.pipeline.run import run as run_pipeline
+        from ensemw2s.progress import Progress
+
+        loaded = load_config(config, set_)
+        with before_work():
+            preflight.check(loaded)
+        run_pipeline(loaded, fresh=fresh, debug=debug, progress=Progress(Output()))
+
+
+def plan(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    cluster_file: options.ClusterFile = None,
+    prices: options.PricesFile = None,
+    measured: options.MeasuredRun = None,
+    prompt_tokens: options.PromptTokens = None,
+    answer_tokens: options.AnswerTokens = None,
+    debug: options.Debug = False,
+) -> None:
+    """Show what `run` would do: stages, sizes, resources, and what is done already.
+
+    Lists every stage in order as done, to do, or changed (made with another config, and what differs). Each has its
+    examples, models, parameters, epochs and optimizer steps where they are known. It makes the same checks as `run`.
+    It changes nothing on disk and starts no Ray. The resources are those of this machine; if the config or RAY_ADDRESS
+    names a cluster, that cluster is asked.
+
+    With --cluster, the resources are those that the cluster file allows, and nothing of the cluster needs to be up. The
+    plan then also has the memory of each process by ZeRO stage, and the nodes, GPU-hours and money of each stage
+    (docs/costs.md). Settings that do not fit are refused, with the nearest ones that do. No weights are read: a
+    model's config.json is enough. Prompts and answers count as long as the first rows of the data, in tokens of the
+    first weak base, or from characters if its tokenizer is not here. --prompt-tokens and --answer-tokens replace both.
+
+        ensemw2s plan quickstart
+        ensemw2s plan quickstart --set training.workers=2
+        ensemw2s plan quickstart --cluster cluster/aws.yaml \\
+            --set training.gpus_per_worker=1 --set labeling.gpus_per_actor=1
+    """
+    with outcome(debug=debug):
+        from ensemw2s.cluster.connect import cluster_address
+        from ensemw2s.cluster.resources import plan_resources
+        from ensemw2s.config import load_config
+        from ensemw2s.pipeline import preflight
+        from ensemw2s.pipeline.build import build_graph
+        from ensemw2s.pipeline.plan import lay_out, parameters, resources_for, survey
+        from ensemw2s.pipeline.plan_print import print_plan
+
+        loaded = load_config(config, set_)
+        if cluster_file is not None:
+            from ensemw2s.costs import command
+
+            tokens = (prompt_tokens, answer_tokens)
+            with before_work():
+                found = command.prepare(loaded, cluster_file, prices=prices, measured=measured, tokens=tokens)
+            command.show(found, Output())
+            return
+        given = {"--prices": prices, "--measured": measured, "--prompt-tokens": prompt_tokens}
+        given["--answer-tokens"] = answer_tokens
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{', '.join(alone)}: only with --cluster FILE, whose costs are asked for")
+        with before_work():
+            preflight.check(loaded)
+            graph = build_graph(loaded)
+            laid_out = lay_out(graph, survey(graph), parameters(graph))
+            resources = resources_for(loaded, debug=debug)
+            division = plan_resources(loaded, resources)
+        print_plan(
+            laid_out,
+            Output(),
+            resources=resources,
+            division=division,
+            free_bytes=preflight.free_bytes(graph.root),
+            address=cluster_address(loaded.cluster),
+        )
+
+
+def tune(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a search that was stopped.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the trials of an earlier search in this folder; keep its stages.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search the ensemble size, learning rates and other keys of a config with Ray Tune.
+
+    The config's section `search` says which keys vary and how values are chosen (docs/search.md). Each trial boosts
+    for the largest number of rounds considered, and is measured at every ensemble size on the way. Trials that do badly
+    are stopped early. Only validation examples judge; test examples are never read. Stages that trials share are made
+    once: data, pre-training, and rounds with equal settings.
+
+    Results go to STORAGE/NAME/search: best.yaml, a config for `run`; trials.parquet, search.json and plots/.
+
+        ensemw2s tune quickstart
+        ensemw2s run runs/quickstart/search/best.yaml
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s.config import load_config
+        from ensemw2s.pipeline import preflight
+        from ensemw2s.progress import Progress
+        from ensemw2s.search import space
+
+        loaded = load_config(config, set_)
+        with before_work():
+            space.check(loaded)
+            preflight.check(loaded)
+        from ensemw2s.search import search
+
+        search.run(loaded, resume=resume, fresh=fresh, debug=debug, progress=Progress(Output()))
+
+
+def study(
+    config: options.StudyFile,
+    set_: options.Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="List the cells and what is done; change nothing.")] = False,
+    only_report: Annotated[
+        bool, typer.Option("--report", help="Write the report of the cells that are done; run nothing.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run a config over tasks, variants and seeds, and say what holds over all of them.
+
+    A study file has a base config, tasks and variants (changes to the base, by dotted key), and seeds. Each
+    combination is a cell: one whole run. Cells run one after another on one Ray. What they share is made once: data,
+    pre-trained bases, equal rounds and baselines. Every cell has the standard baselines, whatever its config says:
+    bagging, the best single expert, and one expert with the training budget of all rounds.
+
+    Results go to STORAGE/NAME: study.parquet (a row for each cell, system and split), study.json, study.html and
+    cells/. The page has means with 95 % intervals over seeds, differences from the baselines with permutation tests,
+    curves over rounds, the recovered performance gap, the training cost in tokens, and how the experts' errors
+    overlap. The number of rounds is chosen on validation examples, never on test examples.
+
+    The same command continues a study that was stopped, and does nothing for a complete one. If a cell fails, the
+    others still run, the exit code is 1, and the next call tries that cell again. With --set, keys of the base config
+    begin with base.
+
+        ensemw2s study tiny --plan
+        ensemw2s study tiny
+        ensemw2s study tiny --set seeds=[0] --set base.boosting.rounds=2 --set name=small
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s.config.study import load_study
+        from ensemw2s.progress import Progress
+        from ensemw2s.study import study as studies
+
+        loaded = load_study(config, set_)
+        with before_work():
+            cells = studies.check(loaded)
+        if plan:
+            from ensemw2s.study.planning import print_plan, survey
+
+            print_plan(survey(cells), Output())
+        elif only_report:
+            studies.show(studies.write(loaded, cells, {}), loaded, Output())
+        else:
+            studies.run(loaded, debug=debug, progress=Progress(Output()))
+
+
+def report(
+    run_dir: options.RunFolder,
+    debug: options.Debug = False,
+) -> None:
+    """Print a run's table again, and write its report.html and plots/ again.
+
+    Reads only RUN_DIR/results.json, so a results.json that was copied from elsewhere is enough.
+
+        ensemw2s report runs/quickstart
+    """
+    with outcome(debug=debug):
+        from ensemw2s.evaluation.report import print_table, write_report
+        from ensemw2s.storage import store
+
+        path = run_dir / "results.json"
+        if not remote.exists(path):
+            raise ConfigError(
+                f"{remote.shown(run_dir)} has no results.json; a run writes it at its end (ensemw2s run CONFIG)"
+            )
+        results = store.read_json(path)
+        if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
+            raise ArtifactError(f"{remote.shown(path)} is not the results.json of a run: it has no systems")
+        html = write_report(results, run_dir)
+        print_table(results, Output())
+        say(f"\nreport: {remote.shown(html)}")
