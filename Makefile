@@ -50,7 +50,7 @@ docs: setup  ## Write docs/config.md from ensemw2s/config/.
 	mv $(VENV)/config.md docs/config.md
 
 lock: setup  ## Write constraints.txt from what .venv holds.
-	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable; } \
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude pip --exclude-editable; } \
 		| sed -E -e '/^[^#].* @ /d' -e '/^-e /d' -e 's/^([^#][^+]*)\+.*$$/\1/' > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
 	touch $(STAMP)

@@ -26,6 +26,8 @@ WHOLE = {
     "test_benchmarks.py": "benchmarks/",
     "test_faults*.py": "real kills of a whole run",
     "test_image.py": "cluster/Dockerfile",
+    "test_api.py": "what `from ensemw2s import ...` gives",
+    "test_wheel.py": "the package as it is installed outside a checkout",
 }
 
 # The home folder inside Ray's own images is no machine's.
