@@ -8,7 +8,6 @@ prompts.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,20 +17,18 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ensemw2s.ensemble.combine import combine
+from ensemw2s.ensemble.choices import choose_tokens, log_probs
 from ensemw2s.ensemble.forward import Member, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, longest_first, member_weights
 from ensemw2s.ensemble.running import Running
-from ensemw2s.ensemble.sampling import choose, draws
+from ensemw2s.ensemble.sampling import draws
+from ensemw2s.ensemble.schedule import Schedule
 from ensemw2s.ensemble.speculation import Draft, Measured, Pace, Speculation, make_draft
 from ensemw2s.errors import EnsemW2SError, ResourceError
 
 CHUNK = 512
 """Prompt tokens, of all slots together, that are read between two steps: less lets the others go on sooner."""
-
-STOP_MARGIN = 8
-"""Tokens before a stop string that are decoded along with it: so its first bytes come out as they do in context."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,7 @@ class Engine:
         self._draft: Draft | None = make_draft(speculation, self.model, self.groups, slots) if speculation else None
         self._pace = Pace(always=speculation is not None and speculation.always)
         self._order = torch.tensor(np.argsort([m for group in self.groups for m in group.members]))
-        self._waiting: deque[Running] = deque()
-        self._rows: list[Running] = []  # by slot; first those with an answer under way, then those being read
-        self._ready = 0
+        self._schedule = Schedule(slots, chunk, self._copy)
         self._next_key = 0
 
     @property
@@ -124,17 +119,17 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self._rows or self._waiting)
+        return bool(self._schedule.rows or self._schedule.waiting)
 
     @property
     def running(self) -> int:
         """Requests that have a slot."""
-        return len(self._rows)
+        return len(self._schedule.rows)
 
     @property
     def waiting(self) -> int:
         """Requests that have none yet."""
-        return len(self._waiting)
+        return len(self._schedule.waiting)
 
     @property
     def speculating(self) -> bool | None:
@@ -159,7 +154,7 @@ class Engine:
         self._reserve(len(sequence) + request.max_new_tokens, name)
         greedy = request.sampling.greedy
         self._next_key += 1
-        self._waiting.append(
+        self._schedule.waiting.append(
             Running(
                 key=self._next_key,
                 request=request,
@@ -195,15 +190,8 @@ class Engine:
 
     def cancel(self, key: int) -> Generation | None:
         """Ends a request and frees its slot; what it has so far, or None if there is no such request."""
-        for row in self._waiting:
-            if row.key == key:
-                self._waiting.remove(row)
-                return row.generation("cancelled")
-        for slot, row in enumerate(self._rows):
-            if row.key == key:
-                self._release(slot)
-                return row.generation("cancelled")
-        return None
+        row = self._schedule.remove(key)
+        return row.generation("cancelled") if row is not None else None
 
     def so_far(self, key: int, start: int = 0) -> Generation:
         """What a request that is being answered has from its token `start` on.
@@ -211,7 +199,7 @@ class Engine:
         Raises:
             KeyError: If no such request has a slot.
         """
-        for row in self._rows:
+        for row in self._schedule.rows:
             if row.key == key:
                 return row.generation("", start=start)
         raise KeyError(key)
@@ -219,9 +207,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Update]:
         """Reads a chunk of new prompts, then gives every request that has been read its next tokens."""
-        self._admit()
+        self._schedule.admit()
         self._read_prompts()
-        return self._answer() if self._ready else []
+        return self._answer() if self._schedule.ready else []
 
     def run(
         self, requests: Sequence[Request], *, failed: dict[int, EnsemW2SError] | None = None
@@ -257,62 +245,28 @@ class Engine:
             for key in keys:  # of an error, or of a caller who has seen enough
                 self.cancel(key)
 
-    def _admit(self) -> None:
-        """Gives free slots to the next requests, as many as one chunk can read.
-
-        A prompt of more than a chunk is read beside others, one such at a time and in the last slot, so that those that
-        come meanwhile are read before it is. Those that wait behind another such prompt overtake it.
-        """
-        reading = self._rows[self._ready :]
-        if any(row.unread_prompt for row in reading if not self._is_long(row)):
-            return
-        long = self._rows.pop() if reading and self._is_long(reading[-1]) else None
-        passed: list[Running] = []
-        source, taken = len(self._rows), 0
-        while self._waiting and len(self._rows) + (long is not None) < self.slots and len(passed) < self.slots:
-            row = self._waiting.popleft()
-            if self._is_long(row):
-                if long is None:
-                    long, source = row, -1
-                else:
-                    passed.append(row)
-            elif taken and taken + row.prompt_length > self.chunk:
-                passed.append(row)
-                break
-            else:
-                taken += row.prompt_length
-                self._rows.append(row)
-        self._waiting.extendleft(reversed(passed))
-        if long is not None:
-            self._rows.append(long)
-            if source >= 0:
-                self._copy(source, len(self._rows) - 1)
-
-    def _is_long(self, row: Running) -> bool:
-        return row.prompt_length > self.chunk
-
     def _read_prompts(self) -> None:
-        rows = self._rows[self._ready :]
+        rows = self._schedule.reading
         if not rows:
             return
         most = max(1, self.chunk // len(rows))
         ids, counts = padded([row.sequence[row.read : row.read + min(row.unread_prompt, most)] for row in rows])
         if max(counts) > 0:
             for group in self.groups:
-                group.read(ids, [row.read for row in rows], counts, self._ready)
+                group.read(ids, [row.read for row in rows], counts, self._schedule.ready)
             for row, count in zip(rows, counts, strict=True):
                 row.read += count
             self.counters.prompt_tokens += sum(counts)
-        while self._ready < len(self._rows) and not self._rows[self._ready].unread_prompt:
-            self._ready += 1
+        self._schedule.finish_reading()
 
     def _answer(self) -> list[Update]:
-        rows = self._rows[: self._ready]
+        rows = self._schedule.answering
         with self._pace.timed(len(rows)) if self._draft else nullcontext(Measured()) as measured:
             drafts = self._draft.propose(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
             ids, counts = padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
-            members = self._forward(ids, [row.read for row in rows], counts)
-            tokens, records = self._choose(rows, members, counts)
+            parts = [group.logits(ids, [row.read for row in rows], counts) for group in self.groups]
+            members = log_probs(parts, self._order, self.model.temperatures)
+            tokens, records = choose_tokens(self.model, rows, members)
             updates, ended = [], []
             for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 new, generation = self._take(row, draft, tokens[slot], records, slot)
@@ -326,42 +280,8 @@ class Engine:
         self.counters.tokens += produced
         self.counters.proposed += sum(map(len, drafts))
         for slot in reversed(ended):
-            self._release(slot)
+            self._schedule.release(slot)
         return updates
-
-    def _forward(self, ids: torch.Tensor, starts: list[int], counts: list[int]) -> torch.Tensor:
-        """Log-probabilities of every member, `[members, slots, q, vocabulary]`, float32, in the ensemble's order."""
-        parts = [group.logits(ids, starts, counts) for group in self.groups]
-        device = parts[0].device
-        logits = parts[0] if len(parts) == 1 else torch.cat([part.to(device).float() for part in parts])
-        if len(parts) > 1:
-            logits = logits[self._order.to(device)]
-        logits = logits.float()
-        if self.model.temperatures:
-            logits = logits / torch.tensor(self.model.temperatures, device=device).view(-1, 1, 1, 1)
-        return torch.log_softmax(logits, dim=-1)
-
-    def _choose(
-        self, rows: list[Running], members: torch.Tensor, counts: list[int]
-    ) -> tuple[list[list[int]], list[np.ndarray]]:
-        """Tokens `[slots, q]`, and what is recorded of each: arrays whose first two dimensions are slots and q."""
-        model, q = self.model, members.shape[2]
-        combined = combine(members, model.weights, model.rule)
-        for i, row in enumerate(rows):
-            if row.request.weights is not None:
-                combined[i] = combine(members[:, i], row.weights, model.rule)
-        each = [row.request.sampling for row in rows for _ in range(q)]
-        uniform = None
-        if any(row.uniform is not None for row in rows):
-            uniform = torch.from_numpy(np.concatenate([row.numbers(q) for row in rows])).to(combined.device)
-        tokens = choose(combined.flatten(0, 1), each, uniform).view(len(rows), q)
-        logprobs = combined.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        choices = members.argmax(dim=-1).permute(1, 2, 0)
-        whole = torch.cat([tokens.unsqueeze(-1), choices], dim=-1).int().cpu().numpy()
-        records = [logprobs.cpu().numpy(), whole[:, :, 1:]]
-        records += _likeliest(combined, [row.request.distributions for row in rows])
-        records += _likeliest(members.permute(1, 2, 0, 3), [row.request.votes for row in rows])
-        return whole[:, :, 0].tolist(), records
 
     def _take(
         self, row: Running, draft: list[int], tokens: list[int], records: list[np.ndarray], slot: int
@@ -374,7 +294,7 @@ class Engine:
             row.sequence.append(token)
             row.records.append((records, slot, place))
             row.read += 1
-            reason, stop = self._ended(row, token)
+            reason, stop = row.ended(self.tokenizer)
             accepted = place < len(draft) and draft[place] == token
             self.counters.accepted += accepted
             if reason:
@@ -383,52 +303,9 @@ class Engine:
                 break
         return new, None
 
-    def _ended(self, row: Running, token: int) -> tuple[str | None, str | None]:
-        request = row.request
-        if token in request.eos_ids:
-            return "stop", None
-        if request.stop:
-            assert self.tokenizer is not None
-            bytes_ = max(len(stop.encode()) for stop in request.stop)  # as many tokens, at the most
-            last = min(row.answered, bytes_ + STOP_MARGIN)
-            text = str(self.tokenizer.decode(row.sequence[-last:]))
-            if found := [stop for stop in request.stop if stop in text]:
-                return "stop", min(found, key=text.index)
-        return ("length" if row.answered >= request.max_new_tokens else None), None
-
-    def _release(self, slot: int) -> None:
-        """Frees a slot: the last row that is being answered takes its place, and one that is being read that one's."""
-        if slot < self._ready:
-            self._ready -= 1
-            self._move(self._ready, slot)
-            slot = self._ready
-        last = len(self._rows) - 1
-        if slot < last - 1 and self._is_long(self._rows[last]):  # it stays behind those that are read before it is
-            self._move(last - 1, slot)
-            slot = last - 1
-        self._move(last, slot)
-        self._rows.pop()
-
-    def _move(self, source: int, target: int) -> None:
-        if source != target:
-            self._rows[target] = self._rows[source]
-            self._copy(source, target)
-
     def _copy(self, source: int, target: int) -> None:
         """What has been read in a slot, in the caches of members and drafts."""
-        if source != target:
-            for group in self.groups:
-                group.move(source, target)
-            if self._draft:
-                self._draft.move(source, target)
-
-
-def _likeliest(scores: torch.Tensor, counts: list[int]) -> list[np.ndarray]:
-    """Tokens and log-probabilities, each `[slots, q, ..., k]`, of the slots that want any; the others have zeros."""
-    slots, most = [slot for slot, count in enumerate(counts) if count], max(counts)
-    shape = (*scores.shape[:-1], most)
-    tokens, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    if slots:
-        found = scores[slots].topk(most, dim=-1)
-        tokens[slots], values[slots] = found.indices.int().cpu().numpy(), found.values.cpu().numpy()
-    return [tokens, values]
+        for group in self.groups:
+            group.move(source, target)
+        if self._draft:
+            self._draft.move(source, target)

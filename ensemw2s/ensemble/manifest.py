@@ -79,8 +79,8 @@ class MemberEntry(Entry):
     files: dict[str, str] = {}
 
     @model_serializer(mode="wrap")
-    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        tree: dict[str, Any] = written(self)
+    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        tree: dict[str, object] = written(self)
         if self.temperature == 1:
             del tree["temperature"]
         return tree

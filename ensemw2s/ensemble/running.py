@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ensemw2s.ensemble.requests import Generation, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STOP_MARGIN = 8
+"""Tokens before a stop string that are decoded along with it: so its first bytes come out as they do in context."""
 
 
 class Record(IntEnum):
@@ -32,7 +39,7 @@ class Running:
         sequence: Token ids.
         prompt_length: How many of them are the prompt.
         weights: The members' weights, divided by their sum.
-        uniform: Its random numbers, one a new token; None if it is greedy.
+        uniform: Its random numbers, one per new token; None if it is greedy.
         read: Tokens in the cache.
         records: For each new token the arrays of its step, its slot and its place there.
     """
@@ -68,6 +75,24 @@ class Running:
     def unread_prompt(self) -> int:
         """Tokens to read before the first step, which reads the last one itself."""
         return self.prompt_length - 1 - self.read
+
+    def ended(self, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str | None, str | None]:
+        """Whether the answer ends with its last token: the reason, and the stop string if it is one.
+
+        Args:
+            tokenizer: For requests that have stop strings.
+        """
+        request = self.request
+        if self.sequence[-1] in request.eos_ids:
+            return "stop", None
+        if request.stop:
+            assert tokenizer is not None, "stop strings are refused without a tokenizer"
+            most_tokens = max(len(stop.encode()) for stop in request.stop)  # a token has at least one byte
+            last = min(self.answered, most_tokens + STOP_MARGIN)
+            text = str(tokenizer.decode(self.sequence[-last:]))
+            if found := [stop for stop in request.stop if stop in text]:
+                return "stop", min(found, key=text.index)
+        return ("length" if self.answered >= request.max_new_tokens else None), None
 
     def generation(self, reason: str, stop: str | None = None, start: int = 0) -> Generation:
         """The answer so far.
