@@ -126,12 +126,12 @@ def plan(
 
         loaded = load_config(config, set_)
         if cluster_file is not None:
-            from ensemw2s.costs import command
+            from ensemw2s.costs import quote
 
             tokens = (prompt_tokens, answer_tokens)
             with before_work():
-                found = command.prepare(loaded, cluster_file, prices=prices, measured=measured, tokens=tokens)
-            command.show(found, Output())
+                found = quote.prepare(loaded, cluster_file, prices=prices, measured=measured, tokens=tokens)
+            quote.show(found, Output())
             return
         given = {"--prices": prices, "--measured": measured, "--prompt-tokens": prompt_tokens}
         given["--answer-tokens"] = answer_tokens

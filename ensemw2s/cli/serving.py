@@ -69,15 +69,15 @@ def serve(
     """
     with outcome(debug=debug):
         from ensemw2s.config import ClusterConfig
-        from ensemw2s.serving import command
+        from ensemw2s.serving import endpoint
         from ensemw2s.serving.settings import ServeSettings
 
         if not (ensemble or model) and (slots or max_replicas):
             raise ConfigError(
                 "--slots and --max-replicas go with --ensemble and --model; in a settings file, set them for each model"
             )
-        named = command.hosted(ensemble, model, slots=slots, max_replicas=max_replicas)
-        wanted = command.read_settings(settings) if settings is not None else None
+        named = endpoint.hosted(ensemble, model, slots=slots, max_replicas=max_replicas)
+        wanted = endpoint.read_settings(settings) if settings is not None else None
         models = [*(wanted.models if wanted else []), *named]
         if not models:
             raise ConfigError("nothing to host: give --ensemble DIR, --model NAME=DIR or --settings FILE")
@@ -87,12 +87,12 @@ def serve(
         if log_prompts:
             merged["log_prompts"] = True
         with before_work():
-            checked = command.check(ServeSettings.model_validate(merged))
+            checked = endpoint.check(ServeSettings.model_validate(merged))
         where = ClusterConfig(address=address, cpus=cpus)
         if detach:
-            command.deploy(checked, where, host, port, say, debug=debug)
+            endpoint.deploy(checked, where, host, port, say, debug=debug)
         else:
-            command.serve(checked, where, host, port, say, watch=watch, debug=debug)
+            endpoint.serve(checked, where, host, port, say, watch=watch, debug=debug)
 
 
 def ask(
@@ -120,7 +120,7 @@ def ask(
         ensemw2s ask "sort up 3 1 2 =" --model student --temperature 0.7 --seed 1
     """
     with outcome(debug=debug):
-        from ensemw2s.serving.command import ask as stream
+        from ensemw2s.serving.endpoint import ask as stream
 
         body = {
             "messages": [{"role": "user", "content": prompt}],

@@ -1,33 +1,35 @@
 """The HTTP side: requests of the OpenAI API come in, jobs go to whoever holds the models, JSON or a stream goes out.
 
-Knows no Ray: it talks to a `Backend`. Everything that can go wrong ends in the OpenAI error body.
+Knows no Ray: it talks to a `Backend`. Every error ends in the error body of the OpenAI API.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemw2s import __version__
-from ensemw2s.serving import protocol
-from ensemw2s.serving.jobs import Facts
-from ensemw2s.serving.protocol import ApiError, ChatRequest, Common, CompletionRequest
+from ensemw2s.serving import bodies
+from ensemw2s.serving.bodies import ModelList, ModelObject
+from ensemw2s.serving.exchange import ModelCard
+from ensemw2s.serving.protocol import ApiError, ChatRequest, Common, CompletionRequest, Prompt
 from ensemw2s.serving.reply import Answers, Backend, Reply
 from ensemw2s.serving.settings import Limits
 
 PAGE = Path(__file__).parent / "ui" / "index.html"
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, object]] = {
     status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     for status, text in {
         400: "The request is wrong.",
@@ -60,15 +62,17 @@ STREAMED = {
     "description": "The answer; with stream: true, server-sent events.",
     "content": {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}},
 }
+USUAL_TOKENS = 16
+"""Length of a completion that asks for none, as OpenAI has it."""
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Gate:
-    """Whether requests are let in, and how many are inside.
+    """Whether requests are let in, and how many answers are under way.
 
     Attributes:
-        draining: New requests are told to come back later.
-        open: Answers that are under way.
+        draining: Whether new requests are refused, with a time after which to come back.
+        open: Answers under way.
     """
 
     def __init__(self) -> None:
@@ -81,8 +85,8 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
     Args:
         backend: Whoever holds the models.
         limits: Bounds of requests.
-        keys: API keys, of which a request must have one; none: no check.
-        gate: Lets the caller close it and look at what is under way.
+        keys: API keys, of which a request must have one; default: no check.
+        gate: Where the caller closes the endpoint and counts the answers under way.
     """
     api = FastAPIOffline(
         redoc_url=None,  # its script loads a logo from elsewhere
@@ -91,32 +95,34 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
         description="Token-level ensembles of weak experts, their students and single experts, by the OpenAI API.",
     )
     front = _Front(backend, limits, [hashlib.sha256(key.encode()).digest() for key in keys], gate or Gate())
-    v1: dict[str, Any] = {"dependencies": [Depends(front.check_key)], "responses": ERRORS}
-    answers: dict[str, Any] = {**v1, "responses": {**ERRORS, 200: STREAMED}}
+    checked = [Depends(front.check_key)]
+    get = partial(api.get, dependencies=checked, responses=ERRORS, response_model=None)
+    post = partial(api.post, dependencies=checked, responses={**ERRORS, 200: STREAMED}, response_model=None)
 
-    @api.post("/v1/completions", **answers)
-    async def completions(body: CompletionRequest) -> Any:
+    @post("/v1/completions")
+    async def completions(body: CompletionRequest) -> Response:
         """Continue a text."""
-        return await front.complete(body, "cmpl", body.prompts(), body.logprobs)
+        return await front.complete(body, "cmpl", body.prompts(), body.logprobs, body.max_tokens or USUAL_TOKENS)
 
-    @api.post("/v1/chat/completions", **answers)
-    async def chat_completions(body: ChatRequest) -> Any:
+    @post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest) -> Response:
         """Answer a message."""
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         wanted = (body.top_logprobs or 0) if body.logprobs else None
-        return await front.complete(body, "chatcmpl", [[one.plain() for one in body.messages]], wanted)
+        prompts = [[one.plain() for one in body.messages]]
+        return await front.complete(body, "chatcmpl", prompts, wanted, body.max_completion_tokens or body.max_tokens)
 
-    @api.get("/v1/models", **v1)
-    async def models() -> dict[str, Any]:
-        """What is hosted."""
-        cards = [protocol.model_card(facts, front.began) for facts in (await backend.facts()).values()]
-        return {"object": "list", "data": cards}
+    @get("/v1/models")
+    async def models() -> ModelList:
+        """The models that are hosted."""
+        cards = (await backend.cards()).values()
+        return {"object": "list", "data": [bodies.model_object(card, front.began) for card in cards]}
 
-    @api.get("/v1/models/{model}", **v1)
-    async def model(model: str) -> dict[str, Any]:
-        """One of them."""
-        return protocol.model_card((await front.facts_of(model)), front.began)
+    @get("/v1/models/{model}")
+    async def model(model: str) -> ModelObject:
+        """One of the models."""
+        return bodies.model_object(await front.card_of(model), front.began)
 
     @api.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
@@ -151,7 +157,7 @@ class _Front:
 
     def __init__(self, backend: Backend, limits: Limits, keys: list[bytes], gate: Gate) -> None:
         self.backend, self.limits, self.keys, self.gate = backend, limits, keys, gate
-        self.began = protocol.created()
+        self.began = bodies.created()
 
     async def check_key(self, request: Request) -> None:
         """Raises ApiError without a valid key; all keys are compared, each in constant time."""
@@ -163,9 +169,9 @@ class _Front:
         if scheme.lower() != "bearer" or not any(valid):
             raise ApiError(401, "no valid API key: send the header Authorization: Bearer KEY", code="invalid_api_key")
 
-    async def facts_of(self, name: str | None) -> Facts:
+    async def card_of(self, name: str | None) -> ModelCard:
         """The model that a request names."""
-        known = await self.backend.facts()
+        known = await self.backend.cards()
         if name is None:
             return next(iter(known.values()))
         if name not in known:
@@ -174,23 +180,31 @@ class _Front:
             )
         return known[name]
 
-    async def complete(self, body: Common, kind: str, prompts: list[Any], logprobs: int | None) -> Any:
-        """Answers a request, as a whole or as a stream."""
+    async def complete(
+        self, body: Common, kind: str, prompts: Sequence[Prompt], logprobs: int | None, most: int | None
+    ) -> Response:
+        """Answers a request, as a whole or as a stream.
+
+        Args:
+            body: The request.
+            kind: `cmpl` or `chatcmpl`.
+            prompts: What is to be answered.
+            logprobs: How many likeliest tokens to show at each place; None: no tokens at all.
+            most: Longest answer in tokens; None: as long as the endpoint allows.
+        """
         if self.gate.draining:
             raise ApiError(503, "the endpoint is going down", code="draining", retry_after=5)
-        facts = await self.facts_of(body.model)
+        card = await self.card_of(body.model)
         n = body.n or 1
         if not 0 < len(prompts) * n <= self.limits.n:
             raise ApiError(
-                400, f"{len(prompts)} prompts with n = {n}; a request has 1 to {self.limits.n} answers", param="n"
+                400,
+                f"{len(prompts)} prompts with n = {n} want {len(prompts) * n} answers; a request may have 1 to "
+                f"{self.limits.n} answers",
+                param="n",
             )
         if body.ensemble and body.ensemble.weights is not None:
-            _check_weights(body.ensemble.weights, facts)
-        most = body.max_tokens
-        if isinstance(body, ChatRequest):
-            most = body.max_completion_tokens or most
-        elif most is None:
-            most = 16  # as the API has it
+            _check_weights(body.ensemble.weights, card)
         jobs = [
             replace(
                 body.job(
@@ -203,16 +217,16 @@ class _Front:
         ]
         if self.gate.open + len(jobs) > self.limits.concurrent:
             raise ApiError(429, "too many requests are under way", code="overloaded", retry_after=1)
-        pieces = Answers(self.backend, self.gate, facts.name, jobs, self.limits.request_seconds)
-        reply = Reply(pieces, body, kind, facts, logprobs)
+        pieces = Answers(self.backend, self.gate, card.name, jobs, self.limits.request_seconds)
+        reply = Reply(pieces, body, kind, card, logprobs)
         if not body.stream:
             return JSONResponse(await reply.whole())
         first = await reply.start()  # so that what is wrong is a status, not a line of a stream
         return StreamingResponse(reply.stream(first), media_type="text/event-stream", headers=SSE_HEADERS)
 
 
-def _check_weights(weights: dict[str, float], facts: Facts) -> None:
-    names = [expert["name"] for expert in facts.experts]
+def _check_weights(weights: dict[str, float], card: ModelCard) -> None:
+    names = [expert["name"] for expert in card.experts]
     if unknown := [name for name in weights if name not in names]:
         raise ApiError(
             400, f"no expert is called {unknown[0]!r}; available: {', '.join(names)}", param="ensemble.weights"
@@ -255,7 +269,7 @@ class _BodyLimit:
             return
         seen = 0
 
-        async def counted() -> Any:
+        async def counted() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
@@ -270,7 +284,7 @@ def _mend_schema(api: FastAPI) -> None:
     """Replaces FastAPI's own validation error, which never goes out, by the one that does."""
     make = api.openapi
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:  # FastAPI's own type of a schema
         schema = make()
         schema.setdefault("components", {}).setdefault("schemas", {})["Error"] = ERROR_SCHEMA
         for path in schema["paths"].values():

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import ray
 from ray import serve
@@ -20,14 +21,17 @@ from ray.serve.handle import DeploymentHandle
 
 from ensemw2s.errors import ConfigError
 from ensemw2s.serving.api import Gate, make_api
-from ensemw2s.serving.jobs import LOST, Facts, Job, Piece, Refused
-from ensemw2s.serving.link import Inbox, Outbox, Reply
+from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Refused
+from ensemw2s.serving.link import Inbox, Outbox, ReplyTo
 from ensemw2s.serving.listener import listening
 from ensemw2s.serving.models import Models
 from ensemw2s.serving.settings import FRONT, HostedSettings, Limits, ServeSettings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from ensemw2s.ensemble.engine import Engine
+    from ensemw2s.serving.hosted import HostedModel
 
 KEYS_VARIABLE = "ENSEMW2S_API_KEYS"
 
@@ -41,41 +45,49 @@ each other for every request take turns with the engine's.
 logger = logging.getLogger("ray.serve")
 
 
-class ModelReplica:
-    """Holds a model. `reconfigure` replaces it; answers under way come from the old one to their end."""
+class Content(TypedDict):
+    """What Serve may change of a model while it is up: its folder, and the version of what is in it."""
 
-    def __init__(self, settings: dict[str, Any], limits: dict[str, Any], log_prompts: bool, interval: float) -> None:
+    path: str
+    version: str
+
+
+class ModelReplica:
+    """Holds a model. `reconfigure` replaces it; answers under way are finished by the old one."""
+
+    def __init__(
+        self, settings: Mapping[str, object], limits: Mapping[str, object], log_prompts: bool, interval: float
+    ) -> None:
         from ensemw2s.serving.metrics import ReplicaMetrics
 
         self._settings, self._limits = HostedSettings.model_validate(settings), Limits.model_validate(limits)
         self._log, self._interval = log_prompts, interval
-        self._model: Any = None
+        self._model: HostedModel | None = None
         self._metrics = ReplicaMetrics()
         self._outboxes: tuple[Outbox, ...] = ()
         self._connecting = asyncio.Lock()
 
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Loads what is to be hosted, beside what is hosted now."""
-        from ensemw2s.serving.hosted import HostedModel
+    async def reconfigure(self, config: Content) -> None:
+        """Loads the content that is to be hosted, beside the one that is."""
+        from ensemw2s.serving import hosted
 
         settings = HostedSettings.model_validate({**self._settings.model_dump(), **config})
-        model = await asyncio.to_thread(HostedModel, settings, self._limits, self._after_step)
+        model = await asyncio.to_thread(hosted.HostedModel, settings, self._limits, self._after_step)
         old, self._model = self._model, model
         if old is not None:
             old.close()
 
-    async def facts(self) -> Facts:
-        """What the model is."""
-        return self._model.facts
+    async def card(self) -> ModelCard:
+        """What the endpoint says of the model."""
+        return self._held().card
 
     async def metrics(self) -> tuple[dict[str, str], str]:
         """Labels and figures."""
         context = serve.get_replica_context()
-        return {"model": context.deployment, "replica": context.replica_tag}, self._metrics.text(
-            self._model.loop.engine
-        )
+        labels = {"model": context.deployment, "replica": context.replica_tag}
+        return labels, self._metrics.text(self._held().loop.engine)
 
-    async def answer(self, job: Job, reply: Reply) -> Refused | None:
+    async def answer(self, job: Job, reply: ReplyTo) -> Refused | None:
         """Answers a job; the pieces go the way of `reply`. The slot is free again when the caller goes away."""
         if self._log:
             logger.warning("prompt %r", job.prompt)  # the level that replicas log at
@@ -88,7 +100,7 @@ class ModelReplica:
 
         try:
             with outbox.used():
-                refused: Refused | None = await self._model.answer(job, put, self._interval)
+                refused = await self._held().answer(job, put, self._interval)
         except asyncio.CancelledError:
             if not outbox.lost:
                 raise
@@ -103,12 +115,16 @@ class ModelReplica:
         finally:
             watch.end()
 
+    def _held(self) -> HostedModel:
+        assert self._model is not None, "Serve calls reconfigure before it sends requests"
+        return self._model
+
     def _after_step(self, engine: Engine) -> None:
         self._metrics.after_step(engine)
         for outbox in self._outboxes:
             outbox.flush()
 
-    async def _outbox(self, reply: Reply) -> Outbox:
+    async def _outbox(self, reply: ReplyTo) -> Outbox:
         """The connection to a front."""
         async with self._connecting:
             for outbox in self._outboxes:
@@ -127,12 +143,14 @@ class ModelReplica:
 class Front:
     """Speaks HTTP: to Serve's proxy, or by itself where it is told to listen."""
 
-    def __init__(self, settings: dict[str, Any], listen: tuple[str, int] | None, *handles: DeploymentHandle) -> None:
+    def __init__(
+        self, settings: Mapping[str, object], listen: tuple[str, int] | None, *handles: DeploymentHandle
+    ) -> None:
         self._settings, self._listen = ServeSettings.model_validate(settings), listen
         self._handles = handles
         self._gate = Gate()
 
-    def __serve_build_asgi_app__(self) -> Any:
+    def __serve_build_asgi_app__(self) -> FastAPI:
         """The app of this replica."""
         names = [model.name for model in self._settings.models]
         inbox = Inbox(ray.util.get_node_ip_address())
@@ -143,7 +161,7 @@ class Front:
         return api
 
     async def drain(self) -> int:
-        """Lets in no more requests; how many answers are under way."""
+        """Refuses further requests; returns how many answers are under way."""
         self._gate.draining = True
         return self._gate.open
 
@@ -162,11 +180,11 @@ def api_keys(file: str | None) -> list[str]:
             raise ConfigError(f"the file of API keys {file} cannot be read: {error.strerror}") from error
         keys += [line for line in lines if not line.startswith("#")]
         if not any(line.strip() for line in lines):
-            raise ConfigError(f"the file of API keys {file} is empty; expected a key a line")
+            raise ConfigError(f"the file of API keys {file} is empty; expected one key per line")
     return [key.strip() for key in keys if key.strip()]
 
 
-def build(settings: ServeSettings | dict[str, Any]) -> Application:
+def build(settings: ServeSettings | dict[str, object]) -> Application:
     """The application as `serve deploy` builds it from `args`: Serve takes builders of one parameter only.
 
     Raises:
@@ -175,7 +193,7 @@ def build(settings: ServeSettings | dict[str, Any]) -> Application:
     return compose(settings)
 
 
-def compose(settings: ServeSettings | dict[str, Any], listen: tuple[str, int] | None = None) -> Application:
+def compose(settings: ServeSettings | dict[str, object], listen: tuple[str, int] | None = None) -> Application:
     """The application, as `ensemw2s serve` runs it.
 
     Args:
@@ -213,7 +231,7 @@ def _deployment(model: HostedSettings, settings: ServeSettings, patience: float)
     return serve.deployment(
         ModelReplica,
         name=model.name,
-        user_config={"path": model.path, "version": model.version},
+        user_config=Content(path=model.path, version=model.version),
         max_ongoing_requests=2 * model.slots,
         max_queued_requests=settings.limits.queue,
         graceful_shutdown_timeout_s=patience,

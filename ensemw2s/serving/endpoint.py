@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ def check(settings: ServeSettings) -> ServeSettings:
 def version(folder: Path) -> str:
     """What changes when the content of a model's folder does."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    facts = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    files_seen = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(files_seen).encode()).hexdigest()[:16]
 
 
 def serve(
@@ -209,6 +209,8 @@ def _update(settings: ServeSettings, say: Callable[[str], None]) -> ServeSetting
     """
     from ray import serve as ray_serve
 
+    from ensemw2s.serving.app import Content
+
     try:
         found = check(settings)
     except EnsemW2SError as error:
@@ -218,7 +220,7 @@ def _update(settings: ServeSettings, say: Callable[[str], None]) -> ServeSetting
         if new != old:
             say(f"updating {new.name}")
             handle = ray_serve.get_deployment_handle(new.name, APP)
-            config = {"path": new.path, "version": new.version}
+            config = Content(path=new.path, version=new.version)
             failed = [
                 result
                 for result in handle.broadcast("reconfigure", config).results(return_exceptions=True)
@@ -266,7 +268,7 @@ def read_settings(file: Path) -> ServeSettings:
         ) from error
 
 
-def ask(url: str, body: dict[str, Any], key: str | None, timeout: float = 600.0) -> Iterator[str]:
+def ask(url: str, body: Mapping[str, object], key: str | None, timeout: float = 600.0) -> Iterator[str]:
     """The answer to one message, as it comes.
 
     Args:

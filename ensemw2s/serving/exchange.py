@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
-Message = dict[str, str]
+
+class ChatMessage(TypedDict):
+    """A message of a chat: `system`, `developer`, `user` or `assistant`, and its text."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -14,19 +19,19 @@ class Job:
 
     Attributes:
         prompt: Text as it is, token ids, or the messages of a chat.
-        max_tokens: Longest answer in tokens; none: as long as may be.
+        max_tokens: Longest answer in tokens; default: as long as the endpoint allows.
         temperature: 0: the likeliest token.
-        top_k: Draw from so many; 0: all.
-        top_p: Draw from the likeliest of this probability together.
+        top_k: Draw from the k likeliest tokens; 0: from all.
+        top_p: Draw from the likeliest tokens that together have this probability.
         seed: The same seed gives the same answer, on every replica.
         stop: Strings that end the answer.
-        likeliest: Show so many of each token's likeliest.
-        votes: Show so many of each expert's likeliest; 0: none.
+        likeliest: How many of the likeliest tokens to show at each place.
+        votes: How many of each expert's likeliest tokens to show at each place.
         weights: Weights of the experts by name, in place of their own.
-        tokens: Tell of each token.
+        tokens: Whether pieces have an entry per token.
     """
 
-    prompt: str | list[int] | list[Message]
+    prompt: str | list[int] | list[ChatMessage]
     max_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
@@ -40,7 +45,7 @@ class Job:
 
 
 Likeliest = list[tuple[int, str, float]]
-"""Ids of tokens, their texts and log-probabilities, the likeliest first."""
+"""Ids of tokens, their texts and log-probabilities in nats, the likeliest first."""
 
 
 class Token(NamedTuple):
@@ -49,11 +54,11 @@ class Token(NamedTuple):
     Attributes:
         id: Its id.
         text: What it added to the text.
-        logprob: Under the combination.
-        agreement: Weighted share of the experts whose first it was.
-        entropy: Of these votes, in nats.
-        likeliest: Of the combination, if asked for.
-        votes: Of each expert, in the order of `Facts.experts`, if asked for.
+        logprob: Its log-probability under the combination, in nats.
+        agreement: Weighted share of the experts that found it likeliest.
+        entropy: Entropy of these votes, in nats.
+        likeliest: The combination's likeliest tokens, if asked for.
+        votes: Each expert's likeliest tokens, in the order of `ModelCard.experts`, if asked for.
     """
 
     id: int
@@ -67,7 +72,7 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """What came of an answer since the piece before.
+    """The part of an answer that came since the piece before.
 
     Attributes:
         text: New text.
@@ -85,7 +90,7 @@ class Piece:
 
 
 LOST = 502
-"""Status of an answer whose pieces cannot be brought to who asked; another try may."""
+"""Status of an answer whose pieces did not reach the front; another try may succeed."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +106,36 @@ class Refused:
     status: int = 400
 
 
+class ExpertCard(TypedDict):
+    """What the endpoint says of an expert.
+
+    Attributes:
+        name: Its name.
+        weight: Its weight, divided by the sum of all.
+        alpha: Its alpha; None where the model is no saved ensemble.
+        round: Its boosting round, from 1; None where the model is no saved ensemble.
+    """
+
+    name: str
+    weight: float
+    alpha: float | None
+    round: int | None
+
+
 @dataclass(frozen=True)
-class Facts:
-    """What a model is.
+class ModelCard:
+    """What the endpoint says of a model.
 
     Attributes:
         name: What requests call it.
-        context: Tokens of prompt and answer together; none: no limit.
+        context: Most tokens of prompt and answer together; None: no limit.
         chat: Whether it has a chat template; else it takes one message.
         rule: How the experts' distributions are combined.
-        experts: Name, alpha, round and normalised weight of each.
+        experts: Its experts, in the order of the votes.
     """
 
     name: str
     context: int | None
     chat: bool
     rule: str
-    experts: list[dict[str, Any]]
+    experts: list[ExpertCard]

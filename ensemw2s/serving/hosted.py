@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from transformers.utils import cached_file
 
 from ensemw2s.config import DataConfig, FilesSource
@@ -25,8 +25,8 @@ from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import settings_for
 from ensemw2s.models.hub import locate
-from ensemw2s.serving.jobs import Facts, Job, Likeliest, Message, Piece, Refused, Token
-from ensemw2s.serving.loop import EngineLoop, Progress
+from ensemw2s.serving.exchange import ChatMessage, ExpertCard, Job, Likeliest, ModelCard, Piece, Refused, Token
+from ensemw2s.serving.loop import Decoded, EngineLoop
 from ensemw2s.serving.settings import HostedSettings, Limits
 from ensemw2s.serving.text import TextStream
 
@@ -58,19 +58,20 @@ class HostedModel:
         )
 
     @cached_property
-    def facts(self) -> Facts:
+    def card(self) -> ModelCard:
+        """What the endpoint says of it."""
         model = self.loaded.model
         known = {m.name: m for m in read_manifest(Path(self.settings.path)).members} if self.saved else {}
         experts = [
-            {
-                "name": name,
-                "weight": weight,
-                "alpha": known[name].alpha if name in known else None,
-                "round": known[name].round if name in known else None,
-            }
+            ExpertCard(
+                name=name,
+                weight=weight,
+                alpha=known[name].alpha if name in known else None,
+                round=known[name].round if name in known else None,
+            )
             for name, weight in zip(model.names, model.weights, strict=True)
         ]
-        return Facts(self.settings.name, model.context, self.rendering.chat_template, model.rule, experts)
+        return ModelCard(self.settings.name, model.context, self.rendering.chat_template, model.rule, experts)
 
     async def answer(self, job: Job, put: Callable[[Piece], None], interval: float = 0.0) -> Refused | None:
         """Answers a job, to its end or until this is cancelled.
@@ -91,14 +92,14 @@ class HostedModel:
             text = TextStream(self.loaded.tokenizer, job.stop, prefix)
             details = job.tokens or bool(job.likeliest or job.votes)
 
-            def deliver(progress: Progress) -> None:
-                shown, added = text.push(progress.token_ids, each=details)
-                tokens = self._tokens(job, progress.details, added) if progress.details else []
+            def deliver(decoded: Decoded) -> None:
+                shown, added = text.push(decoded.token_ids, each=details)
+                tokens = self._tokens(job, decoded.details, added) if decoded.details else []
                 finish = None
-                if progress.generation is not None:
-                    shown += text.finish(progress.generation.stop)
-                    finish = progress.generation.finish_reason
-                put(Piece(shown, len(progress.token_ids), len(prompt), tokens, finish))
+                if decoded.generation is not None:
+                    shown += text.finish(decoded.generation.stop)
+                    finish = decoded.generation.finish_reason
+                put(Piece(shown, len(decoded.token_ids), len(prompt), tokens, finish))
 
             await self.loop.run(request, deliver, details=details, interval=interval)
         except ResourceError as error:
@@ -122,13 +123,13 @@ class HostedModel:
         """Ends the engine's thread after the last answer."""
         self.loop.close()
 
-    def _render(self, prompt: str | list[int] | list[Message]) -> list[int]:
+    def _render(self, prompt: str | list[int] | list[ChatMessage]) -> list[int]:
         tokenizer = self.loaded.tokenizer
         if isinstance(prompt, str):
             return tokenize_prompts([prompt], tokenizer, self._as_it_is)[0]
         if not prompt or isinstance(prompt[0], int):
             return [token for token in prompt if isinstance(token, int)]
-        messages: list[Message] = list(prompt)
+        messages: list[ChatMessage] = list(prompt)
         if not self.rendering.chat_template:
             if len(messages) != 1 or messages[0]["role"] != "user":
                 raise ModelError(f"model {self.settings.name} has no chat template: it takes one message, of the user")
@@ -136,8 +137,9 @@ class HostedModel:
         if messages[-1]["role"] == "user":
             content = self.rendering.prompt_template.replace("{prompt}", messages[-1]["content"])
             messages[-1] = {**messages[-1], "content": content}
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         try:
-            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            text = str(tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False))
         except Exception as error:  # a template is a program of the model's authors, which refuses as it likes
             raise ModelError(f"the chat template of {self.settings.name} refuses these messages: {error}") from error
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -203,7 +205,7 @@ class HostedModel:
             )
         return found
 
-    def _likeliest(self, ids: Any, logprobs: Any) -> Likeliest:
+    def _likeliest(self, ids: np.ndarray, logprobs: np.ndarray) -> Likeliest:
         texts = [str(self.loaded.tokenizer.decode([token])) for token in ids.tolist()]
         return list(zip(ids.tolist(), texts, logprobs.tolist(), strict=True))
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
-from ensemw2s.serving.jobs import Piece, Token
+from ensemw2s.serving.exchange import Piece, Token
 
 LENGTH = struct.Struct("!I")
 MOST = 2**26
@@ -32,7 +32,7 @@ class Address(NamedTuple):
     secret: str
 
 
-class Reply(NamedTuple):
+class ReplyTo(NamedTuple):
     """Where the pieces of an answer go: to which front, and its number for the answer."""
 
     front: Address
@@ -60,12 +60,12 @@ class Inbox:
         finally:
             del self._takers[number]
 
-    async def reply(self, number: int) -> Reply:
+    async def reply(self, number: int) -> ReplyTo:
         """Where a replica sends the pieces of an answer; listens from the first time on."""
         async with self._starting:
             if self._server is None:
                 self._server = await asyncio.get_running_loop().create_server(lambda: _Reader(self), self.host, 0)
-        return Reply(Address(self.host, self._server.sockets[0].getsockname()[1], self.secret), number)
+        return ReplyTo(Address(self.host, self._server.sockets[0].getsockname()[1], self.secret), number)
 
     def close(self) -> None:
         """Ends listening; connections that are open stay until replicas close them."""

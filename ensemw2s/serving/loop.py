@@ -20,7 +20,7 @@ from ensemw2s.errors import EnsemW2SError
 
 
 @dataclass(frozen=True)
-class Progress:
+class Decoded:
     """What came of a request since the last time.
 
     Attributes:
@@ -34,7 +34,7 @@ class Progress:
     generation: Generation | None = None
 
 
-Deliver = Callable[[Progress], None]
+Deliver = Callable[[Decoded], None]
 
 
 @dataclass
@@ -179,7 +179,7 @@ class EngineLoop:
             if ticket.details:
                 whole = generation or self.engine.so_far(ticket.key, ticket.seen)
                 details = whole.after(ticket.seen) if generation else whole
-            ticket.deliver(Progress(ticket.tokens, details, generation))
+            ticket.deliver(Decoded(ticket.tokens, details, generation))
         except Exception as raised:
             error = raised
             self.engine.cancel(ticket.key)

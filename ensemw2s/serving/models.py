@@ -10,17 +10,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from ensemw2s.serving.jobs import LOST, Facts, Job, Piece, Refused
+from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Refused
 from ensemw2s.serving.link import Inbox
 from ensemw2s.serving.protocol import ApiError
 
-FACTS_SECONDS = 2.0
+CARD_SECONDS = 2.0
 """How long the front believes what a model said of itself."""
 
 UP_SECONDS = 10.0
@@ -36,13 +36,13 @@ class Models:
     def __init__(self, handles: dict[str, DeploymentHandle], retries: int, inbox: Inbox) -> None:
         """Args: handles by name, the default first; other replicas that may take over; where pieces arrive."""
         self._handles, self._retries, self._inbox = handles, retries, inbox
-        self._answer: dict[str, Any] = {name: handle.answer for name, handle in handles.items()}
-        self._facts: dict[str, tuple[float, Facts]] = {}
+        self._answer = {name: handle.answer for name, handle in handles.items()}
+        self._cards: dict[str, tuple[float, ModelCard]] = {}
         self._ending: set[asyncio.Task[Any]] = set()
 
-    async def facts(self) -> dict[str, Facts]:
+    async def cards(self) -> dict[str, ModelCard]:
         """See `reply.Backend`."""
-        return {name: await self._facts_of(name) for name in self._handles}
+        return {name: await self._card_of(name) for name in self._handles}
 
     async def answer(self, model: str, job: Job, put: Callable[[Piece], None]) -> Refused | None:
         """See `reply.Backend`."""
@@ -50,7 +50,8 @@ class Models:
         for again in range(self._retries + 1):
             taken.begin_again()
             with self._inbox.expect(taken.take) as number:
-                response = self._answer[model].remote(job, await self._inbox.reply(number))
+                call = self._answer[model].remote(job, await self._inbox.reply(number))
+                response = cast("DeploymentResponse[Refused | None]", call)  # the method is no generator
                 try:
                     refused = await self._ended(response, taken.finished)
                 except BackPressureError as error:
@@ -67,7 +68,9 @@ class Models:
                         return refused
         raise ApiError(503, f"pieces of the answer were lost {self._retries + 1} times", retry_after=5)
 
-    async def _ended(self, response: DeploymentResponse[Refused | None], finished: asyncio.Future[None]) -> Any:
+    async def _ended(
+        self, response: DeploymentResponse[Refused | None], finished: asyncio.Future[None]
+    ) -> Refused | None:
         """Waits for the last piece, or for the end of a call that has none."""
         call = asyncio.ensure_future(_result(response))
         either: set[asyncio.Future[Any]] = {call, finished}
@@ -104,25 +107,25 @@ class Models:
 
     async def ready(self) -> bool:
         """See `reply.Backend`."""
-        self._facts = {}
+        self._cards = {}
         try:
-            await self.facts()
+            await self.cards()
         except ApiError:
             return False
         return True
 
-    async def _facts_of(self, name: str) -> Facts:
-        known, now = self._facts.get(name), time.monotonic()
-        if known is None or now - known[0] > FACTS_SECONDS:
+    async def _card_of(self, name: str) -> ModelCard:
+        known, now = self._cards.get(name), time.monotonic()
+        if known is None or now - known[0] > CARD_SECONDS:
             if known is not None:
-                self._facts[name] = now, known[1]  # one request asks; the others need not wait for it
+                self._cards[name] = now, known[1]  # one request asks; the others need not wait for it
             try:
                 async with asyncio.timeout(UP_SECONDS):
-                    known = time.monotonic(), await self._handles[name].facts.remote()
+                    known = time.monotonic(), await self._handles[name].card.remote()
             except (TimeoutError, RayActorError, DeploymentUnavailableError, BackPressureError) as error:
                 if known is None:
                     raise ApiError(503, f"model {name} is not up", retry_after=5) from error
-            self._facts[name] = known
+            self._cards[name] = known
         return known[1]
 
 

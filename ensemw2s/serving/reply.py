@@ -1,6 +1,6 @@
-"""From jobs to the body of a response: pieces of a request's answers come in as they are made, JSON or events go out.
+"""One request's answers: their pieces come in as they are decoded, a JSON body or a stream of events goes out.
 
-Apart from the routes because it is what happens for every token.
+Apart from the routes because this runs for every token, and they run once per request.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
-from ensemw2s.serving import protocol
-from ensemw2s.serving.jobs import Facts, Job, Piece, Refused, Token
+from ensemw2s.serving import bodies
+from ensemw2s.serving.bodies import Choice, Completion, Head, Usage
+from ensemw2s.serving.exchange import Job, ModelCard, Piece, Refused, Token
 from ensemw2s.serving.protocol import ApiError, Common
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -23,11 +24,11 @@ Item = tuple[int, Piece]
 class Backend(Protocol):
     """Whoever holds the models."""
 
-    async def facts(self) -> dict[str, Facts]:
+    async def cards(self) -> dict[str, ModelCard]:
         """What each model is, by name; the first is the default."""
 
     async def answer(self, model: str, job: Job, put: Callable[[Piece], None]) -> Refused | None:
-        """Lets `put` have the pieces of an answer, in the event loop; returns after the last, or what is wrong.
+        """Hands the pieces of an answer to `put`, in the event loop; returns after the last one, or what is wrong.
 
         Raises:
             ApiError: If it cannot go on.
@@ -50,13 +51,13 @@ class Answers:
     """The answers to one request, while they are made."""
 
     def __init__(self, backend: Backend, counted: Counted, model: str, jobs: Sequence[Job], seconds: float) -> None:
-        """Args: who answers; where it is counted; the model and a job for each answer; the time that there is."""
+        """Args: who answers; where answers are counted; the model; a job for each answer; seconds they may take."""
         self._backend, self._counted, self._model, self._seconds = backend, counted, model, seconds
         self.jobs = jobs
         self._queue: asyncio.Queue[Item | ApiError] = asyncio.Queue()
 
     async def pieces(self) -> AsyncGenerator[Item]:
-        """Pieces of all answers as they come; those that are left are cancelled when this is closed.
+        """Pieces of all answers as they come; closing this cancels the answers that are not done.
 
         Raises:
             ApiError: If an answer cannot be had, or the time is over.
@@ -99,18 +100,18 @@ class Answers:
 class Reply:
     """One request's answers as the API has them."""
 
-    def __init__(self, answers: Answers, body: Common, kind: str, facts: Facts, logprobs: int | None) -> None:
-        """Args: the answers; the request; `cmpl` or `chatcmpl`; the model; how many likeliest tokens to show."""
-        self.body, self.facts, self.logprobs = body, facts, logprobs
+    def __init__(self, answers: Answers, body: Common, kind: str, card: ModelCard, logprobs: int | None) -> None:
+        """Args: the answers; the request; `cmpl` or `chatcmpl`; the model; how many likeliest tokens are shown."""
+        self.body, self.card, self.logprobs = body, card, logprobs
         self.chat = kind == "chatcmpl"
         self.count = len(answers.jobs)
-        self.id, self.created = protocol.new_id(kind), protocol.created()
+        self.id, self.created = bodies.new_id(kind), bodies.created()
         self.offsets = [0] * self.count
         self.prompt_tokens, self.completion_tokens = [0] * self.count, 0
         self.items = answers.pieces()
 
-    async def whole(self) -> dict[str, Any]:
-        """The body of an answer that is no stream."""
+    async def whole(self) -> Completion:
+        """The body of an answer that is not streamed."""
         text, finish = [""] * self.count, [""] * self.count
         tokens: list[list[Token]] = [[] for _ in range(self.count)]
         async with aclosing(self.items) as items:
@@ -155,7 +156,7 @@ class Reply:
                 yield f"data: {_encode(error.body())}\n\n"
             yield "data: [DONE]\n\n"
 
-    def _delta(self, i: int, piece: Piece) -> dict[str, Any]:
+    def _delta(self, i: int, piece: Piece) -> Choice:
         self._count(i, piece)
         choice = self._choice(i, piece.tokens, piece.finish)
         if self.chat:
@@ -168,22 +169,22 @@ class Reply:
         self.prompt_tokens[i] = piece.prompt_tokens
         self.completion_tokens += piece.count
 
-    def _choice(self, i: int, tokens: list[Token], finish: str | None) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": i, "finish_reason": finish, "logprobs": None}
+    def _choice(self, i: int, tokens: list[Token], finish: str | None) -> Choice:
+        choice: Choice = {"index": i, "finish_reason": finish, "logprobs": None}
         if self.logprobs is not None:
             if self.chat:
-                choice["logprobs"] = protocol.chat_logprobs(tokens, self.logprobs)
+                choice["logprobs"] = bodies.chat_logprobs(tokens, self.logprobs)
             else:
-                choice["logprobs"] = protocol.text_logprobs(tokens, self.logprobs, self.offsets[i])
+                choice["logprobs"] = bodies.text_logprobs(tokens, self.logprobs, self.offsets[i])
                 self.offsets[i] += sum(len(token.text) for token in tokens)
         if self.body.ensemble is not None and self.body.ensemble.votes:
-            choice["ensemble"] = protocol.votes(tokens, self.facts)
+            choice["ensemble"] = bodies.votes(tokens, self.card)
         return choice
 
-    def _head(self, *, chunk: bool) -> dict[str, Any]:
+    def _head(self, *, chunk: bool) -> Head:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.facts.name}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.card.name}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> Usage:
         each = self.body.n or 1  # a prompt counts once, however many answers it has
-        return protocol.usage(sum(self.prompt_tokens[::each]), self.completion_tokens)
+        return bodies.usage(sum(self.prompt_tokens[::each]), self.completion_tokens)

@@ -74,8 +74,8 @@ class Local:
             for name in ("ensemble", "student")
         }
 
-    async def facts(self):
-        return {name: one.facts for name, one in self.held.items()}
+    async def cards(self):
+        return {name: one.card for name, one in self.held.items()}
 
     async def answer(self, model, job, put):
         loop = asyncio.get_running_loop()

@@ -41,7 +41,7 @@ def test_a_model_without_a_name_or_a_folder(name):
 def test_options_of_models_that_are_not_named_here(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("models: [{name: a, path: b}]")
-    assert "--slots and --max-replicas are about --ensemble and --model" in refusal("--settings", file, "--slots", 4)
+    assert "--slots and --max-replicas go with --ensemble and --model" in refusal("--settings", file, "--slots", 4)
 
 
 def test_all_mistakes_of_a_settings_file_at_once(tmp_path):

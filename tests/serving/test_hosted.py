@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from ensemw2s.models.loading import save_trained
+from ensemw2s.serving.exchange import Job, Refused
 from ensemw2s.serving.hosted import HostedModel
-from ensemw2s.serving.jobs import Job, Refused
 from ensemw2s.serving.settings import HostedSettings, Limits
 
 JOB = Job("sort these 3 1 2", max_tokens=40)
@@ -77,13 +77,13 @@ def test_a_chat_is_rendered_by_the_template_of_the_tokenizer(hold, folders, make
         {"role": "assistant", "content": "1"},
         {"role": "user", "content": "9"},
     ]
-    assert held.facts.chat
+    assert held.card.chat
     assert tokenizer.decode(held.prompt(Job(talk))) == tokenizer.decode(
         tokenizer("u 3 1 2 a 1 u 9 ", add_special_tokens=False)["input_ids"]
     )
     refused = asyncio.run(held.answer(Job(talk[1:]), print))
     assert "the user begins" in refused.message
-    assert not hold(tmp_path / "chat", chat_template=False).facts.chat
+    assert not hold(tmp_path / "chat", chat_template=False).card.chat
 
 
 def test_a_job_that_cannot_be_answered_is_refused_with_the_reason(hold, folders):
@@ -95,7 +95,7 @@ def test_a_job_that_cannot_be_answered_is_refused_with_the_reason(hold, folders)
 HUB = """
 import asyncio, sys
 from ensemw2s.serving.hosted import HostedModel
-from ensemw2s.serving.jobs import Job
+from ensemw2s.serving.exchange import Job
 from ensemw2s.serving.settings import HostedSettings, Limits
 held = HostedModel(HostedSettings(name="one", path=sys.argv[1]), Limits())
 pieces = []

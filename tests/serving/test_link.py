@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from ensemw2s.serving.jobs import Piece, Token
+from ensemw2s.serving.exchange import Piece, Token
 from ensemw2s.serving.link import LENGTH, Inbox, Outbox
 
 TOKEN = Token(5, "é", -0.5, 1.0, 0.0, [(5, "é", -0.5)], [[(5, "é", -0.25)], [(7, "\n", -1.0)]])

@@ -6,7 +6,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemw2s.serving.jobs import Piece, Token
+from ensemw2s.serving.exchange import Piece, Token
 from ensemw2s.serving.models import _Taken
 
 TEXTS = ["so", "", "rt", " 1", "é2"]
