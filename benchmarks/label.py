@@ -28,11 +28,13 @@ import typer
 from decode import TEXT, machine, save_random_ensemble, write
 
 from ensemw2s.cluster.connect import connect
-from ensemw2s.cluster.pool import chunks, stream
+from ensemw2s.cluster.pool import Pool
 from ensemw2s.config import ClusterConfig, DataConfig, FilesSource, LabelingConfig, SplitConfig
 from ensemw2s.ensemble.voter import Voter, load_voters
+from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.intake import write_examples
-from ensemw2s.labeling.labeler import Labeler, Maker
+from ensemw2s.labeling.labeler import Maker
+from ensemw2s.labeling.labels import LabelWorker
 
 
 def random_prompts(path: Path, count: int) -> Path:
@@ -62,16 +64,11 @@ def streamed(
 ) -> float:
     """Tokens a second of the stream."""
     output.mkdir(parents=True)
-    arguments = {
-        "jobs": [{"output": str(output), "voter": voter.model_dump()}],
-        "data": data.model_dump(mode="json"),
-        "labeling": labeling.model_dump(mode="json"),
-    }
-    work = chunks(prompts, labeling.chunk_size, output=str(output))
-    options = {"labeling": labeling, "actors": actors, "calls": labeling.chunks_per_actor}
-    rows = list(stream(work, Labeler, arguments, **options))
-    seconds = max(row["ended"] for row in rows) - min(row["began"] for row in rows)
-    return sum(row["tokens"] for row in rows) / seconds
+    job = LabelJob(voter, prompts, output)
+    worker, pool = LabelWorker((job,), data, labeling), Pool.of(labeling, actors)
+    found = list(pool.stream(job.chunks(labeling.chunk_size), worker, calls=labeling.chunks_per_actor))
+    seconds = max(chunk.ended for chunk in found) - min(chunk.began for chunk in found)
+    return sum(chunk.tokens for chunk in found) / seconds
 
 
 def command(ensemble: Path, prompts: Path, output: Path, labeling: LabelingConfig) -> tuple[float, float]:

@@ -1,164 +1,153 @@
-"""Teacher-forced scoring of experts, streamed over Ray Data actors: which answer tokens does each expert get right?
+"""Teacher-forced scoring of experts, streamed over a pool: which answer tokens does each expert get right?
 
 A token table and model folders go in; each model's most likely token at every answer position comes out, or how likely
-it finds the true one. What that means for alphas and weights is decided in `rounds` and `votes`.
+it finds the true one. What that means for alphas and weights is decided in `pipeline.rounds` and `pipeline.votes`.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemw2s import faults
-from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.combine import Rule
-from ensemw2s.errors import EnsemW2SError
 
-REHEARSED = 8
-"""Rows a process."""
+if TYPE_CHECKING:
+    from ensemw2s.cluster.pool import Chunk, Pool, Worker
+    from ensemw2s.ensemble.model import EnsembleForCausalLM
 
-_rehearsals: set[threading.Thread] = set()
-"""Those under way in this process."""
+OnProgress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a table is read by models.
+
+    Attributes:
+        batch_size: Rows per forward pass.
+        chunk_size: Rows per piece of work.
+        precision: Type of the weights; `auto`: bf16 on GPUs that have it, else fp32.
+    """
+
+    batch_size: int
+    chunk_size: int
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class ScoredChunk:
+    """What scoring finds in one chunk of n rows with N answer tokens.
+
+    Attributes:
+        start: Number of the first row.
+        rows: n.
+        tokens: `[models, N]`, int32: each model's most likely tokens.
+    """
+
+    start: int
+    rows: int
+    tokens: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
 class Scorer:
-    """Scores chunks of a token table with several models (a worker for `labeling.stream`)."""
+    """Scores chunks of a token table with several models (a worker of a pool)."""
 
-    def __init__(self, models: list[str], batch_size: int, precision: str) -> None:
-        from ensemw2s.ensemble.members import load_members
-        from ensemw2s.ensemble.model import EnsembleForCausalLM
-        from ensemw2s.ensemble.voter import best_device, weights_type
+    models: tuple[str, ...]
+    reading: Reading
 
-        self._batch_size = batch_size
-        device = best_device()
-        members = load_members(models, device=device, dtype=weights_type(precision, device))
-        self._model = EnsembleForCausalLM(members, [1.0] * len(models))
-
-    def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """Returns the first row's number and the models' tokens: int32 bytes of [models, answer tokens]."""
-        from ensemw2s.cluster.pool import read_chunk
+    def open(self) -> Callable[[Chunk], ScoredChunk]:
+        """Loads the models."""
         from ensemw2s.ensemble.score import score
 
-        faults.reach("boosting/chunk")
-        data = TokenData.from_table(read_chunk(chunk))
-        scores = score(self._model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=self._batch_size)
-        tokens = np.concatenate([s.member_tokens for s in scores], axis=1).astype(np.int32)
-        return {"start": chunk["start"], "rows": len(data), "tokens": tokens.tobytes()}
+        model = _load(self.models, self.reading, [1.0] * len(self.models))
 
+        def scored(chunk: Chunk) -> ScoredChunk:
+            faults.reach("boosting/chunk")
+            data = TokenData.from_table(chunk.read())
+            scores = score(model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=self.reading.batch_size)
+            tokens = np.concatenate([s.member_tokens for s in scores], axis=1).astype(np.int32)
+            return ScoredChunk(chunk.start, len(data), tokens)
 
-def warm(labeling: LabelingConfig, actors: int) -> None:
-    """Starts the processes that score, or evaluate, and does not wait for them."""
-    from ensemw2s.cluster import pool as stream
-
-    modules = ["ensemw2s.ensemble.score", "ensemw2s.ensemble.voter"]
-    stream.warm(modules, labeling=labeling, actors=actors)
-
-
-def cool(labeling: LabelingConfig, actors: int) -> None:
-    """Ends these processes, which would keep their memory while others need it, and does not wait for that."""
-    from ensemw2s.cluster import pool as stream
-
-    stream.cool(labeling=labeling, actors=actors)
-
-
-@contextmanager
-def rehearsed(table: Path, model: str, *, labeling: LabelingConfig, actors: int) -> Iterator[None]:
-    """Scores a few rows a process in the background, so that the first round does not wait for what starts with the
-    first stream: Ray Data in this process, code and first passes of a model in the others. Not on GPUs.
-    """
-    from ensemw2s.cluster.pool import chunks, stream
-
-    def rehearse() -> None:
-        with suppress(EnsemW2SError, ray.exceptions.RayError):  # the first round meets the same, and says it
-            work = chunks(table.resolve(), REHEARSED)[:actors]
-            list(stream(work, Scorer, _arguments([model], labeling), labeling=labeling, actors=actors, reuse=True))
-
-    if labeling.gpus_per_actor:
-        yield
-        return
-    import ray
-
-    thread = threading.Thread(target=rehearse, name="rehearse scoring", daemon=True)
-    _rehearsals.add(thread)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()  # else it could ask a Ray that has ended, which starts another one
-        _rehearsals.discard(thread)
+        return scored
 
 
 def predictions(
-    table: Path,
-    models: list[str],
-    *,
-    labeling: LabelingConfig,
-    actors: int,
-    on_progress: Callable[[int, int], None] | None = None,
+    table: Path, models: list[str], *, pool: Pool, reading: Reading, on_progress: OnProgress | None = None
 ) -> NDArray[np.int32]:
     """Each model's most likely token at every answer position, given the prompt and the true tokens before.
 
     Args:
         table: Token table (parquet).
         models: Folders of experts or bases.
-        labeling: Actors and batch size.
-        actors: Largest size of the pool.
+        pool: Where they are read.
+        reading: Sizes of batches and chunks.
         on_progress: Called with rows done and rows in all.
 
     Returns:
         [models, N], N answer tokens in the table's order; ties go to the lowest id.
     """
-    rows = _streamed(table, Scorer, models, {}, labeling=labeling, actors=actors, on_progress=on_progress)
-    return np.concatenate([np.frombuffer(row["tokens"], np.int32).reshape(len(models), -1) for row in rows], axis=1)
+    parts = _streamed(table, Scorer(_places(models), reading), pool, reading, on_progress)
+    return np.concatenate([part.tokens for part in parts], axis=1)
 
 
+@dataclass(frozen=True)
+class LikelyChunk:
+    """What an ensemble and its members make of one chunk of n rows with N answer tokens.
+
+    Attributes:
+        start: Number of the first row.
+        rows: n.
+        together: `[N]`, float32: log-probability of each token under the ensemble.
+        each: `[members, N]`, float32: the same under each member.
+        scaled: `[temperatures, members, n]`, float64: each member's loss of each answer, in nats.
+    """
+
+    start: int
+    rows: int
+    together: NDArray[np.float32]
+    each: NDArray[np.float32]
+    scaled: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class LikelihoodScorer:
-    """Scores chunks of a token table with members of an ensemble (a worker for `labeling.stream`)."""
+    """Scores chunks of a token table with the members of an ensemble (a worker of a pool)."""
 
-    def __init__(
-        self,
-        models: list[str],
-        batch_size: int,
-        precision: str,
-        weights: list[float],
-        temperatures: list[float],
-        rule: Rule,
-        grid: list[float],
-    ) -> None:
-        from ensemw2s.ensemble.members import load_members
-        from ensemw2s.ensemble.model import EnsembleForCausalLM
-        from ensemw2s.ensemble.voter import best_device, weights_type
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    rule: Rule
+    grid: tuple[float, ...]
+    reading: Reading
 
-        self._batch_size, self._grid = batch_size, grid
-        device = best_device()
-        members = load_members(models, device=device, dtype=weights_type(precision, device))
-        self._model = EnsembleForCausalLM(members, weights, rule, temperatures=temperatures)
-
-    def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """Returns the first row's number, and bytes of float32 [tokens], [members, tokens] and of float64
-        [temperatures, members, rows].
-        """
-        from ensemw2s.cluster.pool import read_chunk
+    def open(self) -> Callable[[Chunk], LikelyChunk]:
+        """Loads the members."""
         from ensemw2s.ensemble.score import score
 
-        data = TokenData.from_table(read_chunk(chunk))
-        size = {"pad_id": 0, "batch_size": self._batch_size}
-        scores = score(self._model, data.prompt_ids, data.answer_ids, **size, temperatures=self._grid)
-        return {
-            "start": chunk["start"],
-            "rows": len(data),
-            "together": np.concatenate([s.logprobs for s in scores]).tobytes(),
-            "each": np.concatenate([s.member_logprobs for s in scores], axis=1).tobytes(),
-            "scaled": np.stack([s.scaled_nll for s in scores], axis=-1).tobytes(),
-        }
+        model = _load(self.models, self.reading, self.weights, self.rule, self.temperatures)
+
+        def scored(chunk: Chunk) -> LikelyChunk:
+            data, batch_size = TokenData.from_table(chunk.read()), self.reading.batch_size
+            scores = score(
+                model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=batch_size, temperatures=self.grid
+            )
+            return LikelyChunk(
+                start=chunk.start,
+                rows=len(data),
+                together=np.concatenate([s.logprobs for s in scores]),
+                each=np.concatenate([s.member_logprobs for s in scores], axis=1),
+                scaled=np.stack([s.scaled_nll for s in scores], axis=-1),
+            )
+
+        return scored
 
 
 @dataclass(frozen=True)
@@ -184,9 +173,9 @@ def likelihoods(
     temperatures: Sequence[float],
     rule: Rule,
     grid: Sequence[float],
-    labeling: LabelingConfig,
-    actors: int,
-    on_progress: Callable[[int, int], None] | None = None,
+    pool: Pool,
+    reading: Reading,
+    on_progress: OnProgress | None = None,
 ) -> Likelihoods:
     """How likely an ensemble and each of its members find every answer token, given the true ones before.
 
@@ -197,53 +186,55 @@ def likelihoods(
         temperatures: What their logits are divided by.
         rule: How they are combined.
         grid: Temperatures for `scaled_nll`, on top of the members' own.
-        labeling: Actors and batch size.
-        actors: Largest size of the pool.
+        pool: Where they are read.
+        reading: Sizes of batches and chunks.
         on_progress: Called with rows done and rows in all.
     """
-    options = {"weights": [*weights], "temperatures": [*temperatures], "rule": rule, "grid": [*grid]}
-    rows = _streamed(
-        table, LikelihoodScorer, models, options, labeling=labeling, actors=actors, on_progress=on_progress
-    )
-    each = [np.frombuffer(row["each"], np.float32).reshape(len(models), -1) for row in rows]
-    scaled = [np.frombuffer(row["scaled"]).reshape(len(grid), len(models), row["rows"]) for row in rows]
+    scorer = LikelihoodScorer(_places(models), tuple(weights), tuple(temperatures), rule, tuple(grid), reading)
+    parts = _streamed(table, scorer, pool, reading, on_progress)
     return Likelihoods(
-        nll=-np.concatenate([np.frombuffer(row["together"], np.float32) for row in rows]),
-        member_logprobs=np.concatenate(each, axis=1),
-        scaled_nll=np.concatenate(scaled, axis=-1),
+        nll=-np.concatenate([part.together for part in parts]),
+        member_logprobs=np.concatenate([part.each for part in parts], axis=1),
+        scaled_nll=np.concatenate([part.scaled for part in parts], axis=-1),
     )
+
+
+ScoredT = TypeVar("ScoredT", ScoredChunk, LikelyChunk)
 
 
 def _streamed(
-    table: Path,
-    worker: type,
-    models: list[str],
-    options: dict[str, Any],
-    *,
-    labeling: LabelingConfig,
-    actors: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> list[dict[str, Any]]:
-    """What a worker returns for each chunk of a table, in the table's order."""
-    from ensemw2s.cluster.pool import chunks, stream
+    table: Path, worker: Worker[Chunk, ScoredT], pool: Pool, reading: Reading, on_progress: OnProgress | None
+) -> list[ScoredT]:
+    """What a worker finds in each chunk of a table, in the table's order."""
+    from ensemw2s.cluster.pool import chunks
 
-    for rehearsal in tuple(_rehearsals):
-        rehearsal.join()  # its processes are free then; else there would be as many others
-    work = chunks(table.resolve(), labeling.chunk_size)
-    total = work[-1]["stop"] if work else 0
-    parts: dict[int, dict[str, Any]] = {}
-    done = 0
-    arguments = _arguments(models, labeling) | options
-    for row in stream(work, worker, arguments, labeling=labeling, actors=actors, reuse=True):
-        parts[row["start"]] = row
-        done += row["rows"]
+    work = chunks(table, reading.chunk_size)
+    total = sum(chunk.rows for chunk in work)
+    parts: list[ScoredT] = []
+    for part in pool.stream(work, worker, reuse=True):
+        parts.append(part)
         if on_progress is not None:
-            on_progress(done, total)
-    return [parts[start] for start in sorted(parts)]
+            on_progress(sum(part.rows for part in parts), total)
+    return sorted(parts, key=lambda part: part.start)
 
 
-def _arguments(models: list[str], labeling: LabelingConfig) -> dict[str, Any]:
-    """What every scorer is made of."""
-    # workers do not share this process's working folder; a hub id stays as it is
-    places = [str(Path(model).resolve()) if Path(model).exists() else model for model in models]
-    return {"models": places, "batch_size": labeling.batch_size, "precision": labeling.precision}
+def _places(models: list[str]) -> tuple[str, ...]:
+    """Folders as workers find them, which do not share this process's working folder; a hub id stays as it is."""
+    return tuple(str(Path(model).resolve()) if Path(model).exists() else model for model in models)
+
+
+def _load(
+    models: Sequence[str],
+    reading: Reading,
+    weights: Sequence[float],
+    rule: Rule = "probability",
+    temperatures: Sequence[float] = (),
+) -> EnsembleForCausalLM:
+    """The models as an ensemble, on the best device of this process."""
+    from ensemw2s.ensemble.members import load_members
+    from ensemw2s.ensemble.model import EnsembleForCausalLM
+    from ensemw2s.ensemble.voter import best_device, weights_type
+
+    device = best_device()
+    members = load_members(models, device=device, dtype=weights_type(reading.precision, device))
+    return EnsembleForCausalLM(members, weights, rule, temperatures=temperatures)

@@ -1,29 +1,26 @@
-"""Work over a pool of Ray Data actors: descriptions of chunks stream in, one result row a chunk streams out.
+"""The pool of processes that score, label and evaluate: chunks stream in, one result per chunk streams out.
 
-A chunk names a range of rows of a parquet file, and the actor reads them itself: so batches are the same in every run,
-memory stays flat, and what a chunk gives does not depend on which actor had it. Scoring, labelling and evaluation
-are such workers.
+A chunk names a range of rows of a parquet file, and the process reads them itself: so batches are the same in every
+run, memory stays flat, and what a chunk gives does not depend on which process had it.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import pkgutil
-import time
+import gc
+import pickle
+import threading
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray import cloudpickle
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from ensemw2s import errors
@@ -32,199 +29,237 @@ from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import DataError, EnsemW2SError, ResourceError
 from ensemw2s.storage import remote
 
-Chunk = dict[str, Any]
-
 RETRIES = 12
-"""How often a chunk whose process died or cannot be reached is tried again. Ray's own answer is: for ever, with nothing
-said. A lost node costs tries until the cluster knows that it is dead."""
+"""How often a chunk is tried again whose process died or cannot be reached. Ray's default is to try for ever without a
+word. A lost node costs tries until the cluster knows that it is dead."""
 
-ACTOR = "actor"
-"""Column of a result: which actor it comes from."""
-
-STARTING = 30.0
-"""Seconds for which a stream waits for pooled processes that are importing: longer than that takes."""
-
-_starting: dict[str, list[ray.ObjectRef]] = defaultdict(list)
-"""What `warm` has started and no stream has waited for, by Ray job."""
-
-FAILED = "error of ours"
-"""Column of a row that stands for an error; no worker has one of this name."""
+IDLE = 5.0
+"""Seconds without a chunk after which a pooled process lets go of its models."""
 
 
-def chunks(path: Path, size: int, **fields: Any) -> list[Chunk]:
-    """Divides the rows of a parquet file into chunks of at most `size`; `fields` are added to each."""
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `start` to `stop` (exclusive) of a parquet file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    def read(self) -> pa.Table:
+        """The rows; only the row groups that hold them are read.
+
+        Raises:
+            DataError: If the file has fewer rows by now.
+        """
+        file = pq.ParquetFile(remote.pull(self.path))
+        tables, first = [], 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            low, high = max(self.start, first), min(self.stop, first + rows)
+            if low < high:
+                tables.append(file.read_row_group(group).slice(low - first, high - low))
+            first += rows
+        if first < self.stop:
+            raise DataError(
+                f"{self.path} has {first} rows, expected at least {self.stop}: was it changed during the run?"
+            )
+        return pa.concat_tables(tables)
+
+
+def chunks(path: Path, size: int) -> list[Chunk]:
+    """Divides the rows of a parquet file into chunks of at most `size`."""
+    path = path.resolve()  # workers do not share this process's working folder
     total = pq.read_metadata(remote.pull(path)).num_rows
-    return [
-        {"path": str(path), "start": start, "stop": min(start + size, total), **fields}
-        for start in range(0, total, size)
-    ]
+    return [Chunk(path, start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def read_chunk(chunk: Chunk) -> pa.Table:
-    """The rows of a chunk; only the row groups that hold them are read.
+WorkT = TypeVar("WorkT")
+WorkT_contra = TypeVar("WorkT_contra", contravariant=True)
+ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 
-    Raises:
-        DataError: If the file has fewer rows by now.
+
+class Worker(Protocol[WorkT_contra, ResultT_co]):
+    """What the processes of a pool do: a frozen record that travels to them and opens its models there."""
+
+    def open(self) -> Callable[[WorkT_contra], ResultT_co]:
+        """Loads what the work needs. What it gives turns one piece of work into its result."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Processes of one size that work on chunks.
+
+    The processes start with the first stream. Actors end with their stream. Pooled processes (`reuse`) stay for the
+    next stream, without their models, and end with the connection to Ray.
+
+    Attributes:
+        cpus: CPUs per process; its threads.
+        gpus: GPUs per process.
+        node_resource: A resource of the nodes that processes are kept on; None: any node.
+        smallest: Processes that are kept while there is work.
+        largest: Most processes at a time.
     """
-    file = pq.ParquetFile(remote.pull(Path(chunk["path"])))
-    start, stop = int(chunk["start"]), int(chunk["stop"])
-    tables, first = [], 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        low, high = max(start, first), min(stop, first + rows)
-        if low < high:
-            tables.append(file.read_row_group(group).slice(low - first, high - low))
-        first += rows
-    if first < stop:
-        raise DataError(f"{chunk['path']} has {first} rows, expected at least {stop}: was it changed during the run?")
-    return pa.concat_tables(tables)
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    node_resource: str | None = None
+    smallest: int = 1
+    largest: int = 1
+
+    @classmethod
+    def of(cls, labeling: LabelingConfig, actors: int) -> Pool:
+        """The pool that a config asks for; `actors` is its largest size on this cluster."""
+        return cls(
+            labeling.cpus_per_actor, labeling.gpus_per_actor, labeling.node_resource, labeling.min_actors, actors
+        )
+
+    def stream(
+        self, work: Sequence[WorkT], worker: Worker[WorkT, ResultT], *, calls: int = 1, reuse: bool = False
+    ) -> Iterator[ResultT]:
+        """Does every piece of work, and yields the results as they come.
+
+        Args:
+            work: Pieces of work, such as chunks: frozen records.
+            worker: Who does them.
+            calls: How many pieces a process works on at the same time, each in a thread; more than 1 for workers that
+                can.
+            reuse: Where no GPU is used, work in Ray's pooled processes in place of actors: they outlive this call, so
+                many short streams pay for starting up once. (A pooled process would hold on to GPU memory.)
+
+        Raises:
+            EnsemW2SError: What the worker raised, if it is one of ours.
+            ResourceError: If the processes that worked on a piece died again and again.
+        """
+        if not work:
+            return
+        rows = [{"work": cloudpickle.dumps(piece)} for piece in work]
+        with warnings.catch_warnings():
+            # Ray Data 2.60 warns of every remote option it gave no name, and the number of retries is one of these.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+            packed, largest = cloudpickle.dumps(worker), min(self.largest, len(work))
+            if reuse and not self.gpus:
+                done = self._pooled(dataset, packed, largest)
+            else:
+                done = self._by_actors(dataset, packed, largest, calls)
+        try:
+            for row in done.iter_rows():
+                outcome = pickle.loads(row["outcome"])
+                if isinstance(outcome, _Failure):
+                    raise getattr(errors, outcome.kind)(outcome.message)
+                yield outcome
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise ResourceError(
+                f"decoding stopped: a chunk's process died {RETRIES + 1} times; if for lack of memory, lower "
+                f"labeling.batch_size or labeling.max_actors ({str(error).strip().splitlines()[0]})"
+            ) from error
+
+    def _pooled(self, dataset: Dataset, packed: bytes, largest: int) -> Dataset:
+        return dataset.map(
+            _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
+            fn_args=(packed,),
+            compute=TaskPoolStrategy(size=largest),
+            num_cpus=self.cpus,
+            resources=share_of(self.node_resource),
+            max_retries=RETRIES,
+        )
+
+    def _by_actors(self, dataset: Dataset, packed: bytes, largest: int, calls: int) -> Dataset:
+        return dataset.map(
+            _Actor,  # type: ignore[arg-type]  # and that a class may be given
+            fn_constructor_args=(packed,),
+            compute=ActorPoolStrategy(
+                min_size=min(self.smallest, largest),
+                max_size=largest,
+                initial_size=largest,
+                max_tasks_in_flight_per_actor=calls + 1,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=calls > 1,
+            ),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus or None,
+            resources=share_of(self.node_resource),
+            max_task_retries=RETRIES,
+        )
 
 
-def stream(
-    work: list[Chunk],
-    worker: type | str,
-    arguments: dict[str, Any],
-    *,
-    labeling: LabelingConfig,
-    actors: int,
-    calls: int = 1,
-    reuse: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Runs `worker(**arguments)(chunk)` for every chunk on a pool of actors, and yields the results as they come.
+class _Work(TypedDict):
+    """A row of Ray Data that goes in: a pickled piece of work."""
 
-    Args:
-        work: Chunks; plain values only.
-        worker: Class whose instances take a chunk and return a flat row; the same keys for every chunk. Or where it is,
-            as in `package.module:Class`: then only the actors import it, which for models takes seconds.
-        arguments: Constructor arguments, plain values.
-        labeling: Size of an actor and of the pool.
-        actors: Largest size of the pool.
-        calls: How many chunks an actor works on at the same time, each in a thread; more than 1 for workers that can.
-        reuse: Where no GPU is used, work in Ray's pooled processes in place of actors: they outlive this call, so that
-            many short streams pay for starting up once. (A pooled process would hold on to GPU memory.)
+    work: bytes
 
-    Raises:
-        EnsemW2SError: What the worker raised, if it is one of ours.
-        ResourceError: If the processes that worked on a chunk died again and again.
+
+class _Outcome(TypedDict):
+    """A row of Ray Data that comes out: a pickled result, or a pickled `_Failure`."""
+
+    outcome: bytes
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of ours: Ray Data keeps the text of what a worker raises, but not what it was."""
+
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: EnsemW2SError) -> _Failure:
+        return cls(type(error).__name__, str(error))
+
+
+class _Kept:
+    """The open worker of a pooled process, kept from one task to the next.
+
+    Its models take memory that others need, so it goes when no task has come for a while.
     """
-    if not work:
-        return
-    if reuse:
-        _let_them_start()
-    largest = min(actors, len(work))
-    items = ray.data.from_items([{"chunk": chunk} for chunk in work], override_num_blocks=len(work))
-    with warnings.catch_warnings():
-        # Ray Data 2.60 warns of every remote option it gave no name, and the number of retries is one of these.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        if reuse and not labeling.gpus_per_actor:
-            dataset = items.map(
-                _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
-                fn_args=(worker, json.dumps(arguments)),
-                compute=TaskPoolStrategy(size=largest),
-                num_cpus=labeling.cpus_per_actor,
-                resources=share_of(labeling.node_resource),
-                max_retries=RETRIES,
-            )
-        else:
-            smallest = min(labeling.min_actors, largest)
-            dataset = items.map(
-                _Actor,  # type: ignore[arg-type]  # and that a class may be given
-                fn_constructor_args=(worker, arguments),
-                compute=ActorPoolStrategy(
-                    min_size=smallest,
-                    max_size=largest,
-                    initial_size=largest,
-                    max_tasks_in_flight_per_actor=calls + 1,
-                    max_concurrent_calls_per_actor=calls,
-                    enable_true_multi_threading=calls > 1,
-                ),
-                num_cpus=labeling.cpus_per_actor,
-                num_gpus=labeling.gpus_per_actor or None,
-                resources=share_of(labeling.node_resource),
-                max_task_retries=RETRIES,
-            )
-    try:
-        for row in dataset.iter_rows():
-            if row.get(FAILED):
-                raise getattr(errors, row[FAILED])(row["message"])
-            yield row
-    except ray.exceptions.RayTaskError:
-        raise
-    except ray.exceptions.RayError as error:
-        raise ResourceError(
-            f"decoding stopped: a chunk's process died {RETRIES + 1} times; if for lack of memory, lower "
-            f"labeling.batch_size or labeling.max_actors ({str(error).strip().splitlines()[0]})"
-        ) from error
+
+    def __init__(self, idle: float = IDLE) -> None:
+        self._idle, self._lock = idle, threading.Lock()
+        self._packed, self._open = b"", None
+        self._timer = threading.Timer(idle, self._let_go)
+
+    def run(self, packed: bytes, work: object) -> object:
+        """The result of a piece of work, by a worker that is opened if another one was."""
+        self._timer.cancel()
+        with self._lock:
+            if packed != self._packed:
+                self._forget()
+                self._packed, self._open = packed, pickle.loads(packed).open()
+            assert self._open is not None
+            try:
+                return self._open(work)
+            finally:
+                self._timer = threading.Timer(self._idle, self._let_go)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._packed, self._open = b"", None
+        gc.collect()  # engines refer to their ensemble in a circle
 
 
-def warm(modules: list[str], *, labeling: LabelingConfig, actors: int) -> list[ray.ObjectRef]:
-    """Starts the pooled processes of a later `stream(reuse=True)`, which takes seconds, and does not wait for them: the
-    stream does.
-
-    Args:
-        modules: What they are to import.
-        labeling: Size of one.
-        actors: How many.
-
-    Returns:
-        One reference a process, to its number; none where a GPU is used.
-    """
-    if labeling.gpus_per_actor:
-        return []
-    size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
-    start = ray.remote(num_cpus=size, resources=kind, max_retries=0)(_import)
-    started = [start.remote(modules) for _ in range(actors)]
-    _starting[ray.get_runtime_context().get_job_id()] += started
-    return started
+_kept = _Kept()
+"""What a pooled process keeps: a task of Ray has no other place for it. In the process that streams it stays empty."""
 
 
-def _let_them_start() -> None:
-    """Waits for the processes that `warm` started: a stream that finds them importing would start as many others."""
-    started = _starting.pop(ray.get_runtime_context().get_job_id(), [])
-    if started:
-        ray.wait(started, num_returns=len(started), timeout=STARTING)
-
-
-def cool(*, labeling: LabelingConfig, actors: int) -> list[ray.ObjectRef]:
-    """Ends as many pooled processes, which would keep their memory for a later stream, and does not wait for them.
-
-    Returns:
-        One reference a process, to its number; none where a GPU is used.
-    """
-    if labeling.gpus_per_actor:
-        return []
-    size, kind = labeling.cpus_per_actor, share_of(labeling.node_resource)
-    end = ray.remote(num_cpus=size, resources=kind, max_retries=0, max_calls=1)(_be_the_last)
-    return [end.remote() for _ in range(actors)]
-
-
-def _be_the_last() -> int:
-    time.sleep(0.2)  # so that the next one does not find this process free
-    return os.getpid()
-
-
-def _import(modules: list[str]) -> int:
-    for name in modules:
-        importlib.import_module(name)
-    return os.getpid()
-
-
-@lru_cache(maxsize=1)
-def _worker(worker: type | str, arguments: str) -> Any:
-    return _class(worker)(**json.loads(arguments))
-
-
-def _in_pooled_process(row: dict[str, Any], worker: type | str, arguments: str) -> dict[str, Any]:
+def _in_pooled_process(row: _Work, packed: bytes) -> _Outcome:
     _use_own_cores()
     try:
-        result: dict[str, Any] = _worker(worker, arguments)(row["chunk"])
-        return result
+        outcome = _kept.run(packed, pickle.loads(row["work"]))
     except EnsemW2SError as error:
-        return _failure(error)
-
-
-def _class(worker: type | str) -> Any:
-    return pkgutil.resolve_name(worker) if isinstance(worker, str) else worker
+        outcome = _Failure.of(error)
+    return {"outcome": cloudpickle.dumps(outcome)}
 
 
 def _use_own_cores() -> None:
@@ -237,26 +272,20 @@ def _use_own_cores() -> None:
 
 
 class _Actor:
-    """Hands the chunk in a Ray Data row to the worker; the worker's flat dictionary is the row that comes out."""
+    """Hands the work in a Ray Data row to the open worker; the result is the row that comes out."""
 
-    def __init__(self, worker: type | str, arguments: dict[str, Any]) -> None:
+    def __init__(self, packed: bytes) -> None:
         _use_own_cores()
-        self._worker, self._failed = None, None
+        self._open: Callable[[object], object]
         try:
-            self._worker = _class(worker)(**arguments)
+            self._open = pickle.loads(packed).open()
         except EnsemW2SError as error:
-            self._failed = _failure(error)  # an actor that cannot start would be started again and again
+            failure = _Failure.of(error)  # an actor that cannot start would be started again and again
+            self._open = lambda _: failure
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if self._worker is None:
-            assert self._failed is not None
-            return self._failed
+    def __call__(self, row: _Work) -> _Outcome:
         try:
-            return {**self._worker(row["chunk"]), ACTOR: ray.get_runtime_context().get_actor_id()}
+            outcome = self._open(pickle.loads(row["work"]))
         except EnsemW2SError as error:
-            return _failure(error)
-
-
-def _failure(error: EnsemW2SError) -> dict[str, Any]:
-    """An error of ours as a row: Ray Data keeps the text of what a worker raises, but not what it was."""
-    return {FAILED: type(error).__name__, "message": str(error)}
+            outcome = _Failure.of(error)
+        return {"outcome": cloudpickle.dumps(outcome)}

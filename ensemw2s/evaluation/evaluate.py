@@ -6,19 +6,33 @@ of multiple-choice questions). What the figures say is worked out in `results`.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ensemw2s.cluster.pool import chunks, stream
+from ensemw2s.cluster.pool import Pool, chunks
 from ensemw2s.config import DataConfig, LabelingConfig
-from ensemw2s.evaluation.voters import EvaluationWork
+from ensemw2s.evaluation.chunks import Rows, SplitChunk
+from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 
-EVALUATOR = "ensemw2s.evaluation.evaluator:Evaluator"
+if TYPE_CHECKING:
+    from ensemw2s.evaluation.evaluator import Evaluator
 
-Rows = dict[str, list[Any]]
-"""Per-example columns of one voter on one split."""
+
+@dataclass(frozen=True)
+class EvaluationWorker:
+    """Evaluates groups of voters on chunks of examples (a worker of a pool)."""
+
+    groups: tuple[VoterGroup, ...]
+    data: DataConfig
+    labeling: LabelingConfig
+
+    def open(self) -> Evaluator:
+        """Only where examples are answered are models and engines imported, which takes seconds."""
+        from ensemw2s.evaluation.evaluator import Evaluator
+
+        return Evaluator(self.groups, self.data, self.labeling)
 
 
 def evaluate_all(
@@ -26,7 +40,7 @@ def evaluate_all(
     *,
     data: DataConfig,
     labeling: LabelingConfig,
-    actors: int,
+    pool: Pool,
     shown: int,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, dict[str, Rows]]:
@@ -35,8 +49,8 @@ def evaluate_all(
     Args:
         work: Which splits, and who answers.
         data: How prompts are rendered.
-        labeling: Pool and decoding.
-        actors: Largest size of the pool.
+        labeling: How they are decoded.
+        pool: Where they are decoded.
         shown: Examples of the ood split of which every token is kept.
         on_progress: Called with chunks done, chunks in all, and a note.
 
@@ -45,29 +59,16 @@ def evaluate_all(
     """
     unique = {item.group.name: item.group for item in work}
     pieces = [
-        chunk
+        SplitChunk(chunk, item.split, item.group.name, item.decoded, shown if item.split == "ood" else 0)
         for item in work
-        for chunk in chunks(
-            item.examples.resolve(),
-            labeling.chunk_size,
-            split=item.split,
-            group=item.group.name,
-            decoded=item.decoded,
-            shown=shown if item.split == "ood" else 0,
-        )
+        for chunk in chunks(item.examples, labeling.chunk_size)
     ]
-    arguments = {
-        "groups": [group.model_dump() for group in unique.values()],
-        "data": data.model_dump(mode="json"),
-        "labeling": labeling.model_dump(mode="json"),
-    }
+    worker = EvaluationWorker(tuple(unique.values()), data, labeling)
     parts: dict[str, dict[str, dict[int, Rows]]] = defaultdict(lambda: defaultdict(dict))
-    pieces.sort(key=lambda chunk: str(chunk["group"]))  # an actor holds one group at a time
-    for done, row in enumerate(
-        stream(pieces, EVALUATOR, arguments, labeling=labeling, actors=actors, reuse=True), start=1
-    ):
-        for voter, columns in json.loads(row["columns"]).items():
-            parts[row["split"]][voter][row["start"]] = columns
+    pieces.sort(key=lambda chunk: chunk.group)  # a process holds one group at a time
+    for done, answered in enumerate(pool.stream(pieces, worker, reuse=True), start=1):
+        for voter, columns in answered.columns.items():
+            parts[answered.split][voter][answered.start] = columns
         if on_progress is not None:
             on_progress(done, len(pieces), "chunks")
     return {split: {voter: _joined(by_start) for voter, by_start in voters.items()} for split, voters in parts.items()}

@@ -6,8 +6,8 @@ Apart from `evaluate` because only actors need models in memory.
 from __future__ import annotations
 
 import gc
-import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 
 from ensemw2s import faults
-from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.data.tokens import TokenData, tokenize_examples
@@ -26,53 +25,46 @@ from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
-from ensemw2s.evaluation.evaluate import Rows
+from ensemw2s.evaluation.chunks import AnsweredChunk, Rows, SplitChunk
 from ensemw2s.evaluation.voters import VoterGroup
 from ensemw2s.labeling.labeler import answer_text
 
 
 class Evaluator:
-    """Evaluates the voters of a group on chunks of examples (a worker for `labeling.stream`)."""
+    """Evaluates the voters of a group on chunks of examples."""
 
-    def __init__(self, groups: list[dict[str, Any]], data: dict[str, Any], labeling: dict[str, Any]) -> None:
-        self._groups = {group.name: group for group in map(VoterGroup.model_validate, groups)}
-        self._data = DataConfig.model_validate(data)
-        self._labeling = LabelingConfig.model_validate(labeling)
+    def __init__(self, groups: Sequence[VoterGroup], data: DataConfig, labeling: LabelingConfig) -> None:
+        self._groups = {group.name: group for group in groups}
+        self._data, self._labeling = data, labeling
         self._loaded: tuple[str, list[Loaded]] = ("", [])
         self._engines: dict[str, Engine] = {}  # of the group that is loaded, by voter
 
-    def __call__(self, chunk: Chunk) -> dict[str, Any]:
-        """Returns each voter's columns as JSON text."""
+    def __call__(self, chunk: SplitChunk) -> AnsweredChunk:
+        """Answers and scores of each voter of the chunk's group."""
         faults.reach("evaluation/chunk")
-        group = self._groups[chunk["group"]]
+        group = self._groups[chunk.group]
         if self._loaded[0] != group.name:
             self._loaded, self._engines = ("", []), {}
             gc.collect()  # what is left of the old group must not stay beside the next one
             self._loaded = (group.name, load_voters(list(group.voters), precision=self._labeling.precision))
-        examples = read_chunk(chunk)
+        examples = chunk.examples.read()
         columns = {}
         for voter, loaded in zip(group.voters, self._loaded[1], strict=True):
-            left = max(0, min(int(chunk["shown"]) - int(chunk["start"]), len(examples)))
-            engine = self._engine(voter.name, loaded) if chunk["decoded"] else None
+            left = max(0, min(chunk.shown - chunk.examples.start, len(examples)))
+            engine = self._engine(voter.name, loaded) if chunk.decoded else None
             columns[voter.name] = evaluate(
                 examples,
                 loaded,
                 self._data,
                 self._labeling,
-                decoded=bool(chunk["decoded"]),
+                decoded=chunk.decoded,
                 shown=left if voter.name == ENSEMW2S else 0,
                 members=voter.name in TABLE and TABLE[voter.name].vote == "tokens",
                 engine=engine,
             )
             if engine is not None and len(group.voters) > 1:
                 engine.release()  # the caches of all voters together would take more than their models
-        return {
-            "split": chunk["split"],
-            "start": chunk["start"],
-            "rows": len(examples),
-            "group": group.name,
-            "columns": json.dumps(columns),
-        }
+        return AnsweredChunk(chunk.split, chunk.examples.start, columns)
 
     def _engine(self, voter: str, loaded: Loaded) -> Engine:
         """A voter's decoder, kept as long as its group is loaded."""

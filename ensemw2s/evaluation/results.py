@@ -16,7 +16,7 @@ from ensemw2s.boosting.records import Member
 from ensemw2s.config import GENERATIONS, Config
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation import metrics as m
-from ensemw2s.evaluation.evaluate import Rows
+from ensemw2s.evaluation.chunks import Rows
 
 Facts = dict[str, Any]
 Columns = dict[str, dict[str, Rows]]

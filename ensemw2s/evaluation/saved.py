@@ -20,12 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.cluster.connect import cluster_address, connect, is_job
+from ensemw2s.cluster.pool import Pool
 from ensemw2s.config import ClusterConfig
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ConfigError
 from ensemw2s.evaluation import metrics
-from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.chunks import Rows
+from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
 from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
@@ -105,7 +107,7 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
                 [EvaluationWork("input", path, VoterGroup(name="model", voters=(voter,)), decoded=True)],
                 data=settings.data,
                 labeling=settings.labeling,
-                actors=pool_size(resources, settings.labeling),
+                pool=Pool.of(settings.labeling, pool_size(resources, settings.labeling)),
                 shown=0,
                 on_progress=lambda done, total, note: progress.update("evaluation", done, total, note),
             )

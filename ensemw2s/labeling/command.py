@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s.cluster.connect import connect
+from ensemw2s.cluster.pool import Pool
 from ensemw2s.config import ClusterConfig, LabelFilter
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ArtifactError, ConfigError
+from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.filters import write_kept
 from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
 from ensemw2s.labeling.intake import check_input, identity, write_examples
-from ensemw2s.labeling.labels import LabelJob, check_rejected, label_all
+from ensemw2s.labeling.labels import check_rejected, label_all
 from ensemw2s.labeling.parts import KEPT, REJECTED
 from ensemw2s.labeling.summary import SUMMARY, write_summary
 from ensemw2s.progress import Progress
@@ -124,13 +126,13 @@ def label(work: LabelWork, progress: Progress, *, debug: bool = False) -> None:
     """
     settings = work.settings
     with connect(work.cluster, debug=debug) as resources, progress:
-        actors = pool_size(resources, settings.labeling)
-        progress.say(f"{shown(work.output)}: {resources}, up to {actors} actors")
+        pool = Pool.of(settings.labeling, pool_size(resources, settings.labeling))
+        progress.say(f"{shown(work.output)}: {resources}, up to {pool.largest} actors")
         label_all(
             [work.job],
             data=settings.data,
             labeling=settings.labeling,
-            actors=actors,
+            pool=pool,
             on_progress=lambda done, total, note: progress.update("labels", done, total, note),
         )
     write_summary(work.output)

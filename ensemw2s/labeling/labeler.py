@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 
 from ensemw2s import faults
-from ensemw2s.cluster.pool import Chunk, read_chunk
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.decoding import CHUNK
@@ -29,67 +29,64 @@ from ensemw2s.ensemble.sharing import SharedEngine
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import ResourceError
+from ensemw2s.labeling.chunks import LabelChunk, LabeledChunk, LabelJob
 from ensemw2s.labeling.parts import REJECTED_SCHEMA, label_schema, part_name, rejected_part, write_part
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import read_table
 
 
 class Labeler:
-    """Decodes chunks of prompts and writes their parts (a worker for `labeling.stream`, for several threads)."""
+    """Decodes chunks of prompts and writes their parts; several threads may call it at the same time."""
 
-    def __init__(self, jobs: list[dict[str, Any]], data: dict[str, Any], labeling: dict[str, Any]) -> None:
-        """Args: folder and voter of each job; how prompts are rendered; how they are decoded."""
-        self._data = DataConfig.model_validate(data)
-        self._labeling = LabelingConfig.model_validate(labeling)
-        self._makers = _OneAtATime({job["output"]: Voter.model_validate(job["voter"]) for job in jobs}, self._labeling)
+    def __init__(self, jobs: Sequence[LabelJob], data: DataConfig, labeling: LabelingConfig) -> None:
+        """Args: what may be labelled by whom; how prompts are rendered; how they are decoded."""
+        self._data, self._labeling, self._name = data, labeling, uuid.uuid4().hex
+        self._makers = _OneAtATime({job.output.resolve(): job.voter for job in jobs}, labeling)
 
-    def __call__(self, chunk: Chunk) -> dict[str, Any]:
-        """Labels a chunk.
-
-        Returns:
-            Its rows, how many of them were rejected and why the first was, tokens, what drafts proposed in this actor
-            so far and what of it was accepted, how members run, and when decoding began and ended (seconds since 1970).
-        """
-        folder = Path(str(chunk["output"]))
-        if remote.exists(folder / part_name(chunk)):
-            return _made_before(folder, chunk)
+    def __call__(self, chunk: LabelChunk) -> LabeledChunk:
+        """Labels a chunk, unless its part is there already."""
+        folder, start = chunk.output, chunk.prompts.start
+        if remote.exists(folder / part_name(start)):
+            return self._made_before(chunk)
         faults.reach("labeling/chunk")
-        prompts = read_chunk(chunk).select(["id", "prompt"])
-        with self._makers.maker(str(folder)) as maker:
+        prompts = chunk.prompts.read().select(["id", "prompt"])
+        with self._makers.maker(folder) as maker:
             began = time.time()
             labels, rejected = maker.label(prompts, self._data, self._labeling)
             engine = maker.engine.engine
         if len(rejected):
-            write_part(rejected, rejected_part(folder, chunk))
-        write_part(labels, folder / part_name(chunk))  # the last: it says that the chunk is done
-        return {
-            "rows": len(prompts),
-            "rejected": len(rejected),
-            "reason": rejected["reason"][0].as_py() if len(rejected) else "",
-            "tokens": sum(labels["n_tokens"].to_pylist()),
-            "proposed": engine.counters.proposed,
-            "accepted": engine.counters.accepted,
-            "kinds": sorted(set(engine.kinds.values())),
-            "began": began,
-            "ended": time.time(),
-        }
+            write_part(rejected, rejected_part(folder, start))
+        write_part(labels, folder / part_name(start))  # the last: it says that the chunk is done
+        return LabeledChunk(
+            rows=len(prompts),
+            rejected=len(rejected),
+            reason=rejected["reason"][0].as_py() if len(rejected) else "",
+            tokens=sum(labels["n_tokens"].to_pylist()),
+            actor=self._name,
+            proposed=engine.counters.proposed,
+            accepted=engine.counters.accepted,
+            kinds=tuple(sorted(set(engine.kinds.values()))),
+            began=began,
+            ended=time.time(),
+        )
 
-
-def _made_before(folder: Path, chunk: Chunk) -> dict[str, Any]:
-    """The row of a chunk whose actor died after it had written the part, and before anybody knew."""
-    part, rejected = folder / part_name(chunk), rejected_part(folder, chunk)
-    reasons = read_table(rejected, ["reason"])["reason"].to_pylist() if remote.exists(rejected) else []
-    return {
-        "rows": int(chunk["stop"]) - int(chunk["start"]),
-        "rejected": len(reasons),
-        "reason": reasons[0] if reasons else "",
-        "tokens": sum(read_table(part, ["n_tokens"])["n_tokens"].to_pylist()),
-        "proposed": 0,
-        "accepted": 0,
-        "kinds": [],
-        "began": time.time(),
-        "ended": time.time(),
-    }
+    def _made_before(self, chunk: LabelChunk) -> LabeledChunk:
+        """What came of a chunk whose actor died after it had written the part, and before anybody knew."""
+        start = chunk.prompts.start
+        part, rejected = chunk.output / part_name(start), rejected_part(chunk.output, start)
+        reasons = read_table(rejected, ["reason"])["reason"].to_pylist() if remote.exists(rejected) else []
+        return LabeledChunk(
+            rows=chunk.prompts.rows,
+            rejected=len(reasons),
+            reason=reasons[0] if reasons else "",
+            tokens=sum(read_table(part, ["n_tokens"])["n_tokens"].to_pylist()),
+            actor=self._name,
+            proposed=0,
+            accepted=0,
+            kinds=(),
+            began=time.time(),
+            ended=time.time(),
+        )
 
 
 @dataclass(frozen=True)
@@ -152,23 +149,23 @@ class Maker:
 class _OneAtATime:
     """The makers of an actor's jobs, of which one is in memory: another one is loaded when nobody uses it any more."""
 
-    def __init__(self, voters: dict[str, Voter], labeling: LabelingConfig) -> None:
+    def __init__(self, voters: Mapping[Path, Voter], labeling: LabelingConfig) -> None:
         self._voters, self._labeling = voters, labeling
         self._changed = threading.Condition()
-        self._loaded: dict[str, Maker] = {}
+        self._loaded: dict[Path, Maker] = {}
         self._users = 0
 
     @contextmanager
-    def maker(self, name: str) -> Iterator[Maker]:
-        """The maker of a job, for as long as the block lasts."""
+    def maker(self, output: Path) -> Iterator[Maker]:
+        """The maker of the job with this folder, for as long as the block lasts."""
         with self._changed:
-            self._changed.wait_for(lambda: name in self._loaded or self._users == 0)
-            if name not in self._loaded:
+            self._changed.wait_for(lambda: output in self._loaded or self._users == 0)
+            if output not in self._loaded:
                 self._loaded = {}
                 gc.collect()  # engines refer to their ensemble in a circle
-                [loaded] = load_voters([self._voters[name]], precision=self._labeling.precision)
-                self._loaded = {name: Maker.of(loaded, self._labeling)}
-            maker = self._loaded[name]
+                [loaded] = load_voters([self._voters[output]], precision=self._labeling.precision)
+                self._loaded = {output: Maker.of(loaded, self._labeling)}
+            maker = self._loaded[output]
             self._users += 1
         try:
             yield maker

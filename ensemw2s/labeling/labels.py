@@ -7,29 +7,35 @@ is there is not decoded again, so a killed run loses no more than the chunks it 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ensemw2s import faults
-from ensemw2s.cluster.pool import ACTOR, Chunk, chunks, stream
+from ensemw2s.cluster.pool import Pool
 from ensemw2s.config import DataConfig, LabelingConfig
-from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError
+from ensemw2s.labeling.chunks import LabelChunk, LabeledChunk, LabelJob
 from ensemw2s.labeling.parts import REJECTED, count, part_name, rejected_parts, remove_unfinished
 from ensemw2s.storage import remote
 
-LABELER = "ensemw2s.labeling.labeler:Labeler"
+if TYPE_CHECKING:
+    from ensemw2s.labeling.labeler import Labeler
 
 
 @dataclass(frozen=True)
-class LabelJob:
-    """Prompts to label, by whom, and the folder of the parts."""
+class LabelWorker:
+    """Labels chunks of prompts of several jobs (a worker of a pool)."""
 
-    voter: Voter
-    prompts: Path
-    output: Path
+    jobs: tuple[LabelJob, ...]
+    data: DataConfig
+    labeling: LabelingConfig
+
+    def open(self) -> Labeler:
+        """Only where labels are made are models and engines imported, which takes seconds."""
+        from ensemw2s.labeling.labeler import Labeler
+
+        return Labeler(self.jobs, self.data, self.labeling)
 
 
 OnProgress = Callable[[int, int, str], None]
@@ -40,7 +46,7 @@ def label_all(
     *,
     data: DataConfig,
     labeling: LabelingConfig,
-    actors: int,
+    pool: Pool,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Labels all prompts of all jobs that have no part yet, on one pool of actors.
@@ -48,29 +54,24 @@ def label_all(
     Args:
         jobs: What to label.
         data: How prompts are rendered.
-        labeling: Pool and decoding.
-        actors: Largest size of the pool.
+        labeling: How they are decoded.
+        pool: Where they are decoded.
         on_progress: Called with prompts done, prompts in all, and a note.
 
     Raises:
         DataError: If more prompts than `labeling.max_rejected` cannot be labelled; what is labelled is kept.
     """
-    everything = [chunk for job in jobs for chunk in _chunks(job, labeling.chunk_size)]
-    done = {str(job.output.resolve()): remote.names(job.output) for job in jobs}
-    work = [chunk for chunk in everything if part_name(chunk) not in done[chunk["output"]]]
+    everything = [chunk for job in jobs for chunk in job.chunks(labeling.chunk_size)]
+    done = {job.output.resolve(): remote.names(job.output) for job in jobs}
+    work = [chunk for chunk in everything if part_name(chunk.prompts.start) not in done[chunk.output]]
     rate = _Rate(total=_rows(everything), before=_rows(everything) - _rows(work), rejected=_rejected(jobs))
     check_rejected(jobs, labeling)
-    arguments = {
-        "jobs": [{"output": str(job.output.resolve()), "voter": job.voter.model_dump()} for job in jobs],
-        "data": data.model_dump(mode="json"),
-        "labeling": labeling.model_dump(mode="json"),
-    }
-    calls = labeling.chunks_per_actor
-    for row in stream(work, LABELER, arguments, labeling=labeling, actors=actors, calls=calls):
-        rate.add(row)
+    worker = LabelWorker(tuple(jobs), data, labeling)
+    for labeled in pool.stream(work, worker, calls=labeling.chunks_per_actor):
+        rate.add(labeled)
         faults.reach("labeling/row")
-        if row["rejected"]:
-            check_rejected(jobs, labeling, row["reason"])
+        if labeled.rejected:
+            check_rejected(jobs, labeling, labeled.reason)
         if on_progress is not None:
             on_progress(rate.before + rate.rows, rate.total, rate.note())
     for job in jobs:
@@ -79,7 +80,7 @@ def label_all(
 
 @dataclass
 class _Rate:
-    """How fast it goes, from the rows that the stream gives back.
+    """How fast it goes, from what the stream gives back.
 
     Attributes:
         total: Prompts in all.
@@ -92,17 +93,17 @@ class _Rate:
     rejected: int
     rows: int = 0
     tokens: int = 0
-    kinds: list[str] = field(default_factory=list)
+    kinds: tuple[str, ...] = ()
     began: float = field(default_factory=time.monotonic)
     drafts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows += row["rows"]
-        self.tokens += row["tokens"]
-        self.rejected += row["rejected"]
-        self.kinds = row["kinds"] or self.kinds
-        if row["kinds"]:  # else it had been made before
-            self.drafts[row[ACTOR]] = (row["proposed"], row["accepted"])
+    def add(self, labeled: LabeledChunk) -> None:
+        self.rows += labeled.rows
+        self.tokens += labeled.tokens
+        self.rejected += labeled.rejected
+        self.kinds = labeled.kinds or self.kinds
+        if labeled.kinds:  # else it had been made before
+            self.drafts[labeled.actor] = (labeled.proposed, labeled.accepted)
 
     def note(self) -> str:
         """As in `310 prompts/s, 2400 tokens/s, 2 actors, 12 s left, 3 rejected (stacked full weights, one pass)`."""
@@ -137,12 +138,8 @@ def check_rejected(jobs: list[LabelJob], labeling: LabelingConfig, reason: str =
             )
 
 
-def _chunks(job: LabelJob, size: int) -> Iterator[Chunk]:
-    yield from chunks(job.prompts.resolve(), size, output=str(job.output.resolve()))
-
-
-def _rows(work: list[Chunk]) -> int:
-    return sum(int(chunk["stop"]) - int(chunk["start"]) for chunk in work)
+def _rows(work: list[LabelChunk]) -> int:
+    return sum(chunk.prompts.rows for chunk in work)
 
 
 def _rejected(jobs: list[LabelJob]) -> int:

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s import faults
-from ensemw2s.cluster.pool import Chunk
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import ResourceError
 from ensemw2s.storage import remote
@@ -47,14 +46,14 @@ def label_schema(labeling: LabelingConfig) -> pa.Schema:
     return pa.schema([*LABEL_SCHEMA, *samples, *(SOFT_FIELDS if labeling.soft_top_k else [])])
 
 
-def part_name(chunk: Chunk) -> str:
-    """File name of a chunk's part; names sort in the order of the prompts."""
-    return f"part-{int(chunk['start']):010d}.parquet"
+def part_name(start: int) -> str:
+    """File name of the part whose first prompt has this number; names sort in the order of the prompts."""
+    return f"part-{start:010d}.parquet"
 
 
-def rejected_part(folder: Path, chunk: Chunk) -> Path:
-    """Where the rejected prompts of a chunk go."""
-    return folder / REJECTED / part_name(chunk)
+def rejected_part(folder: Path, start: int) -> Path:
+    """Where the rejected prompts of that part go."""
+    return folder / REJECTED / part_name(start)
 
 
 def parts(folder: Path) -> list[Path]:

@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ensemw2s import faults
+from ensemw2s.boosting.scoring import Reading
 from ensemw2s.cluster import stage_metrics
+from ensemw2s.cluster.pool import Pool
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.models.info import model_info
@@ -43,10 +45,16 @@ class Context:
     def config(self) -> Config:
         return self.graph.config
 
+    @cached_property
+    def pool(self) -> Pool:
+        """Where models score, label and are evaluated."""
+        return Pool.of(self.config.labeling, self.plan.actors)
+
     @property
-    def actors(self) -> int:
-        """Largest size of an actor pool."""
-        return self.plan.actors
+    def reading(self) -> Reading:
+        """How experts read the tables that they are scored on."""
+        labeling = self.config.labeling
+        return Reading(labeling.batch_size, labeling.chunk_size, labeling.precision)
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:

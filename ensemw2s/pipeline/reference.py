@@ -79,7 +79,7 @@ def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.floa
         work.append(EvaluationWork(str(k), scratch / f"fold-{k}.parquet", group, decoded=False))
     remote.push(scratch)
     context.lanes.train(specs)
-    columns = evaluate_all(work, data=config.data, labeling=config.labeling, actors=context.actors, shown=0)
+    columns = evaluate_all(work, data=config.data, labeling=config.labeling, pool=context.pool, shown=0)
     losses = np.zeros(len(table))
     for k in range(reference.folds):
         rows = columns[str(k)]["reference"]

@@ -213,8 +213,8 @@ def _attempt(context: Context, easy: _Easy, experts: tuple[Expert, ...], weights
     tokens = predictions(
         easy.table,
         models + bases,
-        labeling=config.labeling,
-        actors=context.actors,
+        pool=context.pool,
+        reading=context.reading,
         on_progress=lambda done, total: context.progress.update("scoring", done, total, "examples"),
     )
     seconds = RoundSeconds(training=round(ready - began, 3), scoring=round(time.monotonic() - ready, 3))
@@ -296,7 +296,7 @@ def _ensemble_mask(context: Context, easy: _Easy, history: list[RoundRecord]) ->
     tokens = predictions(
         easy.table,
         [str(context.graph.expert_folder(m.name)) for m in members],
-        labeling=context.config.labeling,
-        actors=context.actors,
+        pool=context.pool,
+        reading=context.reading,
     )
     return samme.committee_vote(tokens, [m.weight for m in members]) != easy.answers

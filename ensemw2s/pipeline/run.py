@@ -10,14 +10,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ensemw2s import __version__
-from ensemw2s.boosting import scoring
 from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import plan_resources
@@ -141,24 +140,6 @@ def run_stages(context: Context) -> list[RoundRecord]:
     Returns:
         The records of the boosting rounds.
     """
-    if context.plan.keep_lanes and not _boosted(context):
-        scoring.warm(context.config.labeling, context.actors)
-    return _stages(context)
-
-
-def _boosted(context: Context) -> bool:
-    return all(steps.done(r.stage) for r in context.graph.rounds)
-
-
-def _rehearsed(context: Context) -> AbstractContextManager[None]:
-    """Scoring is tried while the first round trains, where there is room for both."""
-    if not context.plan.keep_lanes or _boosted(context):
-        return nullcontext()
-    table, base = context.graph.tokens.path / "easy_validation.parquet", context.graph.weak[0].reference
-    return scoring.rehearsed(table, base, labeling=context.config.labeling, actors=context.actors)
-
-
-def _stages(context: Context) -> list[RoundRecord]:
     graph = context.graph
     _do(context, graph.data, "examples and splits", steps.make_data)
     if graph.corpus is not None:
@@ -168,21 +149,15 @@ def _stages(context: Context) -> list[RoundRecord]:
             with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
                 steps.pretrain(context)
     _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
-    scored = not _boosted(context)
     with _baselines_beside(context) as baselines:
-        with _rehearsed(context):
-            history = run_rounds(context)
+        history = run_rounds(context)
         _do(context, graph.ensemble, "the experts as one artifact", lambda c: steps.make_ensemble(c, history))
         baselines()
     if not all(map(steps.done, graph.labels.values())):
         with context.stage("labels", "pseudo-labels for the hard prompts"):
-            if scored:  # else there are none, and some would be started to be ended
-                scoring.cool(context.config.labeling, context.actors)  # room for the actors
             steps.make_labels(context)
     if not all(steps.done(student.stage) for student in graph.learning_from(graph.labels)):
         with context.stage("students", "training on pseudo-labels"):
-            if context.plan.keep_lanes:
-                scoring.warm(context.config.labeling, context.actors)  # for the evaluation
             steps.train_students(context)
     for generation in graph.generations:
         next_ones = (student.stage for student in graph.learning_from([generation.name]))

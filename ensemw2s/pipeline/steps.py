@@ -14,11 +14,13 @@ from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
 from ensemw2s.errors import DataError
-from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.chunks import Rows
+from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.results import Figures, label_facts
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
+from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.filters import passing
-from ensemw2s.labeling.labels import LabelJob, label_all
+from ensemw2s.labeling.labels import label_all
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import write_summary
 from ensemw2s.models import corpus, tiny
@@ -149,7 +151,7 @@ def _make_labels(context: Context, makers: dict[str, Stage]) -> None:
         jobs,
         data=context.config.data,
         labeling=context.config.labeling,
-        actors=context.actors,
+        pool=context.pool,
         on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
     )
     for stage in waiting.values():
@@ -272,7 +274,7 @@ def evaluate(context: Context, history: list[RoundRecord]) -> None:
         work,
         data=config.data,
         labeling=config.labeling,
-        actors=context.actors,
+        pool=context.pool,
         shown=config.evaluation.examples,
         on_progress=lambda n, total, note: context.progress.update("evaluation", n, total, note),
     )

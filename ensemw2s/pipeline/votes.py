@@ -87,8 +87,8 @@ def fit_votes(context: Context, members: Sequence[Member]) -> tuple[list[Member]
             temperatures=temperatures,
             rule=config.combine,
             grid=TEMPERATURES.tolist() if grid else [],
-            labeling=context.config.labeling,
-            actors=context.actors,
+            pool=context.pool,
+            reading=context.reading,
             on_progress=lambda done, total: context.progress.update("votes", done, total, "examples"),
         )
 

@@ -25,7 +25,8 @@ from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import BoostingError
-from ensemw2s.evaluation.evaluate import Rows, evaluate_all
+from ensemw2s.evaluation.chunks import Rows
+from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.build import build_graph
@@ -181,7 +182,7 @@ def measure(context: Context, search: SearchConfig, voter: Voter) -> dict[str, f
         [EvaluationWork("validation", path, VoterGroup(name="trial", voters=(voter,)), decoded=False)],
         data=context.config.data,
         labeling=context.config.labeling,
-        actors=context.actors,
+        pool=context.pool,
         shown=0,
     )
     [rows] = columns["validation"].values()

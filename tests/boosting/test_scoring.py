@@ -4,11 +4,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ensemw2s.boosting.scoring import LikelihoodScorer, Scorer
+from ensemw2s.boosting.scoring import LikelihoodScorer, Reading, Scorer
 from ensemw2s.cluster.pool import chunks
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.models import loading, tiny
 
+READING = Reading(batch_size=2, chunk_size=3, precision="fp32")
 SIZES = [(3, 2), (9, 1), (1, 6), (4, 4), (2, 3)]
 """Tokens of prompt and answer of each example."""
 
@@ -42,35 +43,33 @@ def naive(folder, rows) -> list[int]:
 
 
 def test_each_models_choice_at_every_answer_token_in_the_tables_order(place):
-    scorer = Scorer([str(place / "0"), str(place / "1")], batch_size=2, precision="fp32")
+    score = Scorer((str(place / "0"), str(place / "1")), READING).open()
     rows = pq.read_table(place / "tokens.parquet").to_pylist()
     parts = {}
     for chunk in reversed(chunks(place / "tokens.parquet", 3)):
-        found = scorer(chunk)
-        assert found["rows"] == chunk["stop"] - chunk["start"]
-        parts[found["start"]] = np.frombuffer(found["tokens"], np.int32).reshape(2, -1)
+        found = score(chunk)
+        assert found.rows == chunk.rows
+        assert found.tokens.dtype == np.int32
+        parts[found.start] = found.tokens
     tokens = np.concatenate([parts[0], parts[3]], axis=1)
     assert tokens.tolist() == [naive(place / "0", rows), naive(place / "1", rows)]
 
 
 def test_likelihoods_of_an_ensemble_and_its_members_at_temperatures(place):
-    models = [str(place / "0"), str(place / "1")]
-    scorer = LikelihoodScorer(
-        models, 2, "fp32", weights=[1.0, 3.0], temperatures=[2.0, 1.0], rule="probability", grid=[0.5, 1.0]
-    )
+    models = (str(place / "0"), str(place / "1"))
+    score = LikelihoodScorer(models, (1.0, 3.0), (2.0, 1.0), "probability", (0.5, 1.0), READING).open()
     rows = pq.read_table(place / "tokens.parquet").to_pylist()
     [chunk] = chunks(place / "tokens.parquet", 9)
-    found = scorer(chunk)
-    each = np.frombuffer(found["each"], np.float32).reshape(2, -1)
+    found = score(chunk)
     alone = np.stack([log_probs(models[0], rows, 2.0), log_probs(models[1], rows, 1.0)])
-    np.testing.assert_allclose(each, alone, atol=1e-4)
+    np.testing.assert_allclose(found.each, alone, atol=1e-4)
     together = np.log(0.25 * np.exp(alone[0]) + 0.75 * np.exp(alone[1]))
-    np.testing.assert_allclose(np.frombuffer(found["together"], np.float32), together, atol=1e-4)
-    scaled = np.frombuffer(found["scaled"]).reshape(2, 2, len(rows))
+    np.testing.assert_allclose(found.together, together, atol=1e-4)
+    assert found.scaled.shape == (2, 2, len(rows))
     ends = np.cumsum([answer for _, answer in SIZES])
     for place_, t in enumerate((0.5, 1.0)):  # on top of its own
         expected = -np.add.reduceat(log_probs(models[0], rows, 2.0 * t), [0, *ends[:-1]])
-        np.testing.assert_allclose(scaled[place_, 0], expected, rtol=1e-4)
+        np.testing.assert_allclose(found.scaled[place_, 0], expected, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -49,7 +49,8 @@ def test_a_stage_that_failed_is_not_told_of_any_more(gauge):
     assert not [thread for thread in threading.enumerate() if thread.name == "metrics of labels"]
 
 
-def test_the_shortest_stage_is_told_of(gauge):
+def test_the_shortest_stage_is_told_of(gauge, monkeypatch):
+    monkeypatch.setattr(stage_metrics, "BEAT", 60)
     with stage_metrics.running("study", "labels"):
         pass
     assert len(gauge.settings) == 2

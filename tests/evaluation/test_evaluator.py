@@ -14,9 +14,11 @@ from ensemw2s.data.examples import example_table
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
-from ensemw2s.ensemble.voter import Loaded
+from ensemw2s.ensemble.voter import Loaded, Voter
+from ensemw2s.evaluation.chunks import SplitChunk
 from ensemw2s.evaluation.evaluate import _joined
 from ensemw2s.evaluation.evaluator import Evaluator, evaluate
+from ensemw2s.evaluation.voters import VoterGroup
 from ensemw2s.models import loading, tiny
 
 LABELING = LabelingConfig(max_new_tokens=5, batch_size=2)
@@ -211,26 +213,30 @@ def worker(models, tokenizer, tmp_path) -> Evaluator:
         loading.save_trained(model, tokenizer, tmp_path / f"m{i}")
     folders = [str(tmp_path / f"m{i}") for i in range(2)]
     groups = [
-        {
-            "name": "weak",
-            "voters": [
-                {"name": "expert_single", "models": folders[:1], "weights": [1.0]},
-                {"name": "ensemw2s", "models": folders, "weights": [0.75, 0.25]},
-            ],
-        },
-        {"name": "other", "voters": [{"name": "student", "models": folders[1:], "weights": [1.0]}]},
+        VoterGroup(
+            name="weak",
+            voters=(
+                Voter(name="expert_single", models=folders[:1], weights=[1.0]),
+                Voter(name="ensemw2s", models=folders, weights=[0.75, 0.25]),
+            ),
+        ),
+        VoterGroup(name="other", voters=(Voter(name="student", models=folders[1:], weights=[1.0]),)),
     ]
     pq.write_table(SUMS, tmp_path / "test.parquet")
-    return Evaluator(groups, DATA.model_dump(mode="json"), LABELING.model_dump(mode="json"))
+    return Evaluator(groups, DATA, LABELING)
+
+
+def split_chunks(path, size: int, split: str, group: str, shown: int = 0) -> list[SplitChunk]:
+    return [SplitChunk(chunk, split, group, decoded=True, shown=shown) for chunk in chunks(path, size)]
 
 
 def test_chunks_of_a_split_join_to_what_the_whole_gives(worker, pair, tmp_path):
-    fields = {"split": "ood", "group": "weak", "decoded": True, "shown": 2}
     parts = {}
-    for chunk in reversed(chunks(tmp_path / "test.parquet", 2, **fields)):
+    for chunk in reversed(split_chunks(tmp_path / "test.parquet", 2, "ood", "weak", shown=2)):
         found = worker(chunk)
-        assert (found["split"], found["group"], found["rows"]) == ("ood", "weak", chunk["stop"] - chunk["start"])
-        parts[found["start"]] = json.loads(found["columns"])
+        assert (found.split, found.start) == ("ood", chunk.examples.start)
+        assert {len(columns["answer"]) for columns in found.columns.values()} == {chunk.examples.rows}
+        parts[found.start] = found.columns
     joined = _joined({start: columns["ensemw2s"] for start, columns in parts.items()})
     whole = evaluate(SUMS, pair, DATA, LABELING, decoded=True, shown=2)
     assert joined["answer"] == whole["answer"]
@@ -242,7 +248,7 @@ def test_chunks_of_a_split_join_to_what_the_whole_gives(worker, pair, tmp_path):
 
 def test_voters_that_share_the_memory_hold_no_caches_between_their_turns(worker, tmp_path):
     for group, held in (("weak", False), ("other", True)):
-        [chunk] = chunks(tmp_path / "test.parquet", 5, split="id", group=group, decoded=True, shown=0)
+        [chunk] = split_chunks(tmp_path / "test.parquet", 5, "id", group)
         worker(chunk)
         engines = list(worker._engines.values())
         assert len(engines) == len(worker._loaded[1])
@@ -252,8 +258,8 @@ def test_voters_that_share_the_memory_hold_no_caches_between_their_turns(worker,
 @pytest.mark.slow
 def test_a_worker_changes_to_another_group_and_back(worker, tmp_path):
     def answers(group: str) -> dict:
-        [chunk] = chunks(tmp_path / "test.parquet", 5, split="id", group=group, decoded=True, shown=0)
-        return {name: rows["answer"] for name, rows in json.loads(worker(chunk)["columns"]).items()}
+        [chunk] = split_chunks(tmp_path / "test.parquet", 5, "id", group)
+        return {name: rows["answer"] for name, rows in worker(chunk).columns.items()}
 
     first, other = answers("weak"), answers("other")
     assert first.keys() == {"expert_single", "ensemw2s"}

@@ -7,15 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ensemw2s.cluster.pool import chunks
 from ensemw2s.config import LabelingConfig
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ResourceError
+from ensemw2s.labeling.chunks import LabelChunk, LabelJob
 from ensemw2s.labeling.labeler import Labeler, Maker, _row, most_frequent
-from ensemw2s.labeling.labels import LabelJob, _chunks
 from ensemw2s.labeling.parts import LABEL_SCHEMA, REJECTED, SAMPLE_FIELDS, SOFT_FIELDS, part_name, parts, read_labels
 from ensemw2s.models import loading
 
@@ -190,57 +189,60 @@ def job(tmp_path, experts, tokenizer) -> LabelJob:
 
 
 def labeler(job: LabelJob, data) -> Labeler:
-    described = {"output": str(job.output), "voter": job.voter.model_dump()}
-    return Labeler([described], data.model_dump(mode="json"), config().model_dump(mode="json"))
+    return Labeler([job], data, config())
 
 
-def pending(job: LabelJob, size: int) -> list[dict]:
-    return [chunk for chunk in _chunks(job, size) if not (job.output / part_name(chunk)).exists()]
+def part_of(chunk: LabelChunk) -> Path:
+    return chunk.output / part_name(chunk.prompts.start)
+
+
+def pending(job: LabelJob, size: int) -> list[LabelChunk]:
+    return [chunk for chunk in job.chunks(size) if not part_of(chunk).exists()]
 
 
 def test_a_worker_leaves_a_part_for_each_chunk_and_together_they_are_the_labels(job, data, loaded):
     work = labeler(job, data)
     facts = [work(chunk) for chunk in reversed(pending(job, 3))]
-    assert [f["rows"] for f in facts] == [1, 3, 3]
-    assert sorted(p.name for p in job.output.iterdir()) == [part_name({"start": start}) for start in (0, 3, 6)]
+    assert [f.rows for f in facts] == [1, 3, 3]
+    assert sorted(p.name for p in job.output.iterdir()) == [part_name(start) for start in (0, 3, 6)]
     found = read_labels(job.output)
     whole = label(pq.read_table(job.prompts), loaded(0.5, 0.5), data, config())
     assert found["token_ids"].to_pylist() == whole["token_ids"].to_pylist()
-    assert sum(f["tokens"] for f in facts) == sum(whole["n_tokens"].to_pylist())
+    assert sum(f.tokens for f in facts) == sum(whole["n_tokens"].to_pylist())
 
 
 def test_a_part_that_is_there_is_not_made_again(job, data):
     work = labeler(job, data)
     first, second, third = pending(job, 3)
     work(second)
-    assert [chunk["start"] for chunk in pending(job, 3)] == [0, 6]
-    before = (job.output / part_name(second)).read_bytes()
+    assert [chunk.prompts.start for chunk in pending(job, 3)] == [0, 6]
+    before = (part_of(second)).read_bytes()
     work(first)
     work(third)
     assert pending(job, 3) == []
-    assert (job.output / part_name(second)).read_bytes() == before
-    assert Path(first["output"]) == job.output.resolve()
+    assert (part_of(second)).read_bytes() == before
+    assert first.output == job.output.resolve()
 
 
 def test_a_chunk_whose_part_is_there_is_not_decoded_again(job, data):
     work = labeler(job, data)
     [chunk, *_] = pending(job, 2)
     first = work(chunk)
-    part = job.output / part_name(chunk)
+    part = part_of(chunk)
     written = part.stat().st_mtime_ns
     again = labeler(job, data)(chunk)  # as another actor would, after the first one's death
     assert part.stat().st_mtime_ns == written
-    assert {k: again[k] for k in ("rows", "rejected", "reason", "tokens")} == {
-        k: first[k] for k in ("rows", "rejected", "reason", "tokens")
-    }
-    assert again["kinds"] == []
+    assert [getattr(again, field) for field in ("rows", "rejected", "reason", "tokens")] == [
+        getattr(first, field) for field in ("rows", "rejected", "reason", "tokens")
+    ]
+    assert again.kinds == ()
 
 
 @pytest.mark.slow
 def test_the_same_chunk_gives_the_same_bytes(job, data):
-    [chunk] = chunks(job.prompts, 10, output=str(job.output))
+    [chunk] = job.chunks(10)
     labeler(job, data)(chunk)
-    part = job.output / part_name(chunk)
+    part = part_of(chunk)
     before = part.read_bytes()
     part.unlink()
     labeler(job, data)(chunk)
@@ -251,12 +253,11 @@ def test_the_same_chunk_gives_the_same_bytes(job, data):
 def test_threads_label_chunks_of_several_jobs_each_with_its_own_maker(job, data, experts, tokenizer, tmp_path):
     """Chunks come as Ray Data gives them to an actor that works on three at a time."""
     single = LabelJob(Voter(name="one", models=[str(tmp_path / "m0")], weights=[1.0]), job.prompts, tmp_path / "single")
-    jobs = [{"output": str(j.output.resolve()), "voter": j.voter.model_dump()} for j in (job, single)]
-    work = Labeler(jobs, data.model_dump(mode="json"), config().model_dump(mode="json"))
+    work = Labeler([job, single], data, config())
     waiting = [chunk for pair in zip(pending(job, 2), pending(single, 2), strict=True) for chunk in pair]
     errors: list[BaseException] = []
 
-    def run(mine: list[dict]) -> None:
+    def run(mine: list[LabelChunk]) -> None:
         try:
             for chunk in mine:
                 work(chunk)
@@ -272,17 +273,17 @@ def test_threads_label_chunks_of_several_jobs_each_with_its_own_maker(job, data,
     assert errors == []
     for one in (job, single):
         alone = LabelJob(one.voter, one.prompts, tmp_path / "alone" / one.voter.name)
-        [whole] = chunks(one.prompts, 10, output=str(alone.output))
+        [whole] = alone.chunks(10)
         labeler(alone, data)(whole)
         assert read_labels(one.output)["token_ids"].equals(read_labels(alone.output)["token_ids"])
 
 
 def test_the_part_of_a_chunk_whose_prompts_are_all_rejected_is_empty_and_says_that_it_is_done(job, data):
-    [chunk] = chunks(job.prompts, 10, output=str(job.output))
+    [chunk] = job.chunks(10)
     facts = labeler(job, data.model_copy(update={"max_prompt_tokens": 2}))(chunk)
-    assert (facts["rows"], facts["rejected"], facts["tokens"]) == (7, 7, 0)
+    assert (facts.rows, facts.rejected, facts.tokens) == (7, 7, 0)
     assert [len(pq.read_table(part)) for part in parts(job.output)] == [0]
-    assert len(pq.read_table(job.output / REJECTED / part_name(chunk))) == 7
+    assert len(pq.read_table(job.output / REJECTED / part_name(0))) == 7
     assert pending(job, 10) == []
 
 
@@ -290,8 +291,7 @@ def test_labels_are_read_by_pandas_and_datasets_while_others_are_written(job, da
     import datasets
     import pandas as pd
 
-    soft = config(soft_top_k=2).model_dump(mode="json")
-    work = Labeler([{"output": str(job.output), "voter": job.voter.model_dump()}], data.model_dump(mode="json"), soft)
+    work = Labeler([job], data, config(soft_top_k=2))
     first, second, _ = pending(job, 3)
     work(first)
     work(second)

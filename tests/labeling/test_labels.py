@@ -4,13 +4,13 @@ import pytest
 from ensemw2s.config import LabelingConfig
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import DataError
-from ensemw2s.labeling.labels import LabelJob, _Rate, check_rejected
+from ensemw2s.labeling.chunks import LabeledChunk, LabelJob
+from ensemw2s.labeling.labels import _Rate, check_rejected
 from ensemw2s.labeling.parts import REJECTED, REJECTED_SCHEMA, write_part
 
 
-def result(actor: str, rows: int, rejected: int = 0, proposed: int = 0, accepted: int = 0) -> dict:
-    counts = {"rows": rows, "rejected": rejected, "tokens": 6 * rows, "proposed": proposed, "accepted": accepted}
-    return {"actor": actor, "kinds": ["one pass"], **counts}
+def result(actor: str, rows: int, rejected: int = 0, proposed: int = 0, accepted: int = 0) -> LabeledChunk:
+    return LabeledChunk(rows, rejected, "", 6 * rows, actor, proposed, accepted, ("one pass",), began=0, ended=1)
 
 
 def test_the_note_says_how_fast_it_goes_and_how_long_it_will_take(monkeypatch):

@@ -24,9 +24,9 @@ def part(agreement: list[float], n_tokens: list[int], reasons: list[str], **more
 @pytest.fixture
 def folder(tmp_path):
     """Three parts, one of them empty, and three rejected prompts."""
-    write_part(part([1.0, 0.5], [3, 8], ["stop", "length"]), tmp_path / part_name({"start": 0}))
-    write_part(part([0.52], [3], ["stop"]), tmp_path / part_name({"start": 2}))
-    write_part(part([], [], []), tmp_path / part_name({"start": 4}))
+    write_part(part([1.0, 0.5], [3, 8], ["stop", "length"]), tmp_path / part_name(0))
+    write_part(part([0.52], [3], ["stop"]), tmp_path / part_name(2))
+    write_part(part([], [], []), tmp_path / part_name(4))
     for name, reasons in (
         ("input", ["line 3 is not JSON"]),
         ("part-1", ["40 tokens, 10 allowed", "9 tokens, 10 allowed"]),
@@ -59,12 +59,12 @@ def test_every_label_is_in_each_histogram_once(folder):
 
 
 def test_consistency_is_shown_where_labels_have_it(tmp_path):
-    write_part(part([1.0, 0.5], [3, 8], ["stop"] * 2, consistency=[0.25, 1.0]), tmp_path / part_name({"start": 0}))
+    write_part(part([1.0, 0.5], [3, 8], ["stop"] * 2, consistency=[0.25, 1.0]), tmp_path / part_name(0))
     assert sum(summarise(tmp_path)["histograms"]["consistency"]["counts"]) == 2
 
 
 def test_a_folder_with_no_labels_has_a_summary_too(tmp_path):
-    write_part(part([], [], []), tmp_path / part_name({"start": 0}))
+    write_part(part([], [], []), tmp_path / part_name(0))
     facts = write_summary(tmp_path)
     assert facts == json.loads((tmp_path / SUMMARY).read_text())
     assert (facts["labels"], facts["means"], facts["histograms"]) == (0, {}, {})

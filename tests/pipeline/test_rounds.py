@@ -52,7 +52,8 @@ class Script:
         self.graph = build_graph(self.config)
         self.lanes = self
         self.progress = self
-        self.actors, self.vocabulary = 1, 64
+        self.pool = self.reading = None
+        self.vocabulary = 64
         self.said: list[str] = []
         self.trained: list[Any] = []
         self.scored: list[list[str]] = []

@@ -33,7 +33,7 @@ def context(folder: Path, **ensemble: Any) -> Any:
     pq.write_table(pa.Table.from_pylist(rows, schema=TOKENS_SCHEMA), folder / "easy_validation.parquet")
     graph = SimpleNamespace(tokens=SimpleNamespace(path=folder), expert_folder=lambda name: folder / name)
     config = SimpleNamespace(ensemble=EnsembleConfig(**ensemble), labeling=LabelingConfig())
-    return SimpleNamespace(config=config, graph=graph, actors=1, progress=None)
+    return SimpleNamespace(config=config, graph=graph, pool=None, reading=None, progress=None)
 
 
 @pytest.fixture
