@@ -45,9 +45,14 @@ format: setup  ## Format the code and mend what ruff can mend.
 
 lint: check  ## Format, lint and types, changing nothing.
 
-docs: setup  ## Write docs/config.md from ensemw2s/config/.
+docs: setup  ## Write the generated pages and build the site into site/, strictly.
 	$(BIN)/python -m ensemw2s.config.docs > $(VENV)/config.md
 	mv $(VENV)/config.md docs/config.md
+	$(BIN)/python docs/refresh_results.py docs/studies/*.json
+	$(BIN)/python docs/refresh_costs.py
+	$(BIN)/python benchmarks/tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: open site/index.html"
 
 lock: setup  ## Write constraints.txt from what .venv holds.
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude pip --exclude-editable; } \
@@ -56,7 +61,7 @@ lock: setup  ## Write constraints.txt from what .venv holds.
 	touch $(STAMP)
 
 clean:  ## Remove .venv, caches and build output; runs/ stays.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -type d -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/README.md from the JSON in benchmarks/results.
+"""Writes the tables of docs/benchmarks.md from the JSON in benchmarks/results.
 
 python benchmarks/tables.py
 """
@@ -218,7 +218,7 @@ def main() -> None:
 
 def replace(kind: str, lines: list[str]) -> None:
     """Puts lines between the marks of a kind."""
-    page = HERE / "README.md"
+    page = HERE.parent / "docs" / "benchmarks.md"
     first, last = f"<!-- {kind} tables -->", f"<!-- end of {kind} tables -->"
     text = page.read_text(encoding="utf-8")
     body = f"{first}\n\n" + "\n".join(lines) + f"\n{last}"

@@ -1,4 +1,4 @@
-"""Writes what the commands of cluster/README.md print below them, so that no figure there is typed.
+"""Writes what the commands of docs/costs.md print below them, so that no figure there is typed.
 
     python docs/refresh_costs.py
 
@@ -21,14 +21,13 @@ from typer.testing import CliRunner
 from ensemw2s.cli.main import app
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "cluster" / "README.md"
-SECTION = re.compile(r"## What a run costs, before it runs\n(.*?)(?=\n## |\Z)", re.DOTALL)
+PAGE = ROOT / "docs" / "costs.md"
 BLOCK = re.compile(r"<!-- output: (.*?) -->\n```text\n(.*?)```\n<!-- end of output -->", re.DOTALL)
 
 
 @contextlib.contextmanager
 def example(text: str) -> Iterator[None]:
-    """A working folder with what the section's blocks make: its Python is run, its cluster is written to a file."""
+    """A working folder with what the page's blocks make: its Python is run, its cluster is written to a file."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -55,7 +54,7 @@ def printed(command: str) -> str:
 
 
 def outputs(text: str) -> dict[str, tuple[str, str]]:
-    """Every command of the section, with what stands there and what it prints."""
+    """Every command of the page, with what stands there and what it prints."""
     with example(text):
         return {command: (shown, printed(command)) for command, shown in BLOCK.findall(text)}
 
@@ -63,9 +62,7 @@ def outputs(text: str) -> dict[str, tuple[str, str]]:
 def main() -> None:
     """Refreshes the page."""
     page = PAGE.read_text(encoding="utf-8")
-    found = SECTION.search(page)
-    assert found is not None, f"{PAGE} has no section about costs"
-    fresh = outputs(found[1])
+    fresh = outputs(page)
     page = BLOCK.sub(lambda m: f"<!-- output: {m[1]} -->\n```text\n{fresh[m[1]][1]}```\n<!-- end of output -->", page)
     PAGE.write_text(page, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Writes the figures of a finished run into README.md and copies its picture, so that no number there is typed.
+"""Writes the figures of a finished run into README.md and docs/index.md and copies its picture: no number is typed.
 
     python docs/refresh_readme.py runs/quickstart
 
@@ -41,20 +41,22 @@ def block(results: dict[str, Any], picture: str) -> str:
 
 
 def main(run: Path) -> None:
-    """Refreshes the figures of one run."""
+    """Refreshes the figures of one run on both pages."""
     results = store.read_json(run / "results.json")
-    readme = ROOT / "README.md"
     marks = rf"(<!-- figures: {re.escape(results['name'])} -->\n)(?:.*?\n)?(<!-- end of figures -->)"
-    figures = block(results, "docs/images/systems.png")
-    text, found = re.subn(
-        marks, lambda m: f"{m[1]}{figures}\n{m[2]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL
-    )
-    if found != 1:
-        raise SystemExit(f"{readme} has {found} blocks for {results['name']}, expected one")
-    images = ROOT / "docs" / "images"
+    for page, picture in (
+        (ROOT / "README.md", "docs/images/systems.png"),
+        (ROOT / "docs" / "index.md", "images/systems.png"),
+    ):
+        figures = block(results, picture)
+        text = page.read_text(encoding="utf-8")
+        text, found = re.subn(marks, lambda m, new=figures: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(f"{page} has {found} blocks for {results['name']}, expected one")
+        page.write_text(text, encoding="utf-8")
+    images = docs / "images"
     images.mkdir(exist_ok=True)
     shutil.copyfile(run / "plots" / "systems.png", images / "systems.png")
-    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ WHOLE = {
     "test_e2e*.py": "the pipeline from the command line to the report",
     "test_acceptance*.py": "the promises of the README",
     "test_benchmarks.py": "benchmarks/",
+    "test_docs.py": "the README, the pages and the site that is built from them",
     "test_faults*.py": "real kills of a whole run",
     "test_image.py": "cluster/Dockerfile",
     "test_api.py": "what `from ensemw2s import ...` gives",

@@ -55,7 +55,7 @@ class FewRowsLinear(nn.Module):
     """A linear layer on a CPU: for a handful of rows the product is formed from the weights' side.
 
     Matrix products of 2 to 16 rows in float32 take up to 2.7 times as long as those of the transposed problem, whose
-    long side is the one that libraries divide among threads (benchmarks/README.md has the measurement).
+    long side is the one that libraries divide among threads (docs/benchmarks.md has the measurement).
     """
 
     MOST = 16

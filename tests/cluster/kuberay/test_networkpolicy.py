@@ -61,7 +61,7 @@ def test_every_container_has_bounds_and_an_image_by_its_digest(templates):
 
 
 def test_the_page_has_the_line_that_fills_in_the_image():
-    page = (Path(__file__).parents[3] / "cluster/README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/cluster.md").read_text(encoding="utf-8")
     assert "sed -i 's|REPOSITORY@sha256:DIGEST|" in page
     assert "redis@sha256:REDIS-DIGEST" in page
 
