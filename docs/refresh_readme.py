@@ -44,10 +44,8 @@ def main(run: Path) -> None:
     """Refreshes the figures of one run on both pages."""
     results = store.read_json(run / "results.json")
     marks = rf"(<!-- figures: {re.escape(results['name'])} -->\n)(?:.*?\n)?(<!-- end of figures -->)"
-    for page, picture in (
-        (ROOT / "README.md", "docs/images/systems.png"),
-        (ROOT / "docs" / "index.md", "images/systems.png"),
-    ):
+    docs = ROOT / "docs"
+    for page, picture in ((ROOT / "README.md", "docs/images/systems.png"), (docs / "index.md", "images/systems.png")):
         figures = block(results, picture)
         text = page.read_text(encoding="utf-8")
         text, found = re.subn(marks, lambda m, new=figures: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL)
