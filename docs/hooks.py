@@ -1,6 +1,7 @@
-"""MkDocs hook: writes the reference of the command line while the site is built, from the commands themselves.
+"""MkDocs hook: writes two pages of the reference while the site is built.
 
-The commands of `ensemw2s.cli.main` come in, the page cli.md goes out. It is not stored, so it cannot be out of date.
+The commands of `ensemw2s.cli.main` become cli.md, the variables of `ensemw2s.env` become environment.md. They are not
+stored, so they cannot be out of date.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.main import get_command
 
+from ensemw2s import env
 from ensemw2s.cli.main import app
 
 INTRODUCTION = """\
@@ -31,8 +33,9 @@ command.
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the generated page to those on disk."""
+    """Adds the generated pages to those on disk."""
     files.append(File.generated(config, "cli.md", content=page()))
+    files.append(File.generated(config, "environment.md", content=f"# Environment variables\n\n{env.table()}"))
     return files
 
 

@@ -27,7 +27,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-VARIABLE = "ENSEMW2S_FAULTS"
+from ensemw2s import env
+
+VARIABLE = env.FAULTS.name
 """Names the folder with the plan; not set: there are no faults."""
 
 POINTS = {
@@ -89,7 +91,7 @@ def reach(point: str) -> None:
     Raises:
         OSError: If the plan says so.
     """
-    if (folder := os.environ.get(VARIABLE)) is not None:
+    if (folder := env.FAULTS.get()) is not None:
         _reach(Path(folder), point)
 
 

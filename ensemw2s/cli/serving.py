@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ensemw2s import env
 from ensemw2s.cli import options
 from ensemw2s.cli.outcome import before_work, outcome, say
 from ensemw2s.errors import ConfigError
@@ -108,7 +109,7 @@ def ask(
     seed: Annotated[
         int | None, typer.Option(show_default=False, help="Seed of the sampling, to get the same answer again.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="ENSEMW2S_API_KEY", show_default=False, help="API key.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar=env.API_KEY.name, show_default=False, help="API key.")] = None,
     debug: options.Debug = False,
 ) -> None:
     """Ask a running endpoint, and print the answer as it comes.

@@ -6,30 +6,27 @@ A config goes in; a connection comes out, with what its nodes have.
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import env
 from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources, with_autoscaling
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.storage import remote
 
-RETRY_DELAY_MS = 3000
-"""Time between two tries of a task; with `stream.RETRIES` more than Ray takes to give up a node that is silent."""
-
 
 def cluster_address(config: ClusterConfig) -> str | None:
     """Address of the cluster to join; none: start a Ray here."""
-    return config.address or os.environ.get("RAY_ADDRESS") or None
+    return config.address or env.RAY_ADDRESS.get()
 
 
 def is_job() -> bool:
     """Whether this process is the driver of a Ray job, whose working folder is a copy that other nodes do not see."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return env.RAY_JOB.get() is not None
 
 
 def check_lasting(path: str | Path, name: str) -> None:
@@ -65,9 +62,9 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
 
     joined = ray.is_initialized()
     if not joined:
-        # A task whose actor cannot be reached is tried again at once, and has no tries left by the time that the
-        # cluster knows its node to be dead.
-        os.environ.setdefault("RAY_task_retry_delay_ms", str(RETRY_DELAY_MS))
+        # Else a task whose actor cannot be reached is tried again at once, and has no tries left (`pool.RETRIES`)
+        # by the time that the cluster knows its node to be dead.
+        env.RAY_RETRY_DELAY.set_default()
         where = cluster_address(config)
         common: dict[str, Any] = {
             "log_to_driver": debug,
@@ -78,12 +75,8 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
                 ray.init(address=where, **common)
             else:
                 local = local_resources(config)
-                # a process for each training run that looks out for notices which a lone machine never gets
-                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-                # a lane is five small processes: no warning about that on a machine with two cores
-                os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-                # pooled processes that have imported what decodes outlive the training between two rounds
-                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+                for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
+                    setting.set_default()
                 ray.init(
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),
@@ -115,10 +108,8 @@ def current_resources(config: ClusterConfig) -> Resources:
 
 def _quiet(debug: bool) -> None:
     """Settings that Ray reads from the environment, before it is imported."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for setting in (env.RAY_NO_GPU, env.RAY_STATE, env.RAY_METRICS, env.RAY_USAGE):
+        setting.set_default()
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning)
 

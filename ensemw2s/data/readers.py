@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from ensemw2s import env
 from ensemw2s.config import FilesSource, HuggingFaceSource, ReasoningGymSource
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import DataError
@@ -112,7 +112,7 @@ class ReasoningGymReader:
 
     def sample(self, part: Part) -> Iterator[OriginRow]:
         """One row of the part."""
-        if self.source.dataset in _HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+        if self.source.dataset in _HASH_ORDERED and (env.HASH_SEED.get() or "random") == "random":
             logger.warning(
                 "reasoning_gym data set %s gives other rows in each process unless PYTHONHASHSEED is set (to 0, say)",
                 self.source.dataset,

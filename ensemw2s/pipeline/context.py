@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from ensemw2s import faults
 from ensemw2s.boosting.scoring import Reading
-from ensemw2s.cluster import stage_metrics
 from ensemw2s.cluster.pool import Pool
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.models.info import model_info
 from ensemw2s.pipeline.graph import Graph
-from ensemw2s.progress import Progress
+from ensemw2s.progress import Progress, stage_metrics
 
 if TYPE_CHECKING:
     from ensemw2s.training.launch import Lanes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ensemw2s import env
 from ensemw2s.cluster.connect import check_lasting, cluster_address
 from ensemw2s.cluster.resources import local_resources, plan_resources
 from ensemw2s.config import Config, ModelConfig
@@ -50,7 +51,7 @@ def check_storage(config: Config) -> None:
         ResourceError: If it cannot be written, or object storage cannot be reached.
     """
     check_lasting(config.storage, "storage")
-    elsewhere = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    elsewhere = config.tracking.uri or env.MLFLOW_URI.get()
     if config.tracking.kind == "mlflow" and "://" in config.storage and not elsewhere:
         raise ConfigError(f"tracking.kind mlflow with storage {config.storage} needs a server: set tracking.uri")
     folder = run_directory(config)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import env
 from ensemw2s.boosting.masks import RoundWeights
 from ensemw2s.config import Recipe
 from ensemw2s.pipeline.graph import Base, Expert, Graph, Student
@@ -102,7 +102,7 @@ def tracking_of(graph: Graph, name: str) -> Tracking | None:
         return None
     place = _absolute(graph.root / "tensorboard" / name)
     if wanted.kind == "mlflow":
-        place = wanted.uri or os.environ.get("MLFLOW_TRACKING_URI") or _absolute(graph.root / "mlflow")
+        place = wanted.uri or env.MLFLOW_URI.get() or _absolute(graph.root / "mlflow")
     return Tracking(kind=wanted.kind, place=place, experiment=graph.config.name, name=name, every=wanted.every)
 
 

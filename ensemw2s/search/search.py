@@ -6,12 +6,12 @@ Tune decides which points are tried and which trials go on; what a trial does is
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ensemw2s import env
 from ensemw2s.cluster.connect import cluster_address, connect
 from ensemw2s.cluster.resources import DRIVER, ResourcePlan, Resources, plan_resources
 from ensemw2s.config import Config
@@ -211,7 +211,7 @@ def _tune(
     )
     home = remote.for_ray(folder)
     place = f"{home}/{EXPERIMENT}"
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table, which `verbose` alone does not silence
+    env.RAY_TUNE_OUTPUT.set_default()  # `verbose` alone does not silence it
     if not debug:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is reported with the trial
         warnings.filterwarnings("ignore", message="The reported value is ignored")  # of a trial that began again

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from ensemw2s import env
 from ensemw2s.errors import ConfigError
 from ensemw2s.serving.api import Gate, make_api
 from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Refused
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ensemw2s.ensemble.engine import Engine
     from ensemw2s.serving.hosted import HostedModel
 
-KEYS_VARIABLE = "ENSEMW2S_API_KEYS"
 
 ONE_LOOP = {
     "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
@@ -172,7 +171,7 @@ def api_keys(file: str | None) -> list[str]:
     Raises:
         ConfigError: If there is a file and it cannot be read, or holds no key.
     """
-    keys = os.environ.get(KEYS_VARIABLE, "").split(",")
+    keys = (env.API_KEYS.get() or "").split(",")
     if file is not None:
         try:
             lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()

@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemw2s import env
 from ensemw2s.errors import ArtifactError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def local(place: str | Path) -> Path:
 
 
 def _root() -> Path:
-    return Path(os.environ.get("ENSEMW2S_SCRATCH") or tempfile.gettempdir()).expanduser().absolute() / _MIRROR
+    return Path(env.SCRATCH.get() or tempfile.gettempdir()).expanduser().absolute() / _MIRROR
 
 
 def uri(path: str | Path) -> str | None:
@@ -355,7 +356,7 @@ def _filesystem(scheme: str, bucket: str) -> FileSystem:
     from pyarrow import fs
 
     if scheme == "az":
-        return fs.AzureFileSystem(account_name=_account(), account_key=os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"))
+        return fs.AzureFileSystem(account_name=_account(), account_key=env.AZURE_KEY.get())
     # without the option a small object takes three requests
     found: FileSystem
     found, _ = fs.FileSystem.from_uri(f"{scheme}://{bucket}" + ("?allow_delayed_open=true" if scheme == "s3" else ""))
@@ -363,10 +364,9 @@ def _filesystem(scheme: str, bucket: str) -> FileSystem:
 
 
 def _account() -> str:
-    try:
-        return os.environ["AZURE_STORAGE_ACCOUNT_NAME"]
-    except KeyError:
-        raise ResourceError("az:// needs AZURE_STORAGE_ACCOUNT_NAME in the environment") from None
+    if (account := env.AZURE_ACCOUNT.get()) is None:
+        raise ResourceError(f"az:// needs {env.AZURE_ACCOUNT.name} in the environment")
+    return account
 
 
 @contextmanager

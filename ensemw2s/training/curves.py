@@ -7,12 +7,12 @@ nothing reads them back, and a tracking server that does not answer stops no tra
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ensemw2s import env
 from ensemw2s.storage import remote
 from ensemw2s.training.spec import Tracking
 
@@ -106,7 +106,7 @@ class _Mlflow:
 
     def __init__(self, tracking: Tracking, after: int) -> None:
         if "://" not in tracking.place:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder was asked for
+            env.MLFLOW_FILES.set_default()  # a folder was asked for
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=tracking.place)

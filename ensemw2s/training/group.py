@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 
 import torch
 import torch.distributed as dist
 
+from ensemw2s import env
+
 
 def best_device() -> torch.device:
     """This worker's GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        device = torch.device("cuda", int(env.LOCAL_RANK.get() or 0) % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
     return torch.device("cpu")
@@ -27,9 +28,9 @@ def join(device: torch.device) -> None:
     if device.type == "cpu":
         # the shared-memory all-reduce would be compiled at the first start; gloo does without
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(key, value)
-    if not dist.is_initialized() and os.environ["WORLD_SIZE"] == "1":
+    for setting in (env.RANK, env.LOCAL_RANK, env.WORLD_SIZE, env.MASTER_ADDR):
+        setting.set_default()
+    if not dist.is_initialized() and env.WORLD_SIZE.get() == "1":
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
         )
@@ -45,6 +46,6 @@ def leave() -> None:
 
 
 def _quiet() -> None:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    env.DS_ACCELERATOR.set_default("cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -11,8 +11,8 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ensemw2s.cluster import stage_metrics
-from ensemw2s.progress import LOG
+from ensemw2s.env import LOG
+from ensemw2s.progress import stage_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 

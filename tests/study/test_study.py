@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ensemw2s.cluster import stage_metrics
 from ensemw2s.config.study import StudyConfig
+from ensemw2s.env import LOG
 from ensemw2s.errors import DataError, StudyError
 from ensemw2s.pipeline.context import Context
-from ensemw2s.progress import LOG, Progress
+from ensemw2s.progress import Progress, stage_metrics
 from ensemw2s.study import study as studies
 from ensemw2s.study.cells import expand
 
@@ -53,7 +53,7 @@ def test_lines_for_machines_and_metrics_say_which_cell_they_are_about(tmp_path, 
     monkeypatch.setattr(stage_metrics, "running", running)
     monkeypatch.setattr(studies, "connect", lambda *_, **__: nullcontext("2 CPUs"))
     monkeypatch.setattr(studies._Workshop, "run", work)
-    monkeypatch.setenv(LOG, "json")
+    monkeypatch.setenv(LOG.name, "json")
     with pytest.raises(StudyError, match="no room"):
         studies.run(wanted, progress=Progress(Console(file=out)))
     assert told == [("s/base.default.0", "data"), ("s/base.default.1", "data")]

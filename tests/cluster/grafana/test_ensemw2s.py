@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from ensemw2s.cluster import stage_metrics
 from ensemw2s.ensemble.engine import Counters
+from ensemw2s.progress import stage_metrics
 from ensemw2s.serving.metrics import ReplicaMetrics, merged
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from ensemw2s.serving.app import KEYS_VARIABLE
+from ensemw2s import env
 from ensemw2s.serving.settings import ServeSettings
 
 
@@ -55,5 +55,5 @@ def test_keys_of_clients_come_from_a_secret_wherever_a_front_may_be(service):
     spec = service["spec"]["rayClusterConfig"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         [variable] = group["template"]["spec"]["containers"][0]["env"]
-        assert variable["name"] == KEYS_VARIABLE
+        assert variable["name"] == env.API_KEYS.name
         assert variable["valueFrom"]["secretKeyRef"]["optional"], "an endpoint without keys is a choice"

@@ -7,7 +7,6 @@ stage it is about.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from ensemw2s import env
 from ensemw2s.errors import ConfigError
-
-LOG = "ENSEMW2S_LOG"
-"""Environment variable: `json` for lines that are JSON objects, `text` or nothing for lines to read."""
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines about the same task."""
@@ -40,9 +37,9 @@ def wants_json() -> bool:
     Raises:
         ConfigError: If the environment says something else than json or text.
     """
-    wanted = os.environ.get(LOG) or "text"
+    wanted = env.LOG.get() or "text"
     if wanted not in ("json", "text"):
-        raise ConfigError(f"{LOG} is {wanted}; expected json or text")
+        raise ConfigError(f"{env.LOG.name} is {wanted}; expected json or text")
     return wanted == "json"
 
 

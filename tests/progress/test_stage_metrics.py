@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from ensemw2s.cluster import stage_metrics
+from ensemw2s.progress import stage_metrics
 
 
 class Gauge:

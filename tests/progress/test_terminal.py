@@ -7,13 +7,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
+from ensemw2s.env import LOG
 from ensemw2s.errors import ConfigError
-from ensemw2s.progress import LOG, PLAIN_INTERVAL, Progress
+from ensemw2s.progress import Progress
+from ensemw2s.progress.terminal import PLAIN_INTERVAL
 
 
 @pytest.fixture(autouse=True)
 def _as_text(monkeypatch):
-    monkeypatch.delenv(LOG, raising=False)
+    monkeypatch.delenv(LOG.name, raising=False)
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_square_brackets_in_names_are_no_markup(plain, terminal, name):
 @pytest.fixture
 def collected(monkeypatch):
     """Progress for machines, and what they have read of it."""
-    monkeypatch.setenv(LOG, "json")
+    monkeypatch.setenv(LOG.name, "json")
     out = io.StringIO()
     progress = Progress(Console(file=out, width=40, force_terminal=True))
     progress.run = "study"
@@ -187,6 +189,6 @@ def test_tables_do_not_come_between_lines_for_machines(collected):
 
 
 def test_another_form_than_json_and_text_is_refused(monkeypatch):
-    monkeypatch.setenv(LOG, "yaml")
+    monkeypatch.setenv(LOG.name, "yaml")
     with pytest.raises(ConfigError, match="ENSEMW2S_LOG is yaml; expected json or text"):
         Progress()

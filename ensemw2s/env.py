@@ -1,0 +1,121 @@
+"""Every environment variable that this package reads or sets, and what it does. No other module touches them.
+
+What the libraries below read for themselves (credentials of object storage, `HF_HOME`, `CUDA_VISIBLE_DEVICES`) is in
+their own manuals.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable.
+
+    Attributes:
+        name: Its name.
+        does: What it does, in a sentence for people.
+    """
+
+    name: str
+    does: str
+
+    def get(self) -> str | None:
+        """Its value; None if it is not set or empty."""
+        return os.environ.get(self.name) or None
+
+
+@dataclass(frozen=True)
+class Setting(Variable):
+    """A variable that is set for a library, unless the user has set it.
+
+    Attributes:
+        name: Its name.
+        does: Why it is set.
+        value: What it is set to; None: it depends, and whoever sets it says so.
+    """
+
+    value: str | None = None
+
+    def set_default(self, value: str | None = None) -> None:
+        """Sets it, unless it is set; for this process and those that it starts."""
+        chosen = self.value if value is None else value
+        assert chosen is not None, f"{self.name} has no value of its own"
+        os.environ.setdefault(self.name, chosen)
+
+
+LOG = Variable("ENSEMW2S_LOG", "`json`: every line of progress is a JSON object. `text` (default): lines to read.")
+SCRATCH = Variable(
+    "ENSEMW2S_SCRATCH",
+    "Folder for local copies of what lies in object storage. Default: the folder for temporary files. "
+    "The same on all nodes.",
+)
+API_KEY = Variable("ENSEMW2S_API_KEY", "API key that `ensemw2s ask` sends to an endpoint.")
+API_KEYS = Variable("ENSEMW2S_API_KEYS", "API keys that an endpoint accepts, separated by commas.")
+FAULTS = Variable("ENSEMW2S_FAULTS", "Folder with a plan of faults. Only tests set it.")
+RAY_ADDRESS = Variable("RAY_ADDRESS", "Cluster to join where `cluster.address` names none.")
+RAY_JOB = Variable(
+    "RAY_JOB_CONFIG_JSON_ENV_VAR", "Set by Ray in the driver of a job: relative paths are refused there."
+)
+MLFLOW_URI = Variable("MLFLOW_TRACKING_URI", "MLflow's server where `tracking.uri` names none.")
+AZURE_ACCOUNT = Variable("AZURE_STORAGE_ACCOUNT_NAME", "Storage account of `az://` paths.")
+AZURE_KEY = Variable("AZURE_STORAGE_ACCOUNT_KEY", "Its key. Default: the identity of the machine.")
+HASH_SEED = Variable(
+    "PYTHONHASHSEED", "Some data sets of reasoning_gym differ between processes unless it is set; a warning says so."
+)
+LOCAL_RANK = Setting("LOCAL_RANK", "Number of a training worker on its node: its GPU.", "0")
+RANK = Setting("RANK", "Number of a training worker.", "0")
+WORLD_SIZE = Setting("WORLD_SIZE", "Number of training workers.", "1")
+MASTER_ADDR = Setting("MASTER_ADDR", "Address of the first training worker.", "127.0.0.1")
+DS_ACCELERATOR = Setting("DS_ACCELERATOR", "Device of DeepSpeed: `cuda` if torch finds a GPU, else `cpu`.")
+MLFLOW_FILES = Setting("MLFLOW_ALLOW_FILE_STORE", "MLflow may write into a folder, as `tracking` asks for.", "true")
+RAY_RETRY_DELAY = Setting(
+    "RAY_task_retry_delay_ms",
+    "Milliseconds between two tries of a task: long enough to learn that a silent node is lost.",
+    "3000",
+)
+RAY_WATCHER = Setting(
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+    "No process per training run that waits for notices which a lone machine never gets.",
+    "0",
+)
+RAY_STARTS = Setting(
+    "RAY_worker_maximum_startup_concurrency",
+    "Processes that may start at the same time on a lone machine: a training lane is five small ones.",
+    "16",
+)
+RAY_IDLE = Setting(
+    "RAY_idle_worker_killing_time_threshold_ms",
+    "Milliseconds after which an idle process ends on a lone machine: longer than the training between two rounds.",
+    "600000",
+)
+RAY_NO_GPU = Setting(
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "Ray leaves CUDA_VISIBLE_DEVICES alone where it gives no GPU.", "0"
+)
+RAY_STATE = Setting("RAY_TRAIN_ENABLE_STATE_TRACKING", "No actor that tracks the state of trainings.", "0")
+RAY_METRICS = Setting("RAY_TRAIN_METRICS_ENABLED", "No metrics of Ray Train.", "0")
+RAY_USAGE = Setting("RAY_USAGE_STATS_ENABLED", "Ray reports no usage to its makers.", "0")
+RAY_TUNE_OUTPUT = Setting("RAY_AIR_NEW_OUTPUT", "Tune prints no table of its own beside that of the search.", "0")
+
+VARIABLES = tuple(found for found in globals().values() if isinstance(found, Variable))
+"""All of them: those that are read, then those that are set."""
+
+
+def table() -> str:
+    """All variables as two tables in Markdown."""
+    read = [f"| `{v.name}` | {v.does} |" for v in VARIABLES if not isinstance(v, Setting)]
+    fixed = [
+        f"| `{v.name}` | {f'`{v.value}`' if v.value else ''} | {v.does} |" for v in VARIABLES if isinstance(v, Setting)
+    ]
+    return "\n".join(
+        [
+            "## Variables that are read\n\n| Variable | What it does |\n|---|---|",
+            *read,
+            "\n## Variables that are set for libraries, unless you set them\n",
+            "| Variable | Value | Why |\n|---|---|---|",
+            *fixed,
+            "",
+        ]
+    )
