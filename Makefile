@@ -3,13 +3,16 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-long check format lint docs lock clean
+.PHONY: help setup demo test test-fast test-long check browser format lint docs wheel lock clean
 
 # The interpreter behind .venv, 3.11 or 3.12: `make setup PYTHON=/some/python` chooses another one.
 PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
+UNTESTED := make: the page in the browser was not tested, because there is no Chromium here. To test it, install Chromium \
+	(Debian, Ubuntu: apt-get install chromium), then run .venv/bin/pytest tests/serving/test_ui.py
 UNITS := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
 # Unit tests side by side; what starts processes of its own has the machine to itself.
 UNIT := $(BIN)/pytest -n auto --dist loadfile -q
@@ -21,23 +24,30 @@ help:  ## List the targets.
 setup: $(STAMP)  ## Make .venv from the pinned versions (once; again when they change).
 
 demo: setup  ## Run the whole pipeline on the embedded default; ends with a table and report.html.
-	$(BIN)/ensemw2s run configs/quickstart.yaml $(ARGS)
+	$(BIN)/ensemw2s run quickstart $(ARGS)
 
-test: check  ## Format, lint, types and every test but the long ones and those for a GPU.
+test: check browser  ## Format, lint, types and every test but the long ones and those for a GPU.
 	$(UNIT) -m "$(UNITS)" $(ARGS)
 	$(BIN)/pytest -m "not long and $(REST)" $(ARGS)
+	@{ $(CHROMIUM); } >/dev/null || echo "$(UNTESTED)"
 
 test-fast: check  ## The same without Ray, the pipeline and what takes seconds: a minute.
 	$(UNIT) -m "not slow and $(UNITS)" $(ARGS)
 
-test-long: check  ## Every test but those for a GPU, the slow suites too.
+test-long: check browser  ## Every test but those for a GPU, the slow suites too.
 	$(UNIT) -m "$(UNITS)" $(ARGS)
 	$(BIN)/pytest -m "$(REST)" $(ARGS)
+	@{ $(CHROMIUM); } >/dev/null || echo "$(UNTESTED)"
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers auto
+
+browser:  # installs Chromium where it may; where it may not, the tests that need it are skipped
+	@{ $(CHROMIUM); } >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update --quiet && DEBIAN_FRONTEND=noninteractive \
+		apt-get install --quiet --yes --no-install-recommends chromium || true; fi
 
 format: setup  ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
@@ -53,6 +63,9 @@ docs: setup  ## Write the generated pages and build the site into site/, strictl
 	$(BIN)/python benchmarks/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "docs: open site/index.html"
+
+wheel: setup  ## Build the wheel into dist/.
+	$(BIN)/pip wheel . --no-deps --no-build-isolation --quiet --disable-pip-version-check --wheel-dir dist
 
 lock: setup  ## Write constraints.txt from what .venv holds.
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude pip --exclude-editable; } \

@@ -1,11 +1,13 @@
 """What `from ensemw2s import ...` gives, and that it costs nothing before it is used."""
 
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ensemw2s
 
@@ -61,3 +63,22 @@ def test_a_saved_ensemble_answers(tmp_path: Path) -> None:
     prompt = ensemble.tokenizer("sort 3 1").input_ids
     [(index, answer)] = Engine(ensemble.model, slots=8).run([Request(prompt, max_new_tokens=4)])
     assert (index, len(answer.token_ids), answer.votes.shape) == (0, 4, (4, 2))
+
+
+def test_the_version_stands_in_the_changelog_and_in_the_citation() -> None:
+    root = Path(__file__).parent.parent
+    assert f"\n## [{ensemw2s.__version__}] - " in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == ensemw2s.__version__
+    assert f"## [{ensemw2s.__version__}] - {citation['date-released']}" in (root / "CHANGELOG.md").read_text()
+
+
+def test_what_github_reads_is_yaml() -> None:
+    github = Path(__file__).parent.parent / ".github"
+    workflow = yaml.safe_load((github / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    targets = re.findall(r"^([a-z-]+):", (github.parent / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {command.split()[1] for command in commands if command.startswith("make ")} <= set(targets)
+    assert {command.split()[0] for command in commands} == {"make", ".ci/plan", "git"}
+    for form in (github / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(form.read_text(encoding="utf-8"))
