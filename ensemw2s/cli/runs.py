@@ -9,7 +9,7 @@ import typer
 
 from ensemw2s.cli import options
 from ensemw2s.cli.outcome import Output, before_work, outcome, say
-from ensemw2s.errors import ArtifactError, ConfigError
+from ensemw2s.errors import ConfigError
 from ensemw2s.storage import remote
 
 
@@ -247,17 +247,15 @@ def report(
         ensemw2s report runs/quickstart
     """
     with outcome(debug=debug):
+        from ensemw2s.evaluation.records import RunResults
         from ensemw2s.evaluation.report import print_table, write_report
-        from ensemw2s.storage import store
 
         path = run_dir / "results.json"
         if not remote.exists(path):
             raise ConfigError(
                 f"{remote.shown(run_dir)} has no results.json; a run writes it at its end (ensemw2s run CONFIG)"
             )
-        results = store.read_json(path)
-        if not isinstance(results, dict) or not isinstance(results.get("systems"), dict):
-            raise ArtifactError(f"{remote.shown(path)} is not the results.json of a run: it has no systems")
+        results = RunResults.read(path)
         html = write_report(results, run_dir)
         print_table(results, Output())
         say(f"\nreport: {remote.shown(html)}")

@@ -222,7 +222,6 @@ def evaluate(given: EvaluateOptions, debug: options.Debug = False) -> None:
         from ensemw2s.cluster.connect import check_lasting
         from ensemw2s.evaluation import saved
         from ensemw2s.progress import Progress
-        from ensemw2s.storage import store
 
         source = given.source(answer=given.answer_column, choices=given.choices_column)
         settings, json = given.settings(given.model, source), given.json
@@ -238,7 +237,7 @@ def evaluate(given: EvaluateOptions, debug: options.Debug = False) -> None:
         saved.print_figures(found, Output())
         if json is not None:
             json.parent.mkdir(parents=True, exist_ok=True)  # of a copy
-            store.put_json(json, found)
+            found.to_file(json)
 
 
 def models(

@@ -7,12 +7,12 @@ be checked by hand. Fractions stay fractions (0.05); only the report writes them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ensemw2s.errors import DataError
+from ensemw2s.evaluation.records import AgreementBin, Difference, Metrics, Pgr
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -69,7 +69,7 @@ def verdict(lo: float, hi: float) -> str:
     return "worse" if hi < 0 else "no difference"
 
 
-def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed: int) -> dict[str, Any]:
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed: int) -> Difference:
     """Mean of a − b over the same examples; resampling pairs cancels what makes an example hard for both.
 
     Args:
@@ -79,15 +79,14 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed:
         seed: Seed of the resamples.
 
     Returns:
-        `difference`, `ci95` [lo, hi] (in the unit of the values) and `verdict` on a: better, worse, no difference.
+        The mean difference and its interval, in the unit of the values.
 
     Raises:
         DataError: When the arrays are empty or of different lengths, or a value is not finite.
     """
     left, right = _same_length(a=a, b=b)
     difference = left - right
-    lo, hi = interval(difference, samples=samples, seed=seed)
-    return {"difference": float(difference.mean()), "ci95": [lo, hi], "verdict": verdict(lo, hi)}
+    return Difference(difference=float(difference.mean()), ci95=interval(difference, samples=samples, seed=seed))
 
 
 def metrics(
@@ -100,8 +99,8 @@ def metrics(
     option_correct: npt.ArrayLike | None = None,
     samples: int,
     seed: int,
-) -> dict[str, Any]:
-    """The METRICS of one system on one split.
+) -> Metrics:
+    """The figures of one system on one split.
 
     Args:
         exact: Array [n], bool: the decoded answer is the true one.
@@ -114,9 +113,7 @@ def metrics(
         seed: Seed of the resamples.
 
     Returns:
-        `exact_match`, `forced_exact_match`, `token_accuracy` (share of tokens), `nll` (nats a token), `n`, `ci95` of
-        the exact match, `option_accuracy`. A figure is null where its array is not given, and `nll` also where it is
-        infinite (hard votes can give a true token no probability at all).
+        The figures; one whose array is not given is None.
 
     Raises:
         DataError: When there are no examples, or the arrays are not of the same examples.
@@ -124,7 +121,7 @@ def metrics(
     hits = _column(exact)
     tokens = None if n_tokens is None else _same_length(exact=exact, n_tokens=n_tokens)[1].sum()
 
-    def a_token(values: npt.ArrayLike | None, name: str) -> float | None:
+    def per_token(values: npt.ArrayLike | None, name: str) -> float | None:
         if values is None or tokens is None:
             return None
         array = np.asarray(values, dtype=np.float64)
@@ -134,20 +131,18 @@ def metrics(
         return mean if np.isfinite(mean) else None
 
     options = None if option_correct is None else np.asarray(option_correct, dtype=np.float64)
-    return {
-        "exact_match": float(hits.mean()),
-        "forced_exact_match": None if forced is None else float(_same_length(exact=exact, forced=forced)[1].mean()),
-        "token_accuracy": a_token(token_correct, "token_correct"),
-        "nll": a_token(nll_sum, "nll_sum"),
-        "n": len(hits),
-        "ci95": list(interval(hits, samples=samples, seed=seed)),
-        "option_accuracy": float(options.mean()) if options is not None and options.size else None,
-    }
+    return Metrics(
+        exact_match=float(hits.mean()),
+        forced_exact_match=None if forced is None else float(_same_length(exact=exact, forced=forced)[1].mean()),
+        token_accuracy=per_token(token_correct, "token_correct"),
+        nll=per_token(nll_sum, "nll_sum"),
+        n=len(hits),
+        ci95=interval(hits, samples=samples, seed=seed),
+        option_accuracy=float(options.mean()) if options is not None and options.size else None,
+    )
 
 
-def pgr(
-    weak: npt.ArrayLike, student: npt.ArrayLike, ceiling: npt.ArrayLike, *, samples: int, seed: int
-) -> dict[str, Any]:
+def pgr(weak: npt.ArrayLike, student: npt.ArrayLike, ceiling: npt.ArrayLike, *, samples: int, seed: int) -> Pgr:
     """Performance gap recovered, (student − weak) / (ceiling − weak), Burns et al. 2023, with the plain differences.
 
     Args:
@@ -158,9 +153,8 @@ def pgr(
         seed: Seed of the resamples.
 
     Returns:
-        `value` with `ci95`, `reason`, and `student_minus_weak`, `ceiling_minus_weak` as `difference` and `ci95`.
-        `value` is null, with the `reason`, where the ceiling is not above the weak expert. `ci95` is null where over
-        2.5 % of the resamples have no gap: the ratio then has no bounds.
+        The ratio and the differences. The ratio is None, with the reason, where the ceiling is not above the weak
+        expert. Its interval is None where over 2.5 % of the resamples have no gap: the ratio then has no bounds.
 
     Raises:
         DataError: When the arrays are empty or of different lengths.
@@ -173,19 +167,19 @@ def pgr(
     if c > w:
         value = (s - w) / (c - w)
         if np.mean(gap <= 0) <= (1 - CONFIDENCE) / 2:
-            ci95 = list(_percentiles(gain[gap > 0] / gap[gap > 0]))
+            ci95 = _percentiles(gain[gap > 0] / gap[gap > 0])
     else:
         reason = f"the ceiling ({c:.3f}) is not above the weak expert ({w:.3f}), so there is no gap to recover"
-    return {
-        "value": value,
-        "ci95": ci95,
-        "reason": reason,
-        "student_minus_weak": {"difference": s - w, "ci95": list(_percentiles(gain))},
-        "ceiling_minus_weak": {"difference": c - w, "ci95": list(_percentiles(gap))},
-    }
+    return Pgr(
+        value=value,
+        ci95=ci95,
+        reason=reason,
+        student_minus_weak=Difference(difference=s - w, ci95=_percentiles(gain)),
+        ceiling_minus_weak=Difference(difference=c - w, ci95=_percentiles(gap)),
+    )
 
 
-def agreement_bins(agreement: npt.ArrayLike, correct: npt.ArrayLike, *, bins: int = 10) -> list[dict[str, Any]]:
+def agreement_bins(agreement: npt.ArrayLike, correct: npt.ArrayLike, *, bins: int = 10) -> tuple[AgreementBin, ...]:
     """How often labels are right, by how much the experts agreed on them.
 
     Args:
@@ -194,8 +188,7 @@ def agreement_bins(agreement: npt.ArrayLike, correct: npt.ArrayLike, *, bins: in
         bins: Number of equally wide bins over [0, 1].
 
     Returns:
-        Every bin, empty ones too, as `lo`, `hi`, `n`, `accuracy` (null when empty). A bin holds lo ≤ agreement < hi,
-        the last one 1 as well.
+        Every bin, empty ones too. A bin holds lo ≤ agreement < hi, the last one 1 as well.
 
     Raises:
         DataError: When the arrays are of different lengths, or an agreement is outside [0, 1].
@@ -212,15 +205,15 @@ def agreement_bins(agreement: npt.ArrayLike, correct: npt.ArrayLike, *, bins: in
     where = np.minimum(np.searchsorted(edges, level, side="right") - 1, bins - 1)
     counts = np.bincount(where, minlength=bins)
     hits = np.bincount(where, weights=right, minlength=bins)
-    return [
-        {
-            "lo": float(edges[i]),
-            "hi": float(edges[i + 1]),
-            "n": int(counts[i]),
-            "accuracy": float(hits[i] / counts[i]) if counts[i] else None,
-        }
+    return tuple(
+        AgreementBin(
+            lo=float(edges[i]),
+            hi=float(edges[i + 1]),
+            n=int(counts[i]),
+            accuracy=float(hits[i] / counts[i]) if counts[i] else None,
+        )
         for i in range(bins)
-    ]
+    )
 
 
 def majority_vote(answers: Sequence[Sequence[str]], weights: Sequence[float]) -> list[tuple[str, float]]:

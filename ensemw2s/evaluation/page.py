@@ -1,4 +1,4 @@
-"""results.json and plots in, the page of a report out: what each part shows, as text, for the template to lay out.
+"""Results and plots in, the page of a report out: what each part shows, as text, for the template to lay out.
 
 All that is said is worked out here and in `summary`; the template only arranges and escapes it. The page loads nothing:
 plots are data URIs, and a content policy in its head forbids the rest.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import base64
 import functools
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from ensemw2s.boosting.records import ExpertRecord, VoteFit
+from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_ENSEMW2S, STUDENT_SINGLE, TABLE
 from ensemw2s.evaluation.plots import DARK, LIGHT
+from ensemw2s.evaluation.records import BySplit, ExampleShown, Interval, Metrics, Pgr, RunResults, TokenShown
 from ensemw2s.evaluation.summary import summarise
 from ensemw2s.evaluation.wording import (
     NOTHING,
     SPLITS,
+    Bout,
     amount,
     compared,
     count,
-    figure,
     label,
     number,
     pair,
@@ -35,8 +37,8 @@ from ensemw2s.evaluation.wording import (
 
 # arXiv 2505.21959 and 2410.04571v2, abstract, in points: what the ensemble (experts) and its student gained.
 PAPER = (
-    ("The ensemble over one expert", "+4", "up to +6", "ensemw2s", "expert_single"),
-    ("Its student over a student of one expert", "+3.2", "+2.28", "student_ensemw2s", "student_single"),
+    ("The ensemble over one expert", "+4", "up to +6", ENSEMW2S, EXPERT_SINGLE),
+    ("Its student over a student of one expert", "+3.2", "+2.28", STUDENT_ENSEMW2S, STUDENT_SINGLE),
 )
 
 CAPTIONS = {
@@ -48,11 +50,11 @@ CAPTIONS = {
 }
 
 
-def page(results: dict[str, Any], light: dict[str, bytes], dark: dict[str, bytes]) -> str:
+def page(results: RunResults, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """The whole page.
 
     Args:
-        results: Contents of results.json; systems may be missing and values null.
+        results: Figures of a run; systems and figures may be missing.
         light: PNG bytes of each plot on light paper, by name.
         dark: The same on dark paper.
 
@@ -60,34 +62,32 @@ def page(results: dict[str, Any], light: dict[str, bytes], dark: dict[str, bytes
         HTML, every value escaped.
     """
     plots = {
-        name: {"light": _data_uri(light[name]), "dark": _data_uri(dark[name]), "caption": CAPTIONS[name]}
+        name: {"light": data_uri(light[name]), "dark": data_uri(dark[name]), "caption": CAPTIONS[name]}
         for name in light
     }
+    metrics = [results.metrics(name, split) for name in results.systems for split in SPLITS]
+    facts = _facts(results)
     return _template().render(
-        name=results.get("name", "run"),
+        name=results.name,
         light=LIGHT,
         dark=DARK,
         plots=plots,
         summary=summarise(results),
         keys=_key_figures(results),
         sizes=_sizes(results),
-        has_options=any(
-            number(figure(results, s, split, "option_accuracy")) is not None
-            for s in systems_of(results)
-            for split in SPLITS
-        ),
+        has_options=any(number(found.option_accuracy) is not None for found in metrics),
         groups=_system_groups(results),
         contests=_contest_rows(results),
-        pgr=_pgr_rows(results),
+        pgr=[row for name, found in results.pgr.items() for row in _pgr_rows(name, found)],
         paper=_paper_rows(results),
         rounds=_round_rows(results),
-        fit=_fit_rows(results),
+        fit=[] if results.fit is None else _fit_rows(results.fit),
         labels=_label_rows(results),
-        bases=[_accuracy_row(name, found) for name, found in (results.get("bases") or {}).items()],
-        examples=[_example(e) for e in results.get("examples") or []],
+        bases=[_accuracy_row(name, found) for name, found in results.bases.items()],
+        examples=[_example(example) for example in results.examples],
         stages=_stage_rows(results),
-        facts=_facts(results),
-        known=[(key, value) for key, value in _facts(results)[:4] if value != NOTHING],
+        facts=facts,
+        known=[(key, value) for key, value in facts[:4] if value != NOTHING],
     )
 
 
@@ -103,229 +103,205 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _key_figures(results: dict[str, Any]) -> list[dict[str, str]]:
+def _key_figures(results: RunResults) -> list[dict[str, str]]:
     figures = []
-    for name, who in (("ensemw2s", "Ensemble"), ("student_ensemw2s", "Student")):
+    for name, who in ((ENSEMW2S, "Ensemble"), (STUDENT_ENSEMW2S, "Student")):
         for split, title in SPLITS.items():
-            value = figure(results, name, split, "exact_match")
-            if number(value) is not None:
-                around = percent_range(figure(results, name, split, "ci95"))
-                figures.append({"title": f"{who}, {title}", "value": percent(value), "beside": around, "split": split})
-    found = ((results.get("pgr") or {}).get("student_ensemw2s") or {}).get("ood")
-    if found:
-        defined = number(found.get("value")) is not None
-        beside = _ratio_range(found.get("ci95")) if defined else "undefined"
-        figures.append({"title": "PGR, OOD", "value": plain(found.get("value")), "beside": beside, "split": ""})
+            found = results.metrics(name, split)
+            if number(found.exact_match) is not None:
+                value, around = percent(found.exact_match), percent_range(found.ci95)
+                figures.append({"title": f"{who}, {title}", "value": value, "beside": around, "split": split})
+    recovered = results.recovered(STUDENT_ENSEMW2S, "ood")
+    if recovered is not None:
+        beside = _ratio_range(recovered.ci95) if number(recovered.value) is not None else "undefined"
+        figures.append({"title": "PGR, OOD", "value": plain(recovered.value), "beside": beside, "split": ""})
     return figures
 
 
-def _sizes(results: dict[str, Any]) -> dict[str, str]:
+def _sizes(results: RunResults) -> dict[str, str]:
     """`n = 1000` of each split where all systems share it, else empty: then every cell has its own."""
     sizes = {}
     for split in SPLITS:
-        counts = {number(figure(results, name, split, "n")) for name in systems_of(results)} - {None}
-        sizes[split] = f"n = {counts.pop():.0f}" if len(counts) == 1 else ""
+        counts = {results.metrics(name, split).n for name in results.systems} - {None}
+        sizes[split] = f"n = {counts.pop()}" if len(counts) == 1 else ""
     return sizes
 
 
-def _accuracy_row(name: str, found: dict[str, Any] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name}
-    for split in SPLITS:
-        figures = (found or {}).get(split) or {}
-        row[split] = {
-            "exact": percent(figures.get("exact_match"), ""),
-            "range": "" if pair(figures.get("ci95")) is None else percent_range(figures["ci95"]),
-            "n": "" if number(figures.get("n")) is None else f"n = {count(figures['n'])}",
-            "tokens": percent(figures.get("token_accuracy"), ""),
-            "nll": plain(figures.get("nll"), 3),
-            "options": percent(figures.get("option_accuracy"), ""),
-        }
-    return row
+def _accuracy_row(name: str, found: BySplit[Metrics]) -> dict[str, object]:
+    return {"name": name, **{split: _accuracy(found.on(split) or Metrics()) for split in SPLITS}}
 
 
-def _system_groups(results: dict[str, Any]) -> list[dict[str, Any]]:
-    groups: dict[str, list[dict[str, Any]]] = {"Weak supervisors": [], "Strong student": []}
+def _accuracy(found: Metrics) -> dict[str, str]:
+    return {
+        "exact": percent(found.exact_match, ""),
+        "range": "" if pair(found.ci95) is None else percent_range(found.ci95),
+        "n": "" if found.n is None else f"n = {found.n}",
+        "tokens": percent(found.token_accuracy, ""),
+        "nll": plain(found.nll, 3),
+        "options": percent(found.option_accuracy, ""),
+    }
+
+
+def _system_groups(results: RunResults) -> list[dict[str, object]]:
+    groups: dict[str, list[dict[str, object]]] = {"Weak supervisors": [], "Strong student": []}
     for name in systems_of(results):
-        found = results["systems"][name] or {}
-        cost = found.get("cost") or {}
-        spent = [number(cost.get(key)) for key in ("train_seconds", "decode_seconds")]
-        row = _accuracy_row(label(name), found) | {
-            "code": name,
-            "ours": name in ("ensemw2s", "student_ensemw2s"),
-            "trained": amount(cost.get("tokens_trained")),
-            "decoded": amount(cost.get("tokens_decoded")),
-            "seconds": seconds(sum(s for s in spent if s is not None))
-            if any(s is not None for s in spent)
-            else NOTHING,
-            "spent": f"training {seconds(spent[0])}, decoding {seconds(spent[1])}",
-        }
-        groups["Strong student" if name.startswith("student_") else "Weak supervisors"].append(row)
+        system, found = TABLE.get(name), results.systems[name]
+        row = _accuracy_row(label(name), found) | {"code": name, "ours": system is not None and system.ours}
+        row |= dict.fromkeys(("trained", "decoded", "seconds"), NOTHING) | {"spent": ""}
+        if (cost := found.cost) is not None:
+            row |= {
+                "trained": amount(cost.tokens_trained),
+                "decoded": amount(cost.tokens_decoded),
+                "seconds": seconds(cost.train_seconds + cost.decode_seconds),
+                "spent": f"training {seconds(cost.train_seconds)}, decoding {seconds(cost.decode_seconds)}",
+            }
+        groups["Strong student" if system is not None and system.is_student else "Weak supervisors"].append(row)
     return [{"title": title, "rows": rows} for title, rows in groups.items() if rows]
 
 
-def _contest_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _contest_rows(results: RunResults) -> list[dict[str, object]]:
     """Every comparison that was made, one row for a pair, on a scale that all rows of a system share."""
-    order: dict[tuple[str, str], None] = {}
-    for entry in results.get("comparisons") or []:
-        order.setdefault((str(entry.get("a")), str(entry.get("b"))))
-    found = {ab: {split: compared(results, *ab, split) for split in SPLITS} for ab in order}
+    pairs = dict.fromkeys((entry.a, entry.b) for entry in results.comparisons)
+    found = {ab: {split: compared(results, *ab, split) for split in SPLITS} for ab in pairs}
     reach: dict[str, float] = {}
     for (a, _), bouts in found.items():
-        ends = [abs(end) for bout in bouts.values() if bout for end in bout["ci95"]]
+        ends = [abs(end) for bout in bouts.values() if bout for end in bout.ci95]
         reach[a] = max([reach.get(a, 0.0), *ends])
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for (a, b), bouts in found.items():
-        row: dict[str, Any] = {"a": label(a), "b": label(b), "new": not rows or rows[-1]["a"] != label(a)}
-        for split, bout in bouts.items():
-            row[split] = bout and {
-                "difference": points(bout["difference"]),
-                "range": points_range(bout["ci95"]),
-                "verdict": bout["verdict"],
-                "at": [round(50 + 46 * v / (reach[a] or 1.0), 2) for v in (*bout["ci95"], bout["difference"])],
-            }
-        rows.append(row)
+        row = {"a": label(a), "b": label(b), "new": not rows or rows[-1]["a"] != label(a)}
+        rows.append(row | {split: bout and _duel(bout, reach[a] or 1.0) for split, bout in bouts.items()})
     return rows
 
 
-def _pgr_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _duel(bout: Bout, reach: float) -> dict[str, object]:
+    """A comparison, and where its interval's ends and its difference lie in a drawing 100 wide with 0 in the middle."""
+    return {
+        "difference": points(bout.difference),
+        "range": points_range(bout.ci95),
+        "verdict": bout.verdict,
+        "at": [round(50 + 46 * v / reach, 2) for v in (*bout.ci95, bout.difference)],
+    }
+
+
+def _pgr_rows(name: str, splits: BySplit[Pgr]) -> list[dict[str, str]]:
+    known = {split: found for split in SPLITS if (found := splits.on(split)) is not None}
     rows = []
-    for name, splits in (results.get("pgr") or {}).items():
-        first = next((split for split in SPLITS if (splits or {}).get(split)), None)
-        for split, title in SPLITS.items():
-            found = (splits or {}).get(split)
-            if not found:
-                continue
-            gain, gap = found.get("student_minus_weak") or {}, found.get("ceiling_minus_weak") or {}
-            value, bounds = number(found.get("value")), pair(gap.get("ci95"))
-            note = ""
-            if value is None:
-                note = found.get("reason") or "not computed"
-            elif bounds is not None and bounds[0] <= 0 <= bounds[1]:
-                note = "the ceiling may be no better than the weak expert: read the differences, not the ratio"
-            rows.append(
-                {
-                    "name": label(name) if split == first else "",
-                    "split": title,
-                    "value": "null" if value is None else plain(value),
-                    "range": ""
-                    if pair(found.get("ci95")) is None
-                    else " to ".join(plain(end) for end in found["ci95"]),
-                    "note": note,
-                    "gain": points(gain.get("difference")),
-                    "gain_range": points_range(gain.get("ci95")),
-                    "gap": points(gap.get("difference")),
-                    "gap_range": points_range(gap.get("ci95")),
-                }
-            )
+    for split, found in known.items():
+        gain, gap = found.student_minus_weak, found.ceiling_minus_weak
+        value, bounds = number(found.value), pair(gap.ci95)
+        note = ""
+        if value is None:
+            note = found.reason or "not computed"
+        elif bounds is not None and bounds[0] <= 0 <= bounds[1]:
+            note = "the ceiling may be no better than the weak expert: read the differences, not the ratio"
+        rows.append(
+            {
+                "name": label(name) if split == next(iter(known)) else "",
+                "split": SPLITS[split],
+                "value": "null" if value is None else plain(value),
+                "range": _ratio_range(found.ci95),
+                "note": note,
+                "gain": points(gain.difference),
+                "gain_range": points_range(gain.ci95),
+                "gap": points(gap.difference),
+                "gap_range": points_range(gap.ci95),
+            }
+        )
     return rows
 
 
-def _ratio_range(ci95: Any) -> str:
+def _ratio_range(ci95: Interval | None) -> str:
     ends = pair(ci95)
     return "" if ends is None else f"{plain(ends[0])} to {plain(ends[1])}"
 
 
-def _paper_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+def _paper_rows(results: RunResults) -> list[dict[str, str]]:
     rows = []
     for title, paper_id, paper_ood, a, b in PAPER:
         row = {"title": title, "paper_id": paper_id, "paper_ood": paper_ood}
         for split in SPLITS:
             bout = compared(results, a, b, split)
-            row[split] = points(bout["difference"]) if bout else NOTHING
-            row[f"{split}_range"] = points_range(bout["ci95"]) if bout else "not compared"
+            row[split] = points(bout.difference) if bout else NOTHING
+            row[f"{split}_range"] = points_range(bout.ci95) if bout else "not compared"
         rows.append(row)
     return rows
 
 
-def _round_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for entry in results.get("rounds") or []:
-        experts = [
-            {
-                "name": expert.get("name") or NOTHING,
-                "base": expert.get("base") or NOTHING,
-                "alpha": plain(expert.get("alpha"), 3),
-                "weight": plain(expert.get("weight"), 3),
-                "temperature": plain(expert.get("temperature"), 3),
-                "weighted_error": plain(expert.get("weighted_error"), 4),
-                "error": plain(expert.get("error"), 4),
-                "loss": plain(expert.get("train_loss"), 3),
-                "seconds": seconds(expert.get("seconds")),
-            }
-            for expert in entry.get("experts") or []
-        ]
-        rows.append(
-            {
-                "round": entry.get("round", NOTHING),
-                "alpha": plain(entry.get("alpha"), 3),
-                "weighted_error": plain(entry.get("weighted_error"), 4),
-                "reference": plain(entry.get("reference_error"), 4),
-                "vote": "yes" if entry.get("accepted", True) else "no",
-                "effective": percent((entry.get("weights") or {}).get("effective_fraction")),
-                "experts": experts,
-            }
-        )
-    return rows
-
-
-def _fit_rows(results: dict[str, Any]) -> list[dict[str, str]]:
-    """Loss of the ensemble on each half of validation, before and after its votes were fitted on one of them."""
-    fit = results.get("fit") or {}
-    halves = {"fitted": "fitted on", "held_out": "held out"}
+def _round_rows(results: RunResults) -> list[dict[str, object]]:
     return [
         {
-            "half": title,
-            "examples": count((fit.get("examples") or {}).get(half)),
-            **{when: plain(((fit.get("nll") or {}).get(when) or {}).get(half), 4) for when in ("before", "after")},
+            "round": record.round,
+            "alpha": plain(record.alpha, 3),
+            "weighted_error": plain(record.weighted_error, 4),
+            "reference": plain(record.reference_error, 4),
+            "vote": "yes" if record.accepted else "no",
+            "effective": percent(record.weights.effective_fraction),
+            "experts": [_expert(expert) for expert in record.experts],
         }
-        for half, title in halves.items()
-        if fit
+        for record in results.rounds
     ]
 
 
-def _label_rows(results: dict[str, Any]) -> list[dict[str, str]]:
-    rows = []
-    for maker, found in (results.get("labels") or {}).items():
-        reasons = ((found or {}).get("finish_reasons") or {}).items()
-        rows.append(
-            {
-                "maker": label(maker),
-                "n": count((found or {}).get("n")),
-                "accuracy": percent((found or {}).get("accuracy")),
-                "reasons": ", ".join(f"{reason} {count(n)}" for reason, n in reasons) or NOTHING,
-            }
-        )
-    return rows
-
-
-def _example(example: dict[str, Any]) -> dict[str, Any]:
-    correct = example.get("correct")
+def _expert(expert: ExpertRecord) -> dict[str, str]:
     return {
-        "id": example.get("id") or "",
-        "prompt": example.get("prompt") or "",
-        "truth": NOTHING if example.get("truth") is None else example["truth"],
-        "answer": NOTHING if example.get("answer") is None else example["answer"],
-        "mark": "unknown" if correct is None else "right" if correct else "wrong",
-        "agreement": plain(example.get("agreement")),
-        "tokens": [_token(token) for token in example.get("tokens") or []],
+        "name": expert.name,
+        "base": expert.base,
+        "alpha": plain(expert.alpha, 3),
+        "weight": plain(expert.weight, 3),
+        "temperature": plain(expert.temperature, 3),
+        "weighted_error": plain(expert.weighted_error, 4),
+        "error": plain(expert.error, 4),
+        "loss": plain(expert.train_loss, 3),
+        "seconds": seconds(expert.seconds),
     }
 
 
-def _token(token: dict[str, Any]) -> dict[str, Any]:
-    level = number(token.get("agreement"))
+def _fit_rows(fit: VoteFit) -> list[dict[str, str]]:
+    """Loss of the ensemble on each half of validation, before and after its votes were fitted on one of them."""
+    halves = {
+        "fitted on": (fit.examples.fitted, fit.nll.before.fitted, fit.nll.after.fitted),
+        "held out": (fit.examples.held_out, fit.nll.before.held_out, fit.nll.after.held_out),
+    }
+    return [
+        {"half": title, "examples": count(n), "before": plain(before, 4), "after": plain(after, 4)}
+        for title, (n, before, after) in halves.items()
+    ]
+
+
+def _label_rows(results: RunResults) -> list[dict[str, str]]:
+    return [
+        {
+            "maker": label(maker),
+            "n": count(found.n),
+            "accuracy": percent(found.accuracy),
+            "reasons": ", ".join(f"{reason} {count(n)}" for reason, n in found.finish_reasons.items()) or NOTHING,
+        }
+        for maker, found in results.labels.items()
+    ]
+
+
+def _example(example: ExampleShown) -> dict[str, object]:
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "truth": NOTHING if example.truth is None else example.truth,
+        "answer": NOTHING if example.answer is None else example.answer,
+        "mark": "unknown" if example.correct is None else "right" if example.correct else "wrong",
+        "agreement": plain(example.agreement),
+        "tokens": [_token(token) for token in example.tokens],
+    }
+
+
+def _token(token: TokenShown) -> dict[str, object]:
+    level, text = number(token.agreement), token.text
     # Rounded, so that a vote that is a rounding error short of unanimous is not shown as split.
     share = 100 if level is None else max(0, min(100, round(100 * level)))
-    text = str(token.get("text") or "")
-    votes = [
-        {
-            "member": str(vote.get("member", NOTHING)),
-            "alpha": plain(vote.get("alpha")),
-            "token": _visible(str(vote.get("token") or "")),
-            "agrees": str(vote.get("token") or "") == text,
-        }
-        for vote in token.get("votes") or []
+    votes = [{"member": vote.member, "alpha": plain(vote.alpha), "token": _visible(vote.token)} for vote in token.votes]
+    said = [
+        f"{'✓' if vote.token == text else '✗'} {vote.member} (α {plain(vote.alpha)}): {_visible(vote.token)}"
+        for vote in token.votes
     ]
-    said = [f"{'✓' if v['agrees'] else '✗'} {v['member']} (α {v['alpha']}): {v['token']}" for v in votes]
     body = text.lstrip(" ")
     return {
         "space": text[: len(text) - len(body)],
@@ -342,29 +318,30 @@ def _visible(text: str) -> str:
     return text.replace("\n", "↵").replace("\r", "").replace("\t", "⇥") or "∅"
 
 
-def _stage_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    stages = results.get("stages") or []
-    longest = max((number(s.get("seconds")) or 0.0 for s in stages), default=0.0) or 1.0
+def _stage_rows(results: RunResults) -> list[dict[str, object]]:
+    stages = results.stages or ()
+    longest = max((number(stage.seconds) or 0.0 for stage in stages), default=0.0) or 1.0
     return [
         {
-            "name": stage.get("name") or NOTHING,
-            "seconds": seconds(stage.get("seconds")),
-            "status": stage.get("status") or NOTHING,
-            "share": round(100 * (number(stage.get("seconds")) or 0.0) / longest, 1),
+            "name": stage.name,
+            "seconds": seconds(stage.seconds),
+            "status": stage.status or NOTHING,
+            "share": round(100 * (number(stage.seconds) or 0.0) / longest, 1),
         }
         for stage in stages
     ]
 
 
-def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = [
-        ("seed", str(results.get("seed", NOTHING))),
-        ("config fingerprint", str(results.get("config_fingerprint") or NOTHING)),
-        ("created", str(results.get("created") or NOTHING)),
-        ("total time", seconds(results.get("total_seconds"))),
+def _facts(results: RunResults) -> list[tuple[str, str]]:
+    return [
+        ("seed", NOTHING if results.seed is None else str(results.seed)),
+        ("config fingerprint", results.config_fingerprint or NOTHING),
+        ("created", results.created or NOTHING),
+        ("total time", seconds(results.total_seconds)),
+        *(results.versions or {}).items(),
     ]
-    return facts + [(str(key), str(value)) for key, value in (results.get("versions") or {}).items()]
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """A PNG as an address that has it inside."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""results.json in, the figures of a report out as PNG bytes, one palette for light and one for dark paper.
+"""Results in, the figures of a report out as PNG bytes, one palette for light and one for dark paper.
 
 Each plot is narrow (440 CSS pixels) so that its text stays readable on a phone. A series is told by its marker or its
 place as well as by its colour (Okabe and Ito's), and a run that lacks the numbers of a plot has no such plot.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from ensemw2s.evaluation.wording import SPLITS, figure, label, number, pair, percent, systems_of
+from ensemw2s.config.systems import TABLE
+from ensemw2s.evaluation.records import AgreementBin, RunResults
+from ensemw2s.evaluation.wording import SPLITS, label, number, pair, percent, systems_of
 
 WIDTH = 4.4  # inches, of 100 CSS pixels each
 DOTS_PER_INCH = 200
@@ -42,26 +44,27 @@ class Theme:
 LIGHT = Theme("#ffffff", "#1b1e22", "#5b626b", "#e4e7eb", "#0072b2", "#d55e00", "#737b84", "213 94 0")
 DARK = Theme("#15171a", "#e7e9ec", "#9aa2ab", "#2b2f35", "#56b4e9", "#f0953f", "#9da5ae", "240 149 63")
 
-Plot = Callable[[dict[str, Any], Theme], Figure | None]
+S = TypeVar("S")
+Plot = Callable[[S, Theme], Figure | None]
 
 
-def render(results: dict[str, Any], theme: Theme, plots: dict[str, Plot] | None = None) -> dict[str, bytes]:
-    """Draws every plot that the results have numbers for.
+def render(subject: S, theme: Theme, plots: Mapping[str, Plot[S]]) -> dict[str, bytes]:
+    """Draws every plot that there are numbers for.
 
     Args:
-        results: Contents of results.json, or whatever the plots are about.
+        subject: What the plots are about.
         theme: Colours of paper and ink.
-        plots: By name, functions that draw the results or give None; none: those of a run's report.
+        plots: By name, functions that draw the subject or give None.
 
     Returns:
-        PNG bytes by name: systems, rounds, alpha, weights, agreement. The same results give the same bytes.
+        PNG bytes by name. The same subject gives the same bytes.
     """
     images = {}
     with mpl.rc_context():
         mpl.rcdefaults()  # A matplotlibrc of the machine must not change a report.
         mpl.rcParams.update(_style(theme))
-        for name, plot in (PLOTS if plots is None else plots).items():
-            drawn = plot(results, theme)
+        for name, plot in plots.items():
+            drawn = plot(subject, theme)
             if drawn is not None:
                 buffer = io.BytesIO()
                 FigureCanvasAgg(drawn).print_png(buffer, metadata={"Software": None})
@@ -77,11 +80,11 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _systems(results: dict[str, Any], theme: Theme) -> Figure | None:
+def _systems(results: RunResults, theme: Theme) -> Figure | None:
     names = [
         name
         for name in systems_of(results)
-        if any(number(figure(results, name, split, "exact_match")) is not None for split in SPLITS)
+        if any(number(results.metrics(name, split).exact_match) is not None for split in SPLITS)
     ]
     if not names:
         return None
@@ -89,12 +92,12 @@ def _systems(results: dict[str, Any], theme: Theme) -> Figure | None:
     for (split, title), colour, shift in zip(SPLITS.items(), (theme.id, theme.ood), (-0.19, 0.19), strict=True):
         shown = False
         for row, name in enumerate(names):
-            value, ends = number(figure(results, name, split, "exact_match")), figure(results, name, split, "ci95")
-            if value is None:
+            found = results.metrics(name, split)
+            if (value := number(found.exact_match)) is None:
                 continue
             axes.barh(row + shift, value, 0.34, color=colour, alpha=0.85, label=None if shown else title)
             shown = True
-            bounds = pair(ends) or (value, value)
+            bounds = pair(found.ci95) or (value, value)
             axes.plot(bounds, [row + shift] * 2, color=theme.ink, linewidth=1.1, solid_capstyle="butt")
             # Inside the plot there is always room right of the whisker: the axis goes on to 1.16.
             axes.annotate(
@@ -115,15 +118,14 @@ def _systems(results: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-def _rounds(results: dict[str, Any], theme: Theme) -> Figure | None:
-    curves = results.get("curves") or {}
-    rounds = curves.get("rounds") or []
+def _rounds(results: RunResults, theme: Theme) -> Figure | None:
+    rounds = results.curves.rounds
     series = {
         "validation": ("validation", theme.other, "^"),
         "id": ("ID", theme.id, "o"),
         "ood": ("OOD", theme.ood, "s"),
     }
-    present = {key: numbers(curves.get(key), len(rounds)) for key in series}
+    present = {key: numbers(results.curves.on(key), len(rounds)) for key in series}
     if not rounds or all(np.isnan(values).all() for values in present.values()):
         return None
     drawn, (axes,) = canvas(2.7)
@@ -138,27 +140,26 @@ def _rounds(results: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-def _alpha(results: dict[str, Any], theme: Theme) -> Figure | None:
-    rounds = results.get("rounds") or []
+def _alpha(results: RunResults, theme: Theme) -> Figure | None:
+    rounds = results.rounds
     if not rounds:
         return None
-    at = [r.get("round", i + 1) for i, r in enumerate(rounds)]
+    at = [record.round for record in rounds]
     drawn, (top, bottom) = canvas(3.3, rows=2)
-    voting = np.array([bool(r.get("accepted", True)) for r in rounds])
+    voting = np.array([record.accepted for record in rounds])
     for axes, key in ((top, "alpha"), (bottom, "weighted_error")):
-        for x, entry in zip(at, rounds, strict=True):
-            experts = entry.get("experts") or []
+        for record in rounds:
             # A round of one expert has that expert's numbers: its dash would only thicken the round's dot.
-            if len(experts) > 1:
-                each = numbers([e.get(key) for e in experts], len(experts))
-                axes.plot([x] * len(each), each, "_", color=theme.muted, markersize=9)
-        values = numbers([r.get(key) for r in rounds], len(rounds))
+            if len(record.experts) > 1:
+                each = [getattr(expert, key) for expert in record.experts]
+                axes.plot([record.round] * len(each), each, "_", color=theme.muted, markersize=9)
+        values = np.array([getattr(record, key) for record in rounds], dtype=np.float64)
         axes.plot(at, values, color=theme.id, zorder=2)
         for chosen, face, title in ((voting, theme.id, "voting"), (~voting, theme.paper, "not voting")):
             if chosen.any():
                 xs, ys = np.array(at)[chosen], values[chosen]
                 axes.plot(xs, ys, "o", color=theme.id, markerfacecolor=face, markeredgewidth=1.2, label=title, zorder=3)
-    reference = numbers([r.get("reference_error") for r in rounds], len(rounds))
+    reference = numbers([record.reference_error for record in rounds], len(rounds))
     if not np.isnan(reference).all():
         bottom.plot(at, reference, ":", color=theme.ood)
         # The error's panel has the line; the legend of both panels stands over the upper one.
@@ -176,14 +177,14 @@ def _alpha(results: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-def _weights(results: dict[str, Any], theme: Theme) -> Figure | None:
-    rounds = [r for r in results.get("rounds") or [] if r.get("weights")]
+def _weights(results: RunResults, theme: Theme) -> Figure | None:
+    rounds = results.rounds
     if not rounds:
         return None
-    at = [r.get("round", i + 1) for i, r in enumerate(rounds)]
+    at = [record.round for record in rounds]
 
     def of(key: str) -> np.ndarray:
-        return numbers([r["weights"].get(key) for r in rounds], len(rounds))
+        return np.array([getattr(record.weights, key) for record in rounds], dtype=np.float64)
 
     drawn, (top, bottom) = canvas(3.3, rows=2, ratios=(1.7, 1))
     lines = (("max", "v", ":"), ("p99", "s", "-"), ("p90", "D", "-"), ("p50", "o", "-"), ("min", "^", ":"))
@@ -210,36 +211,32 @@ def _weights(results: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-def _agreement(results: dict[str, Any], theme: Theme) -> Figure | None:
-    binned = {}
-    for maker, made in (results.get("labels") or {}).items():
-        bins = [
-            b for b in (made or {}).get("agreement_bins") or [] if b.get("n") and number(b.get("accuracy")) is not None
-        ]
+def _agreement(results: RunResults, theme: Theme) -> Figure | None:
+    binned: dict[str, list[tuple[AgreementBin, float]]] = {}
+    for maker, made in results.labels.items():
+        bins = [(b, right) for b in made.agreement_bins if b.n and (right := number(b.accuracy)) is not None]
         if bins:
             binned[maker] = bins
     if not binned:
         return None
     drawn, (top, bottom) = canvas(3.5, rows=2, ratios=(2, 1))
     top.plot([0, 1], [0, 1], "--", color=theme.muted, linewidth=0.8)
-    order = sorted(binned, key=lambda m: (m != "ensemw2s", m))
+    order = sorted(binned, key=lambda maker: (maker not in TABLE or not TABLE[maker].ours, maker))
     looks = [(theme.id, "o"), (theme.ood, "s"), (theme.other, "^"), (theme.ink, "D")]
     for place, maker in enumerate(order):
         colour, marker = looks[place % len(looks)]
         bins = binned[maker]
         shift = (place - (len(order) - 1) / 2) * 0.014
-        x = np.array([(b["lo"] + b["hi"]) / 2 for b in bins]) + shift
-        ends = np.array([wilson(b["n"] * b["accuracy"], b["n"]) for b in bins])
+        x = np.array([(b.lo + b.hi) / 2 for b, _ in bins]) + shift
+        ends = np.array([wilson(b.n * right, b.n) for b, right in bins])
         top.vlines(x, ends[:, 0], ends[:, 1], color=colour, linewidth=1, alpha=0.7)
-        top.plot(x, [b["accuracy"] for b in bins], color=colour, marker=marker, label=label(maker))
-        width = 0.8 * (bins[0]["hi"] - bins[0]["lo"]) / len(order)
+        top.plot(x, [right for _, right in bins], color=colour, marker=marker, label=label(maker))
+        width = 0.8 * (bins[0][0].hi - bins[0][0].lo) / len(order)
         centre = (place - (len(order) - 1) / 2) * width
-        bottom.bar(x - shift + centre, [b["n"] for b in bins], width, color=colour, alpha=0.85)
+        bottom.bar(x - shift + centre, [b.n for b, _ in bins], width, color=colour, alpha=0.85)
         if len(order) == 1:
-            for b, where in zip(bins, x, strict=True):
-                bottom.annotate(
-                    f"{b['n']}", (where, b["n"]), (0, 2), textcoords="offset points", ha="center", fontsize=6.5
-                )
+            for (b, _), where in zip(bins, x, strict=True):
+                bottom.annotate(f"{b.n}", (where, b.n), (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
             bottom.margins(y=0.2)
     for axes in (top, bottom):
         axes.set_xlim(0, 1)
@@ -254,7 +251,7 @@ def _agreement(results: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-PLOTS: dict[str, Plot] = {
+PLOTS: dict[str, Plot[RunResults]] = {
     "systems": _systems,
     "rounds": _rounds,
     "alpha": _alpha,
@@ -270,7 +267,7 @@ def canvas(height: float, rows: int = 1, ratios: tuple[float, ...] | None = None
     return drawn, list(grid[:, 0])
 
 
-def _round_axis(axes: Axes, rounds: list[int]) -> None:
+def _round_axis(axes: Axes, rounds: Sequence[int]) -> None:
     for each in axes.figure.get_axes():
         each.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
         each.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
@@ -292,9 +289,9 @@ def legend(axes: Axes) -> None:
         )
 
 
-def numbers(values: list[Any] | None, length: int) -> np.ndarray:
+def numbers(values: Sequence[float | None], length: int) -> np.ndarray:
     """Floats with NaN for what is null, cut or filled up to `length`."""
-    found = [number(v) for v in (values or [])[:length]]
+    found = [number(v) for v in values[:length]]
     return np.array(
         [math.nan if v is None else v for v in found] + [math.nan] * (length - len(found)), dtype=np.float64
     )

@@ -1,24 +1,25 @@
-"""results.json in, what a run shows at its end out: `report.html` with its plots, and the table on the terminal.
+"""Results in, what a run shows at its end out: `report.html` with its plots, and the table on the terminal.
 
 Both say the same sentences (`summary`) in the same numbers (`wording`); this module alone writes files and prints.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation.page import page
-from ensemw2s.evaluation.plots import DARK, LIGHT, render
+from ensemw2s.evaluation.plots import DARK, LIGHT, PLOTS, render
+from ensemw2s.evaluation.records import RunResults, StageTime
 from ensemw2s.evaluation.summary import summarise
 from ensemw2s.evaluation.wording import (
     NOTHING,
     SPLITS,
-    figure,
     label,
     number,
     percent,
@@ -30,17 +31,17 @@ from ensemw2s.evaluation.wording import (
 from ensemw2s.storage import store
 
 
-def write_report(results: dict[str, Any], directory: Path) -> Path:
+def write_report(results: RunResults, directory: Path) -> Path:
     """Writes `report.html` and `plots/*.png`.
 
     Args:
-        results: Contents of results.json; systems may be missing and values null.
+        results: Figures of a run; systems and figures may be missing.
         directory: Folder of the run; made when it does not exist.
 
     Returns:
         Path of the page, which is put in place whole.
     """
-    light, dark = render(results, LIGHT), render(results, DARK)
+    light, dark = (render(results, theme, PLOTS) for theme in (LIGHT, DARK))
     plots = directory / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     for name, png in light.items():
@@ -50,56 +51,54 @@ def write_report(results: dict[str, Any], directory: Path) -> Path:
     return html
 
 
-def print_table(results: dict[str, Any], console: Console) -> None:
+def print_table(results: RunResults, console: Console) -> None:
     """Prints systems × ID and OOD exact match with PGR, the verdicts, and the seconds of each stage.
 
     Args:
-        results: Contents of results.json; systems may be missing and values null.
+        results: Figures of a run; systems and figures may be missing.
         console: Where to print.
     """
     console.print(_systems_table(results))
-    recovered = [(splits or {}).get("ood") or {} for splits in (results.get("pgr") or {}).values()]
-    for reason in sorted({str(found["reason"]) for found in recovered if found.get("reason")}):
+    recovered = [found.ood for found in results.pgr.values() if found.ood is not None]
+    for reason in sorted({found.reason for found in recovered if found.reason}):
         console.print(Text(f"PGR is null: {reason}."))
     for contest in summarise(results).contests:
         console.print()
         console.print(Text(contest.record))
         for sentence in contest.not_wins:
             console.print(Text(sentence))
-    if results.get("stages"):
+    if results.stages:
         console.print()
-        console.print(_stages_table(results))
+        console.print(_stages_table(results.stages, results.total_seconds))
 
 
-def _systems_table(results: dict[str, Any]) -> Table:
+def _systems_table(results: RunResults) -> Table:
     table = Table(title=Text("Exact match, % (95 % interval)"), title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for heading in ("ID", "OOD", "PGR, OOD"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in systems_of(results):
         cells = [Text(_with_interval(results, name, split)) for split in SPLITS]
-        found = ((results.get("pgr") or {}).get(name) or {}).get("ood")
-        value = None if not found else number(found.get("value"))
-        recovered = "" if not found else "null" if value is None else plain(value)
-        style = "bold" if name in ("ensemw2s", "student_ensemw2s") else ""
+        found = results.recovered(name, "ood")
+        recovered = "" if found is None else "null" if number(found.value) is None else plain(found.value)
+        style = "bold" if name in TABLE and TABLE[name].ours else ""
         table.add_row(Text(label(name)), *cells, Text(recovered), style=style)
     return table
 
 
-def _stages_table(results: dict[str, Any]) -> Table:
+def _stages_table(stages: Sequence[StageTime], total_seconds: float | None) -> Table:
     table = Table(title=Text("Stages"), title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
-    for stage in results["stages"]:
-        row = (stage.get("name"), seconds(stage.get("seconds")), stage.get("status"))
-        table.add_row(*(Text(NOTHING if cell is None else str(cell)) for cell in row))
-    table.add_row(Text("total"), Text(seconds(results.get("total_seconds"))), Text(""), style="bold")
+    for stage in stages:
+        table.add_row(Text(stage.name), Text(seconds(stage.seconds)), Text(stage.status or NOTHING))
+    table.add_row(Text("total"), Text(seconds(total_seconds)), Text(""), style="bold")
     return table
 
 
-def _with_interval(results: dict[str, Any], system: str, split: str) -> str:
-    value = figure(results, system, split, "exact_match")
-    if number(value) is None:
+def _with_interval(results: RunResults, system: str, split: str) -> str:
+    found = results.metrics(system, split)
+    if number(found.exact_match) is None:
         return NOTHING
-    return f"{percent(value, '')} ({percent_range(figure(results, system, split, 'ci95'))})"
+    return f"{percent(found.exact_match, '')} ({percent_range(found.ci95)})"

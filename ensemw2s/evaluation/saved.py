@@ -1,4 +1,4 @@
-"""`ensemw2s evaluate`: any saved model and a labelled file go in, the METRICS of results.json come out.
+"""`ensemw2s evaluate`: any saved model and a labelled file go in, the figures of results.json come out.
 
 A run evaluates its own systems on its own splits (`steps.evaluate`); this is for other data, and for models that have
 left their run.
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -28,6 +27,7 @@ from ensemw2s.errors import ConfigError
 from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
+from ensemw2s.evaluation.records import Metrics
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
 from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
@@ -36,6 +36,7 @@ from ensemw2s.models.info import ADAPTER_CONFIG, model_info
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote
+from ensemw2s.storage.record import Record
 
 SAMPLES = 2000
 
@@ -57,6 +58,22 @@ class EvaluateWork:
     cluster: ClusterConfig
     shared: Path | None = None
     seed: int = 0
+
+
+class SavedModelResult(Record):
+    """What `ensemw2s evaluate --json` writes.
+
+    Attributes:
+        model: The model, as it was named.
+        input: What identifies the input: its files with their hashes, or the data set with its revision.
+        settings: The settings of rendering and decoding under their config keys.
+        metrics: How the model did.
+    """
+
+    model: str
+    input: object
+    settings: dict[str, object]
+    metrics: Metrics
 
 
 def prepare(work: EvaluateWork) -> Voter:
@@ -88,11 +105,8 @@ def prepare(work: EvaluateWork) -> Voter:
     return Voter(name="model", models=[str(folder.resolve()) if folder.is_dir() else work.model], weights=[1.0])
 
 
-def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: bool = False) -> dict[str, Any]:
+def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: bool = False) -> SavedModelResult:
     """Decodes and scores every example, on Ray.
-
-    Returns:
-        `model`, `input` (files with their hashes), `settings`, and `metrics` as in results.json.
 
     Raises:
         EnsemW2SError: Whatever stops it.
@@ -114,15 +128,15 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
         table = pq.read_table(path, columns=["answer", "choices"])
     found = figures(columns["input"]["model"], table["answer"].to_pylist(), table["choices"].to_pylist(), work.seed)
     kept = ("prompt_template", "answer_prefix", "chat_template")
-    return {
-        "model": work.model,
-        "input": identity(settings.source),
-        "settings": {
+    return SavedModelResult(
+        model=work.model,
+        input=identity(settings.source),
+        settings={
             **{f"data.{key}": getattr(settings.data, key) for key in kept},
             "labeling.max_new_tokens": settings.labeling.max_new_tokens,
         },
-        "metrics": found,
-    }
+        metrics=found,
+    )
 
 
 @contextmanager
@@ -140,8 +154,8 @@ def scratch_folder(work: EvaluateWork) -> Iterator[Path]:
         remote.remove(folder)
 
 
-def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed: int) -> dict[str, Any]:
-    """METRICS of one voter. Pure.
+def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed: int) -> Metrics:
+    """Figures of one voter. Pure.
 
     Args:
         rows: Per-example columns of `evaluation.evaluate`.
@@ -162,19 +176,19 @@ def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed
     )
 
 
-def print_figures(found: dict[str, Any], console: Console) -> None:
+def print_figures(found: SavedModelResult, console: Console) -> None:
     """Prints what `evaluate` found as a small table."""
-    m = found["metrics"]
-    table = Table(title=Text(f"{found['model']}, n = {m['n']}"), title_justify="left", box=None, show_header=False)
+    m = found.metrics
+    table = Table(title=Text(f"{found.model}, n = {m.n}"), title_justify="left", box=None, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    interval = f"95 % interval {percent_range(m['ci95'])}"
-    table.add_row("Exact match", percent(m["exact_match"]), interval, style="bold")
-    table.add_row("Token accuracy", percent(m["token_accuracy"]), "teacher-forced, end token included")
-    table.add_row("NLL", plain(m["nll"], 3), "nats a token")
-    if m["option_accuracy"] is not None:
-        table.add_row("Option accuracy", percent(m["option_accuracy"]), "likeliest of the choices")
+    interval = f"95 % interval {percent_range(m.ci95)}"
+    table.add_row("Exact match", percent(m.exact_match), interval, style="bold")
+    table.add_row("Token accuracy", percent(m.token_accuracy), "teacher-forced, end token included")
+    table.add_row("NLL", plain(m.nll, 3), "nats per token")
+    if m.option_accuracy is not None:
+        table.add_row("Option accuracy", percent(m.option_accuracy), "likeliest of the choices")
     console.print(table)
-    if m["nll"] is None:
+    if m.nll is None:
         console.print(f"NLL {NOTHING}: a true token got no probability at all", highlight=False)

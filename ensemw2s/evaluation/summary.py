@@ -1,4 +1,4 @@
-"""results.json in, plain sentences out: what was reached, and against whom the ensemble and its student do not win.
+"""Results in, plain sentences out: what was reached, and against whom the ensemble and its student do not win.
 
 Apart from the report because these sentences are claims: each follows from a figure by a rule that a test can hold, and
 the terminal prints the same ones as the page.
@@ -6,14 +6,17 @@ the terminal prints the same ones as the page.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from ensemw2s.boosting.records import RoundRecord
+from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_ENSEMW2S, TABLE
+from ensemw2s.evaluation.records import RunResults
 from ensemw2s.evaluation.wording import (
     SPLITS,
+    Bout,
     amount,
     compared,
-    figure,
     in_a_sentence,
     listed,
     number,
@@ -24,13 +27,6 @@ from ensemw2s.evaluation.wording import (
     points_range,
     systems_of,
 )
-
-EXPECTED_RIVALS = ("expert_single", "expert_compute_matched", "bagging", "sequence_vote")
-RIVALS = {
-    "ensemw2s": (*EXPECTED_RIVALS, "base_zero_shot"),
-    "student_ensemw2s": ("student_single", "student_bagging", "student_easy_only", "ensemw2s"),
-    "student_generations": ("student_ensemw2s",),
-}
 
 
 @dataclass(frozen=True)
@@ -61,20 +57,20 @@ class Summary:
     caveats: list[str]
 
 
-def summarise(results: dict[str, Any]) -> Summary:
+def summarise(results: RunResults) -> Summary:
     """Says in sentences what the numbers of a run say.
 
     Args:
-        results: Contents of results.json; systems may be missing and values null.
+        results: Figures of a run; systems and figures may be missing.
 
     Returns:
         Sentences in the order in which they should be read.
     """
     reached = [
-        f"{_accuracy(results, 'ensemw2s')} {_cost(results)} {_rounds(results)}".strip(),
-        " ".join([_accuracy(results, "student_ensemw2s"), *_recovered(results), _labels(results)]).strip(),
+        f"{_accuracy(results, ENSEMW2S)} {_cost(results)} {_rounds(results)}".strip(),
+        " ".join([_accuracy(results, STUDENT_ENSEMW2S), *_recovered(results), _labels(results)]).strip(),
     ]
-    contests = [contest for system in RIVALS if (contest := _contest(results, system)) is not None]
+    contests = [_contest(results, name) for name in systems_of(results) if name in TABLE and TABLE[name].rivals]
     return Summary(
         reached=[paragraph for paragraph in reached if paragraph]
         or ["This run evaluated neither the ensemble nor its student."],
@@ -83,132 +79,138 @@ def summarise(results: dict[str, Any]) -> Summary:
     )
 
 
-def _accuracy(results: dict[str, Any], system: str) -> str:
+def _accuracy(results: RunResults, system: str) -> str:
     parts: list[str] = []
     for split, name in SPLITS.items():
-        value = figure(results, system, split, "exact_match")
-        if number(value) is None:
+        found = results.metrics(system, split)
+        if number(found.exact_match) is None:
             continue
-        around = percent_range(figure(results, system, split, "ci95"))
-        n = number(figure(results, system, split, "n"))
-        count = "" if n is None else f", n = {n:.0f}"
+        n = "" if found.n is None else f", n = {found.n}"
         questions = "ones" if parts else "test questions exactly"
-        parts.append(f"{percent(value)} of the {name} {questions} (95 % interval {around}{count})")
+        around = percent_range(found.ci95)
+        parts.append(f"{percent(found.exact_match)} of the {name} {questions} (95 % interval {around}{n})")
     return f"{_capital(in_a_sentence(system))} answers {listed(parts)}." if parts else ""
 
 
-def _recovered(results: dict[str, Any]) -> list[str]:
-    entry = (results.get("pgr") or {}).get("student_ensemw2s") or {}
+def _recovered(results: RunResults) -> list[str]:
     sentences = []
     for split, name in SPLITS.items():
-        found = entry.get(split)
-        if not found:
+        found = results.recovered(STUDENT_ENSEMW2S, split)
+        if found is None:
             continue
-        gain, gap = found.get("student_minus_weak") or {}, found.get("ceiling_minus_weak") or {}
+        gain, gap = found.student_minus_weak, found.ceiling_minus_weak
         plainly = (
-            f"in plain points {points(gain.get('difference'))} ({points_range(gain.get('ci95'))}) over one expert, "
-            f"where true labels give {points(gap.get('difference'))} ({points_range(gap.get('ci95'))})"
+            f"in plain points {points(gain.difference)} ({points_range(gain.ci95)}) over one expert, "
+            f"where true labels give {points(gap.difference)} ({points_range(gap.ci95)})"
         )
-        value = number(found.get("value"))
+        value = number(found.value)
         if value is None:
-            reason = found.get("reason") or "it was not computed"
+            reason = found.reason or "it was not computed"
             sentences.append(f"On {name} the recovered performance gap (PGR) is undefined: {reason}; {plainly}.")
         else:
             sentences.append(f"On {name} the recovered performance gap (PGR) is {plain(value)}; {plainly}.")
     return sentences
 
 
-def _cost(results: dict[str, Any]) -> str:
-    systems = results.get("systems") or {}
-    ours, single = ((systems.get(name) or {}).get("cost") or {} for name in ("ensemw2s", "expert_single"))
+def _cost(results: RunResults) -> str:
+    ours, single = results.cost(ENSEMW2S), results.cost(EXPERT_SINGLE)
+    if ours is None or single is None:
+        return ""
     parts = []
-    for key, verb in (("tokens_trained", "trained on"), ("tokens_decoded", "decoded")):
-        mine, theirs = number(ours.get(key)), number(single.get(key))
+    for mine, theirs, verb in (
+        (ours.tokens_trained, single.tokens_trained, "trained on"),
+        (ours.tokens_decoded, single.tokens_decoded, "decoded"),
+    ):
         if mine and theirs:
             parts.append(f"{plain(mine / theirs, 1)} times the tokens {verb} ({amount(mine)} against {amount(theirs)})")
     return f"Its price, against one expert: {listed(parts)}." if parts else ""
 
 
-def _rounds(results: dict[str, Any]) -> str:
-    rounds = results.get("rounds") or []
-    refused = [str(r.get("round")) for r in rounds if not r.get("accepted", True)]
-    curves = results.get("curves") or {}
-    validation = [number(v) for v in curves.get("validation") or []]
-    sentences = []
-    if refused:
-        has = "Round" if len(refused) == 1 else "Rounds"
-        sentences.append(f"{has} {listed(refused)} of {len(rounds)} had an alpha that is not positive and got no vote.")
-    known = [(v, -i) for i, v in enumerate(validation) if v is not None]
+def _rounds(results: RunResults) -> str:
+    sentences = [*_refused(results.rounds)]
+    curves = results.curves
+    known = [(value, -i) for i, v in enumerate(curves.validation) if (value := number(v)) is not None]
     if len(known) > 1:
         best, where = max(known)
-        labels = curves.get("rounds") or []
-        at = labels[-where] if -where < len(labels) else 1 - where
+        at = curves.rounds[-where] if -where < len(curves.rounds) else 1 - where
         sentences.append(
-            f"On validation the first round alone answers {percent(known[0][0])}, all {len(validation)} together "
-            f"{percent(known[-1][0])}; the most is {percent(best)}, with {at} round{'s' if at != 1 else ''}."
+            f"On validation the first round alone answers {percent(known[0][0])}, all {len(curves.validation)} "
+            f"together {percent(known[-1][0])}; the most is {percent(best)}, with {at} round{'s' if at != 1 else ''}."
         )
     return " ".join(sentences)
 
 
-def _labels(results: dict[str, Any]) -> str:
-    made = (results.get("labels") or {}).get("ensemw2s") or {}
-    accuracy, n = number(made.get("accuracy")), number(made.get("n"))
-    if accuracy is None or n is None:
+def _refused(rounds: Sequence[RoundRecord]) -> Iterator[str]:
+    refused = [str(record.round) for record in rounds if not record.accepted]
+    if refused:
+        has = "Round" if len(refused) == 1 else "Rounds"
+        yield f"{has} {listed(refused)} of {len(rounds)} had an alpha that is not positive and got no vote."
+
+
+def _labels(results: RunResults) -> str:
+    made = results.labels.get(ENSEMW2S)
+    if made is None or made.n is None or number(made.accuracy) is None:
         return ""
-    text = f"Of the ensemble’s {n:.0f} pseudo-labels {percent(accuracy)} are right"
-    bins = [b for b in made.get("agreement_bins") or [] if b.get("n") and number(b.get("accuracy")) is not None]
+    text = f"Of the ensemble’s {made.n} pseudo-labels {percent(made.accuracy)} are right"
+    bins = [(b, right) for b in made.agreement_bins if b.n and (right := number(b.accuracy)) is not None]
     if len(bins) < 2:
         return f"{text}."
-    *others, top = bins
-    rest = sum(b["n"] * b["accuracy"] for b in others) / sum(b["n"] for b in others)
+    *others, (top, right) = bins
+    rest = sum(b.n * share for b, share in others) / sum(b.n for b, _ in others)
     return (
-        f"{text}; where the experts’ agreement is {plain(top['lo'], 1)} or more (n = {top['n']}) it is "
-        f"{percent(top['accuracy'])}, elsewhere {percent(rest)}."
+        f"{text}; where the experts’ agreement is {plain(top.lo, 1)} or more (n = {top.n}) it is "
+        f"{percent(right)}, elsewhere {percent(rest)}."
     )
 
 
-def _contest(results: dict[str, Any], system: str) -> Contest | None:
-    present = systems_of(results)
-    if system not in present:
-        return None
+def _contest(results: RunResults, system: str) -> Contest:
     who = _capital(in_a_sentence(system))
     wins, not_wins, tally = [], [], {"better": 0, "no difference": 0, "worse": 0}
     untested = []
-    for rival in RIVALS[system]:
+    for rival in TABLE[system].rivals:
         bouts = [bout for split in SPLITS if (bout := compared(results, system, rival, split)) is not None]
         for bout in bouts:
-            tally[bout["verdict"]] += 1
-        if not bouts and (rival in present or rival in EXPECTED_RIVALS):
+            tally[bout.verdict] += 1
+        if not bouts and (rival in results.systems or TABLE[rival].standard):
             untested.append(in_a_sentence(rival))
-        won = [_bout(b) for b in bouts if b["verdict"] == "better"]
-        lost = [f"{b['verdict']} on {_bout(b)}" for b in bouts if b["verdict"] != "better"]
+        won = [_bout(b) for b in bouts if b.verdict == "better"]
+        lost = [f"{b.verdict} on {_bout(b)}" for b in bouts if b.verdict != "better"]
         if won:
             wins.append(f"It wins against {in_a_sentence(rival)} on {listed(won)}.")
         if lost:
             not_wins.append(f"It does not win against {in_a_sentence(rival)}: {listed(lost)}.")
+    return Contest(
+        who,
+        _record(who, tally, swept=not not_wins),
+        wins,
+        not_wins,
+        f"Not compared with {listed(untested)}." if untested else "",
+    )
+
+
+def _record(who: str, tally: dict[str, int], *, swept: bool) -> str:
+    """How many comparisons a system wins, in a sentence."""
     total = sum(tally.values())
     if not total:
-        record = f"{who} was not compared with its rivals on the same examples, so nothing is claimed for it."
-    elif not not_wins:
-        record = f"{who} wins {'the one comparison' if total == 1 else f'all {total} comparisons'} made."
-    else:
-        record = (
-            f"Of {total} comparison{'s' if total != 1 else ''}, {who[0].lower()}{who[1:]} wins {tally['better']}, "
-            f"is no different in {tally['no difference']} and loses {tally['worse']}."
-        )
-    return Contest(who, record, wins, not_wins, f"Not compared with {listed(untested)}." if untested else "")
+        return f"{who} was not compared with its rivals on the same examples, so nothing is claimed for it."
+    if swept:
+        return f"{who} wins {'the one comparison' if total == 1 else f'all {total} comparisons'} made."
+    return (
+        f"Of {total} comparison{'s' if total != 1 else ''}, {who[0].lower()}{who[1:]} wins {tally['better']}, "
+        f"is no different in {tally['no difference']} and loses {tally['worse']}."
+    )
 
 
-def _bout(bout: dict[str, Any]) -> str:
-    return f"{SPLITS[bout['split']]} ({points(bout['difference'])} points, {points_range(bout['ci95'])})"
+def _bout(bout: Bout) -> str:
+    return f"{SPLITS[bout.split]} ({points(bout.difference)} points, {points_range(bout.ci95)})"
 
 
-def _caveats(results: dict[str, Any]) -> list[str]:
+def _caveats(results: RunResults) -> list[str]:
     caveats = [
         "Intervals are 95 % bootstrap intervals over the test examples. They say nothing of what another training seed "
-        f"would give: this is one run, with seed {results.get('seed', 'unknown')}."
+        f"would give: this is one run, with seed {'unknown' if results.seed is None else results.seed}."
     ]
-    made = len(results.get("comparisons") or [])
+    made = len(results.comparisons)
     if made > 5:
         caveats.append(
             f"Of {made} comparisons at 95 %, about {plain(made * 0.05, 1)} would look decided by chance if no two "

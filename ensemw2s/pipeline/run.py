@@ -22,6 +22,7 @@ from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import plan_resources
 from ensemw2s.config import Config, dump_config
 from ensemw2s.errors import ArtifactError
+from ensemw2s.evaluation.records import RESULTS, RunResults, StageTime
 from ensemw2s.evaluation.report import print_table, write_report
 from ensemw2s.pipeline import preflight, steps
 from ensemw2s.pipeline.build import build_graph
@@ -35,9 +36,7 @@ from ensemw2s.storage.store import Stage
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
 
 
-def run(
-    config: Config, *, fresh: bool = False, debug: bool = False, progress: Progress | None = None
-) -> dict[str, Any]:
+def run(config: Config, *, fresh: bool = False, debug: bool = False, progress: Progress | None = None) -> RunResults:
     """Runs a config to its end, or goes on where an earlier run of it stopped.
 
     Args:
@@ -47,7 +46,7 @@ def run(
         progress: Where to show progress; none: the terminal.
 
     Returns:
-        The content of results.json.
+        The run's figures, as in its results.json.
 
     Raises:
         EnsemW2SError: Whatever stops it; what is finished stays and is used next time.
@@ -60,9 +59,9 @@ def run(
         status = check_stages(graph, fresh=fresh)
         (graph.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         remote.push(graph.root / "config.yaml")
-        if status[graph.evaluation.name] and remote.exists(graph.root / "results.json"):
+        if status[graph.evaluation.name] and remote.exists(graph.root / RESULTS):
             shown.say(f"{remote.shown(graph.root)} is complete: nothing to do")
-            results: dict[str, Any] = store.read_json(graph.root / "results.json")
+            results = RunResults.read(graph.root / RESULTS)
             write_report(results, graph.root)
         else:
             with shown:
@@ -101,7 +100,7 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
     return {name: done for name, done in status.items() if name not in {stage.name for stage in second_tries}}
 
 
-def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> dict[str, Any]:
+def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> RunResults:
     """Everything that needs Ray, and the report."""
     from ensemw2s.training.launch import Lanes
 
@@ -121,15 +120,16 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
             evaluate(context, history)
         remote.remove(scratch)
     manifest.save()
-    evaluated = store.read_json(graph.evaluation.path / "results.json")
-    results = {
-        **evaluated,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "stages": manifest.stages,
-        "total_seconds": round(time.time() - began, 1),
-    }
-    store.put_json(graph.root / "results.json", results)
+    evaluated = RunResults.read(graph.evaluation.path / RESULTS)
+    results = evaluated.model_copy(
+        update={
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "stages": tuple(map(StageTime.model_validate, manifest.stages)),
+            "total_seconds": round(time.time() - began, 1),
+        }
+    )
+    results.to_file(graph.root / RESULTS)
     write_report(results, graph.root)
     return results
 

@@ -9,14 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s.boosting.records import Member, RoundRecord, VoteFit, members_of
+from ensemw2s.boosting.records import Member, RoundRecord, TrainingSpent, VoteFit, members_of
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
-from ensemw2s.evaluation.results import Figures, label_facts
+from ensemw2s.evaluation.records import RESULTS, GenerationResult, RunResults, TrainingCost
+from ensemw2s.evaluation.results import Figures, label_result
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.filters import passing
@@ -283,25 +284,25 @@ def evaluate(context: Context, history: list[RoundRecord]) -> None:
         truths["validation"], columns["validation"] = _held_out(truths["validation"], columns["validation"])
     figures = Figures(config, truths, columns, members, _training_costs(context, members))
     hard_labels = read_table(graph.data.path / "hard_labels.parquet")
-    results = {
-        "name": config.name,
-        "seed": config.seed,
-        "config_fingerprint": stage.fingerprint,
-        "systems": figures.systems(),
-        "validation": figures.validation(),
-        **({"hard_validation": figures.validation("hard_validation")} if "hard_validation" in paths else {}),
-        "bases": figures.bases(),
-        "pgr": figures.pgr(),
-        "comparisons": figures.comparisons(),
-        "rounds": [record.model_dump(mode="json") for record in history],
-        **({"fit": VoteFit.read(graph.ensemble.path).model_dump(mode="json")} if config.ensemble.fitted else {}),
-        "curves": figures.curves(),
-        "labels": {maker: label_facts(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
-        **({"generations": [_generation_facts(g) for g in graph.generations]} if graph.generations else {}),
-        "examples": figures.examples(truths["ood"]),
-    }
+    results = RunResults(
+        name=config.name,
+        seed=config.seed,
+        config_fingerprint=stage.fingerprint,
+        systems=figures.systems(),
+        validation=figures.validation(),
+        hard_validation=figures.validation("hard_validation") if "hard_validation" in paths else None,
+        bases=figures.bases(),
+        pgr=figures.pgr(),
+        comparisons=tuple(figures.comparisons()),
+        rounds=tuple(history),
+        fit=VoteFit.read(graph.ensemble.path) if config.ensemble.fitted else None,
+        curves=figures.curves(),
+        labels={maker: label_result(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
+        generations=tuple(map(_generation_result, graph.generations)) or None,
+        examples=tuple(figures.examples(truths["ood"])),
+    )
     with store.publish(stage.path, stage.description) as folder:
-        store.write_json(folder / "results.json", results)
+        results.to_file(folder / RESULTS)
         _write_answers(folder / "answers.parquet", truths, columns)
         _write_forced(folder / "forced.parquet", truths, columns)
 
@@ -313,13 +314,11 @@ def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict
     return table.take(kept), found
 
 
-def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, Facts]:
+def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, TrainingCost]:
     """Tokens and seconds that training each system took, its label makers not counted."""
     graph = context.graph
-    boosted = _cost([graph.expert_folder(m.name) for m in members])
-    for given_up in (m.first_try for m in members if m.first_try is not None):
-        boosted["tokens_trained"] += given_up.tokens_trained
-        boosted["train_seconds"] = round(boosted["train_seconds"] + given_up.seconds, 2)
+    given_up = [m.first_try for m in members if m.first_try is not None]
+    boosted = _cost([graph.expert_folder(m.name) for m in members], given_up)
     costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": _cost([e.stage.path for e in graph.bagging])}
     for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
         if expert is not None:
@@ -327,19 +326,24 @@ def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, Fa
     return costs | {student.name: _cost([student.stage.path]) for student in graph.students}
 
 
-def _cost(models: list[Path]) -> Facts:
-    """Tokens and seconds that training these models took."""
+def _cost(models: list[Path], given_up: Sequence[TrainingSpent] = ()) -> TrainingCost:
+    """What training these models took, with first tries that were given up."""
     facts = [store.read_json(model / "train.json") for model in models]
-    return {
-        "tokens_trained": sum(f["tokens_trained"] for f in facts),
-        "train_seconds": round(sum(f["seconds"] for f in facts), 2),
-    }
+    return TrainingCost(
+        tokens_trained=sum(f["tokens_trained"] for f in facts) + sum(t.tokens_trained for t in given_up),
+        train_seconds=round(sum(f["seconds"] for f in facts) + sum(t.seconds for t in given_up), 2),
+    )
 
 
-def _generation_facts(generation: Generation) -> Facts:
-    """Who the students of a generation are, and what training all of them took."""
-    models = [student.stage for student in generation.students]
-    return {"name": generation.name, "students": len(models), **_cost([model.path for model in models])}
+def _generation_result(generation: Generation) -> GenerationResult:
+    """How many students a generation has, and what training all of them took."""
+    cost = _cost([student.stage.path for student in generation.students])
+    return GenerationResult(
+        name=generation.name,
+        students=len(generation.students),
+        tokens_trained=cost.tokens_trained,
+        train_seconds=cost.train_seconds,
+    )
 
 
 def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.evaluation.metrics import CONFIDENCE
 from ensemw2s.evaluation.wording import (
-    LABELS,
     NOTHING,
     label,
     percent,
@@ -106,8 +106,8 @@ def p_value(entry: Facts | None) -> str:
 
 def ordered(names: Any) -> list[str]:
     """Systems in the order in which reports show them, the ensemble of chosen rounds after that of all."""
-    known = list(LABELS)
-    known.insert(known.index("ensemw2s") + 1, CHOSEN)
+    known = list(TABLE)
+    known.insert(known.index(ENSEMW2S) + 1, CHOSEN)
     present = set(names)
     return [name for name in known if name in present]
 

@@ -183,9 +183,9 @@ def test_option_accuracy_is_of_the_examples_that_have_options() -> None:
         "option": ["b", None],
     }
     found = figures(rows, ["a", "c"], [["a", "b"], None], seed=0)
-    assert (found["exact_match"], found["option_accuracy"], found["n"]) == (0.5, 0.0, 2)
-    assert (found["token_accuracy"], found["nll"]) == (0.75, pytest.approx(0.2))
-    assert figures(rows, ["a", "c"], [None, None], seed=0)["option_accuracy"] is None
+    assert (found.exact_match, found.option_accuracy, found.n) == (0.5, 0.0, 2)
+    assert (found.token_accuracy, found.nll) == (0.75, pytest.approx(0.2))
+    assert figures(rows, ["a", "c"], [None, None], seed=0).option_accuracy is None
 
 
 def test_figures_that_have_nowhere_to_go_are_refused_before_the_work(saved: Path, tmp_path: Path) -> None:

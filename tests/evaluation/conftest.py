@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemw2s.evaluation.metrics import agreement_bins, metrics, paired_difference, pgr
+from ensemw2s.evaluation.metrics import agreement_bins, metrics, paired_difference, pgr, verdict
+from ensemw2s.storage.record import Record
 
 DRAW = {"samples": 500, "seed": 0}
 ACCURACY = {
@@ -26,6 +27,11 @@ PAIRS = [
     *(("ensemw2s", rival) for rival in list(ACCURACY)[:5]),
     *(("student_ensemw2s", rival) for rival in ("student_easy_only", "student_single", "student_bagging")),
 ]
+
+
+def plain(record: Record) -> dict[str, Any]:
+    """As the file has it."""
+    return record.model_dump(mode="json")
 
 
 @pytest.fixture
@@ -49,15 +55,13 @@ def full_once() -> dict[str, Any]:
         "systems": {s: _system(s, exact[s], rng) for s in ACCURACY},
         "pgr": {
             s: {
-                split: pgr(exact["expert_single"][i], exact[s][i], exact["student_ceiling"][i], **DRAW)
+                split: plain(pgr(exact["expert_single"][i], exact[s][i], exact["student_ceiling"][i], **DRAW))
                 for i, split in ((0, "id"), (1, "ood"))
             }
             for s in ("student_single", "student_bagging", "student_ensemw2s")
         },
         "comparisons": [
-            {"a": a, "b": b, "split": split, **paired_difference(exact[a][i], exact[b][i], **DRAW)}
-            for a, b in PAIRS
-            for i, split in ((0, "id"), (1, "ood"))
+            _comparison(a, b, split, exact[a][i], exact[b][i]) for a, b in PAIRS for i, split in ((0, "id"), (1, "ood"))
         ],
         "rounds": [_round(t) for t in range(1, 6)],
         "curves": {
@@ -77,7 +81,7 @@ def full_once() -> dict[str, Any]:
         },
         "bases": {
             f"weak-{k}": {
-                split: metrics(rng.random(n) < p, **DRAW) for split, p in (("id", 0.7 + k / 50), ("ood", 0.45))
+                split: plain(metrics(rng.random(n) < p, **DRAW)) for split, p in (("id", 0.7 + k / 50), ("ood", 0.45))
             }
             for k in range(5)
         },
@@ -118,7 +122,7 @@ def _system(name: str, exact: list[np.ndarray], rng: np.random.Generator) -> dic
         lengths = np.full(n, 6)
         wrong = rng.integers(1, 3, n) * ~right
         tokens = {} if name == "sequence_vote" else {"token_correct": lengths - wrong, "nll_sum": 0.4 + wrong * 0.9}
-        found[split] = metrics(right, n_tokens=lengths, **tokens, **DRAW)
+        found[split] = plain(metrics(right, n_tokens=lengths, **tokens, **DRAW))
     times = 5 if name in ("bagging", "ensemw2s", "sequence_vote", "expert_compute_matched") else 1
     found["cost"] = {
         "tokens_trained": 74_000 * times * (name != "base_zero_shot"),
@@ -127,6 +131,12 @@ def _system(name: str, exact: list[np.ndarray], rng: np.random.Generator) -> dic
         "decode_seconds": 1.1 * times,
     }
     return found
+
+
+def _comparison(a: str, b: str, split: str, left: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    found = paired_difference(left, right, **DRAW)
+    assert found.ci95 is not None
+    return {"a": a, "b": b, "split": split, **plain(found), "verdict": verdict(*found.ci95)}
 
 
 def _round(t: int) -> dict[str, Any]:
@@ -141,6 +151,7 @@ def _round(t: int) -> dict[str, Any]:
         "error": 0.06,
         "train_loss": 0.21,
         "seconds": 1.7,
+        "tokens_trained": 74_000,
     }
     spread = 1 + 0.8 * (t - 1)
     quantiles = {"min": 1 / spread, "p50": 1 / spread, "p90": 0.95, "p99": spread, "max": spread**2.2}
@@ -152,12 +163,15 @@ def _round(t: int) -> dict[str, Any]:
         "experts": [expert],
         "weights": quantiles | {"effective_fraction": 1 / spread**0.7},
         "reference_error": 0.09,
+        "reset": False,
+        "started": 100.0 * t,
+        "finished": 100.0 * t + 9,
     }
 
 
 def _bins(right: float, rng: np.random.Generator) -> list[dict[str, Any]]:
     agreement = 1 - rng.beta(1.2, 6, 2000)
-    return agreement_bins(agreement, rng.random(2000) < (agreement**6) * right * 2)
+    return [plain(b) for b in agreement_bins(agreement, rng.random(2000) < (agreement**6) * right * 2)]
 
 
 def _example(i: int, rng: np.random.Generator) -> dict[str, Any]:

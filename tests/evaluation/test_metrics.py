@@ -16,6 +16,7 @@ from ensemw2s.evaluation.metrics import (
     pgr,
     verdict,
 )
+from ensemw2s.evaluation.records import AgreementBin, Difference
 
 DRAW = {"samples": 2000, "seed": 7}
 
@@ -97,39 +98,39 @@ class TestPairedDifference:
     def test_a_gain_on_the_same_examples_is_better(self):
         a, b = outcomes(700, 1000), outcomes(600, 1000)
         got = paired_difference(a, b, **DRAW)
-        assert got["difference"] == pytest.approx(0.1)
-        assert got["verdict"] == "better"
+        assert got.difference == pytest.approx(0.1)
+        assert verdict(*got.ci95) == "better"
         # Only the 100 examples that differ vary: sd² = 0.1 − 0.1².
         half = 1.96 * np.sqrt(0.09 / 1000)
-        assert got["ci95"] == pytest.approx([0.1 - half, 0.1 + half], abs=0.003)
+        assert got.ci95 == pytest.approx([0.1 - half, 0.1 + half], abs=0.003)
 
     def test_swapping_the_systems_swaps_the_verdict(self):
         got = paired_difference(outcomes(600, 1000), outcomes(700, 1000), **DRAW)
-        assert got["difference"] == pytest.approx(-0.1)
-        assert got["verdict"] == "worse"
+        assert got.difference == pytest.approx(-0.1)
+        assert verdict(*got.ci95) == "worse"
 
     def test_as_many_won_as_lost_is_no_difference(self):
         a = np.array([True, False] * 50)
         got = paired_difference(a, ~a, **DRAW)
-        assert got["difference"] == 0
-        assert got["ci95"][0] < 0 < got["ci95"][1]
-        assert got["verdict"] == "no difference"
+        assert got.difference == 0
+        assert got.ci95[0] < 0 < got.ci95[1]
+        assert verdict(*got.ci95) == "no difference"
 
     def test_a_system_is_not_different_from_itself(self):
         a = outcomes(3, 10)
-        assert paired_difference(a, a, **DRAW) == {"difference": 0.0, "ci95": [0.0, 0.0], "verdict": "no difference"}
+        assert paired_difference(a, a, **DRAW) == Difference(difference=0.0, ci95=(0.0, 0.0))
 
     def test_rounding_of_averaged_outcomes_decides_nothing(self):
         # A mean over three bases against itself in another order of summation differs by some 1e-17 an example.
         a = np.full(50, 0.1 + 0.2)
         got = paired_difference(a, np.full(50, 0.3), **DRAW)
-        assert got["ci95"] == [0.0, 0.0]
-        assert got["verdict"] == "no difference"
+        assert got.ci95 == (0.0, 0.0)
+        assert verdict(*got.ci95) == "no difference"
 
     def test_the_same_accuracies_can_be_decided_paired_and_undecided_unpaired(self):
         a, b = outcomes(520, 1000), outcomes(500, 1000)
-        assert paired_difference(a, b, **DRAW)["verdict"] == "better"
-        assert paired_difference(a, np.roll(b, 500), **DRAW)["verdict"] == "no difference"
+        assert verdict(*paired_difference(a, b, **DRAW).ci95) == "better"
+        assert verdict(*paired_difference(a, np.roll(b, 500), **DRAW).ci95) == "no difference"
 
     def test_systems_on_different_examples_are_refused(self):
         with pytest.raises(DataError, match="a 3, b 2"):
@@ -154,23 +155,23 @@ class TestMetrics:
             option_correct=[True, False],
             **DRAW,
         )
-        assert got["exact_match"] == 0.75
-        assert got["token_accuracy"] == pytest.approx(10 / 12)
-        assert got["nll"] == pytest.approx(0.5)
-        assert got["forced_exact_match"] == 0.5
-        assert got["option_accuracy"] == 0.5
-        assert got["n"] == 4
-        assert got["ci95"] == list(interval([1, 0, 1, 1], **DRAW))
+        assert got.exact_match == 0.75
+        assert got.token_accuracy == pytest.approx(10 / 12)
+        assert got.nll == pytest.approx(0.5)
+        assert got.forced_exact_match == 0.5
+        assert got.option_accuracy == 0.5
+        assert got.n == 4
+        assert got.ci95 == interval([1, 0, 1, 1], **DRAW)
 
     def test_figures_that_a_system_does_not_have_are_null(self):
         got = metrics([True, False], option_correct=[], **DRAW)
         lacking = ("forced_exact_match", "token_accuracy", "nll", "option_accuracy")
-        assert [got[key] for key in lacking] == [None] * 4
+        assert [getattr(got, key) for key in lacking] == [None] * 4
 
     def test_an_infinite_nll_is_null_so_that_the_results_stay_json(self):
         got = metrics([True, True], n_tokens=[1, 1], nll_sum=[0.1, np.inf], **DRAW)
-        assert got["nll"] is None
-        json.dumps(got, allow_nan=False)
+        assert got.nll is None
+        json.dumps(got.model_dump(mode="json"), allow_nan=False)
 
     def test_an_empty_split_is_refused(self):
         with pytest.raises(DataError, match="at least one example"):
@@ -184,60 +185,60 @@ class TestMetrics:
 class TestPgr:
     def test_is_the_share_of_the_gap_with_both_differences(self):
         got = pgr(outcomes(200, 1000), outcomes(500, 1000), outcomes(800, 1000), **DRAW)
-        assert got["value"] == pytest.approx(0.5)
-        assert got["reason"] is None
-        assert got["ci95"][0] < 0.5 < got["ci95"][1]
-        assert got["student_minus_weak"]["difference"] == pytest.approx(0.3)
-        assert got["ceiling_minus_weak"]["difference"] == pytest.approx(0.6)
+        assert got.value == pytest.approx(0.5)
+        assert got.reason is None
+        assert got.ci95[0] < 0.5 < got.ci95[1]
+        assert got.student_minus_weak.difference == pytest.approx(0.3)
+        assert got.ceiling_minus_weak.difference == pytest.approx(0.6)
         half = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
-        assert got["student_minus_weak"]["ci95"] == pytest.approx([0.3 - half, 0.3 + half], abs=0.004)
-        json.dumps(got, allow_nan=False)
+        assert got.student_minus_weak.ci95 == pytest.approx([0.3 - half, 0.3 + half], abs=0.004)
+        json.dumps(got.model_dump(mode="json"), allow_nan=False)
 
     @pytest.mark.parametrize("ceiling", [400, 300])
     def test_is_null_with_the_reason_where_the_ceiling_is_not_above_the_weak(self, ceiling):
         got = pgr(outcomes(400, 1000), outcomes(500, 1000), outcomes(ceiling, 1000), **DRAW)
-        assert got["value"] is None
-        assert got["ci95"] is None
-        assert got["reason"] == (
+        assert got.value is None
+        assert got.ci95 is None
+        assert got.reason == (
             f"the ceiling ({ceiling / 1000:.3f}) is not above the weak expert (0.400), so there is no gap to recover"
         )
-        assert got["student_minus_weak"]["difference"] == pytest.approx(0.1)
-        assert got["ceiling_minus_weak"]["difference"] == pytest.approx((ceiling - 400) / 1000)
+        assert got.student_minus_weak.difference == pytest.approx(0.1)
+        assert got.ceiling_minus_weak.difference == pytest.approx((ceiling - 400) / 1000)
 
     def test_has_no_interval_where_the_gap_may_as_well_be_none(self):
         weak = np.array([True, False] * 50)
         ceiling = ~weak
         ceiling[0] = True
         got = pgr(weak, weak, ceiling, **DRAW)
-        assert got["value"] == 0
-        assert got["ci95"] is None
-        assert got["ceiling_minus_weak"]["ci95"][0] < 0
+        assert got.value == 0
+        assert got.ci95 is None
+        assert got.ceiling_minus_weak.ci95[0] < 0
 
     def test_is_negative_for_a_student_below_its_teacher(self):
         got = pgr(outcomes(400, 1000), outcomes(300, 1000), outcomes(600, 1000), **DRAW)
-        assert got["value"] == pytest.approx(-0.5)
+        assert got.value == pytest.approx(-0.5)
 
 
 class TestAgreementBins:
     def test_hold_their_lower_edge_and_the_last_one_its_upper(self):
         got = agreement_bins([0.0, 0.49, 0.5, 0.99, 1.0], [False, True, True, False, True], bins=2)
-        assert got == [
-            {"lo": 0.0, "hi": 0.5, "n": 2, "accuracy": 0.5},
-            {"lo": 0.5, "hi": 1.0, "n": 3, "accuracy": pytest.approx(2 / 3)},
-        ]
+        assert got == (
+            AgreementBin(lo=0.0, hi=0.5, n=2, accuracy=0.5),
+            AgreementBin(lo=0.5, hi=1.0, n=3, accuracy=2 / 3),
+        )
 
     def test_empty_bins_stay_with_no_accuracy(self):
         got = agreement_bins([1.0], [True])
         assert len(got) == 10
-        assert [b["n"] for b in got] == [0] * 9 + [1]
-        assert got[0]["accuracy"] is None
+        assert [b.n for b in got] == [0] * 9 + [1]
+        assert got[0].accuracy is None
 
     def test_a_vote_that_rounds_to_a_little_more_than_all_is_unanimous(self):
-        assert agreement_bins([0.1 + 0.2 + 0.7 + 1e-9, 0.1 * 3], [True, True])[9]["n"] == 1
-        assert agreement_bins([0.7 - 1e-12], [True])[7]["n"] == 1
+        assert agreement_bins([0.1 + 0.2 + 0.7 + 1e-9, 0.1 * 3], [True, True])[9].n == 1
+        assert agreement_bins([0.7 - 1e-12], [True])[7].n == 1
 
     def test_no_labels_give_empty_bins(self):
-        assert sum(b["n"] for b in agreement_bins([], [])) == 0
+        assert sum(b.n for b in agreement_bins([], [])) == 0
 
     def test_agreement_outside_0_to_1_is_refused(self):
         with pytest.raises(DataError, match=r"in \[0, 1\], found -0.2 to 0.5"):

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from ensemw2s.config import SYSTEMS
-from ensemw2s.evaluation.page import page
-from ensemw2s.evaluation.plots import DARK, LIGHT, render, wilson
-from ensemw2s.evaluation.report import print_table, write_report
-from ensemw2s.evaluation.wording import LABELS, NBSP
+from ensemw2s.config.systems import TABLE
+from ensemw2s.evaluation import page as pages
+from ensemw2s.evaluation import plots
+from ensemw2s.evaluation import report as reports
+from ensemw2s.evaluation.plots import DARK, LIGHT, wilson
+from ensemw2s.evaluation.records import RunResults
+from ensemw2s.evaluation.wording import NBSP
 
 PLOTS = ("systems", "rounds", "alpha", "weights", "agreement")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -50,6 +54,22 @@ class Page(HTMLParser):
 
     def attributes(self, name: str) -> list[str]:
         return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
+
+
+def page(results: dict[str, Any], light: dict[str, bytes], dark: dict[str, bytes]) -> str:
+    return pages.page(RunResults.model_validate(results), light, dark)
+
+
+def write_report(results: dict[str, Any], folder: Path) -> Path:
+    return reports.write_report(RunResults.model_validate(results), folder)
+
+
+def print_table(results: dict[str, Any], console: Console) -> None:
+    reports.print_table(RunResults.model_validate(results), console)
+
+
+def render(results: dict[str, Any], theme: plots.Theme) -> dict[str, bytes]:
+    return plots.render(RunResults.model_validate(results), theme, plots.PLOTS)
 
 
 def text_of(html: str) -> str:
@@ -112,7 +132,7 @@ class TestFullReport:
         text = text_of(html)
         for name in SYSTEMS:
             assert name in text
-            assert LABELS[name] in text
+            assert TABLE[name].label in text
             for split in ("id", "ood"):
                 figures = full["systems"][name][split]
                 lo, hi = figures["ci95"]
@@ -261,6 +281,7 @@ class TestMissingParts:
                 if depth > 1:
                     yield from ((key, *rest) for rest in paths(value, depth - 1))
 
+        refused = set()
         # One system stands for all: their parts have the same shape.
         for path in list(paths(full)):
             if path[0] in ("systems", "bases", "pgr") and path[1:2] not in ((), ("ensemw2s",), ("student_single",)):
@@ -276,8 +297,20 @@ class TestMissingParts:
                     parent[path[-1]] = None
                 else:
                     del parent[path[-1]]
+                try:
+                    RunResults.model_validate(holed)
+                except ValidationError:
+                    refused.add(".".join(key for key in path if isinstance(key, str)))
+                    continue
                 page(holed, {}, {})
                 print_table(holed, Console(file=io.StringIO(), width=80))
+        whole = {name for name in refused if not name.startswith("rounds.")}
+        assert whole == {
+            *(f"systems.ensemw2s.cost.{key}" for key in full["systems"]["ensemw2s"]["cost"]),
+            *(f"comparisons.{key}" for key in ("a", "b", "split")),
+            "stages.name",
+            *(f"labels.{maker}.agreement_bins.{key}" for maker in full["labels"] for key in ("lo", "hi")),
+        }, "only what a row is about must be there, and a cost and a round must be whole"
 
     @pytest.mark.slow
     @pytest.mark.parametrize("part", ["systems", "rounds", "curves", "labels"])
@@ -293,8 +326,8 @@ class TestMissingParts:
         full["rounds"] = full["rounds"][:1]
         entry = full["rounds"][0]
         entry.update(alpha=-0.5, accepted=False, reference_error=None)
-        entry["experts"] = [entry["experts"][0], entry["experts"][0] | {"alpha": None}]
-        entry["weights"] = {"min": 0.0, "p50": None, "max": 3.0, "effective_fraction": None}
+        entry["experts"] = [entry["experts"][0], entry["experts"][0] | {"alpha": 0.1}]
+        entry["weights"] |= {"min": 0.0, "p50": float("nan")}
         full["curves"] = {"rounds": [1], "validation": [None], "id": [0.4]}
         full["systems"]["bagging"]["ood"] = None
         full["systems"]["expert_single"]["id"]["ci95"] = None
@@ -310,7 +343,7 @@ class TestTable:
         printed = table_of(full)
         assert max(len(line) for line in printed.splitlines()) <= 80
         for name in SYSTEMS:
-            assert LABELS[name] in printed
+            assert TABLE[name].label in printed
         row = next(line for line in printed.splitlines() if line.startswith("Student of EnsemW2S"))
         assert row.split()[-1] == f"{full['pgr']['student_ensemw2s']['ood']['value']:.2f}"
         assert re.search(r"96\.4 \(\d\d\.\d–\d\d\.\d\)", row)

@@ -7,7 +7,8 @@ import pytest
 
 from ensemw2s.config import SYSTEMS, parse_config
 from ensemw2s.data.examples import example_table
-from ensemw2s.evaluation.results import Figures, label_facts
+from ensemw2s.evaluation.records import AgreementBin, Curves, SystemCost, TokenShown, TrainingCost
+from ensemw2s.evaluation.results import Figures, label_result
 
 from ..boosting.conftest import member
 
@@ -75,12 +76,12 @@ def figures(
         }
     )
     columns = {"id": VOTERS, "ood": ood or VOTERS, **more}
-    trained = {"ensemw2s": {"tokens_trained": 700, "train_seconds": 1.5}}
+    trained = {"ensemw2s": TrainingCost(tokens_trained=700, train_seconds=1.5)}
     return Figures(config, tables or truths(), columns, MEMBERS, trained)
 
 
 def test_exact_match_of_every_system_white_space_aside():
-    found = {name: facts["ood"]["exact_match"] for name, facts in figures().systems().items()}
+    found = {name: facts.ood.exact_match for name, facts in figures().systems().items()}
     assert found == {
         "base_zero_shot": 3 / 8,  # the mean of a quarter and a half
         "expert_single": 1 / 4,
@@ -100,34 +101,34 @@ def test_exact_match_of_every_system_white_space_aside():
 def test_the_sequence_vote_counts_whole_answers_by_weight():
     # of weights 3, 1.5 and 1: "1" outweighs two times "x", "2" has 4.5, and nobody outweighs "y"
     assert figures().exact["sequence_vote"]["id"].tolist() == [True, True, False, False]
-    facts = figures().systems()["sequence_vote"]["id"]
-    assert facts["exact_match"] == 1 / 2
-    assert (facts["token_accuracy"], facts["nll"], facts["option_accuracy"]) == (None, None, None)
+    facts = figures().systems()["sequence_vote"].id
+    assert facts.exact_match == 1 / 2
+    assert (facts.token_accuracy, facts.nll, facts.option_accuracy) == (None, None, None)
 
 
 def test_bases_are_averaged_and_listed():
     made = figures()
-    zero_shot = made.systems()["base_zero_shot"]["id"]
-    assert zero_shot["token_accuracy"] == pytest.approx((2 + 6) / 2 / 8)
-    assert zero_shot["nll"] == pytest.approx(1.5 * 4 / 8)
-    assert zero_shot["n"] == 4
+    zero_shot = made.systems()["base_zero_shot"].id
+    assert zero_shot.token_accuracy == pytest.approx((2 + 6) / 2 / 8)
+    assert zero_shot.nll == pytest.approx(1.5 * 4 / 8)
+    assert zero_shot.n == 4
     bases = made.bases()
-    assert {name: facts["id"]["exact_match"] for name, facts in bases.items()} == {"a": 0.25, "b": 0.5}
-    assert bases["b"]["ood"]["token_accuracy"] == 6 / 8
+    assert {name: facts.id.exact_match for name, facts in bases.items()} == {"a": 0.25, "b": 0.5}
+    assert bases["b"].ood.token_accuracy == 6 / 8
 
 
 def test_answers_can_be_right_that_are_spelled_otherwise_under_teacher_forcing():
     spelled = VOTERS | {"bagging": rows("123x", forced=[True, False, False, False])}
     systems = figures(ood=spelled).systems()
-    assert (systems["bagging"]["ood"]["exact_match"], systems["bagging"]["ood"]["forced_exact_match"]) == (0.75, 0.25)
-    assert systems["base_zero_shot"]["ood"]["forced_exact_match"] == 3 / 8
-    assert systems["sequence_vote"]["ood"]["forced_exact_match"] is None
+    assert (systems["bagging"].ood.exact_match, systems["bagging"].ood.forced_exact_match) == (0.75, 0.25)
+    assert systems["base_zero_shot"].ood.forced_exact_match == 3 / 8
+    assert systems["sequence_vote"].ood.forced_exact_match is None
 
 
 def test_token_figures_are_a_token_and_intervals_hold_the_mean():
-    facts = figures().systems()["ensemw2s"]["ood"]
-    assert (facts["token_accuracy"], facts["nll"]) == (4 / 8, 2.0 / 8)
-    lo, hi = facts["ci95"]
+    facts = figures().systems()["ensemw2s"].ood
+    assert (facts.token_accuracy, facts.nll) == (4 / 8, 2.0 / 8)
+    lo, hi = facts.ci95
     assert 0 <= lo <= 0.75 <= hi <= 1
     assert lo < hi
 
@@ -136,8 +137,8 @@ def test_validation_figures_are_those_of_weak_systems_under_teacher_forcing():
     scored = {name: {k: v for k, v in VOTERS[name].items() if k != "answer"} for name in ("bagging", "ensemw2s")}
     tables = truths() | {"validation": truths()["id"]}
     found = figures(validation=scored, tables=tables).validation()
-    assert {name: facts["exact_match"] for name, facts in found.items()} == {"bagging": 0.0, "ensemw2s": 3 / 4}
-    assert found["ensemw2s"]["token_accuracy"] == 4 / 8
+    assert {name: facts.exact_match for name, facts in found.items()} == {"bagging": 0.0, "ensemw2s": 3 / 4}
+    assert found["ensemw2s"].token_accuracy == 4 / 8
     assert figures().validation() == {}
 
 
@@ -153,36 +154,36 @@ def test_students_are_judged_on_hard_validation_where_there_is_one():
 def test_splits_do_not_mix():
     worse = {name: rows("xxxx") for name in VOTERS}
     systems = figures(ood=worse).systems()
-    assert {facts["ood"]["exact_match"] for facts in systems.values()} == {0.0}
-    assert systems["ensemw2s"]["id"]["exact_match"] == 0.75
+    assert {facts.ood.exact_match for facts in systems.values()} == {0.0}
+    assert systems["ensemw2s"].id.exact_match == 0.75
 
 
 def test_costs_are_of_both_splits_and_of_every_voter_behind_a_system():
     systems = figures().systems()
-    assert systems["ensemw2s"]["cost"] == {
-        "tokens_trained": 700, "train_seconds": 1.5, "tokens_decoded": 2 * 4 * 3, "decode_seconds": 2.0,
-    }  # fmt: skip
-    assert systems["sequence_vote"]["cost"]["tokens_decoded"] == 3 * 24  # three experts have a vote
-    assert systems["base_zero_shot"]["cost"]["tokens_decoded"] == 2 * 24
-    assert systems["base_zero_shot"]["cost"]["tokens_trained"] == 0
+    assert systems["ensemw2s"].cost == SystemCost(
+        tokens_trained=700, train_seconds=1.5, tokens_decoded=2 * 4 * 3, decode_seconds=2.0
+    )
+    assert systems["sequence_vote"].cost.tokens_decoded == 3 * 24  # three experts have a vote
+    assert systems["base_zero_shot"].cost.tokens_decoded == 2 * 24
+    assert systems["base_zero_shot"].cost.tokens_trained == 0
 
 
 def test_the_gap_that_students_recover():
     found = figures().pgr()
     assert found.keys() == {"student_single", "student_bagging", "student_ensemw2s"}
-    facts = found["student_ensemw2s"]["ood"]
-    assert facts["value"] == pytest.approx((0.5 - 0.25) / (0.75 - 0.25))
-    assert facts["student_minus_weak"]["difference"] == 0.25
-    assert facts["ceiling_minus_weak"]["difference"] == 0.5
-    assert found["student_single"]["id"]["value"] == 0.0
+    facts = found["student_ensemw2s"].ood
+    assert facts.value == pytest.approx((0.5 - 0.25) / (0.75 - 0.25))
+    assert facts.student_minus_weak.difference == 0.25
+    assert facts.ceiling_minus_weak.difference == 0.5
+    assert found["student_single"].id.value == 0.0
 
 
 def test_a_ceiling_that_is_not_above_the_weak_expert_leaves_no_gap():
     level = {**VOTERS, "student_ceiling": rows("1xxx")}
     found = figures(ood=level).pgr()["student_ensemw2s"]
-    assert found["ood"]["value"] is None
-    assert "the ceiling (0.250) is not above the weak expert (0.250)" in found["ood"]["reason"]
-    assert found["id"]["value"] == pytest.approx(0.5)
+    assert found.ood.value is None
+    assert "the ceiling (0.250) is not above the weak expert (0.250)" in found.ood.reason
+    assert found.id.value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("missing", ["expert_single", "student_ceiling"])
@@ -196,27 +197,27 @@ def test_pgr_is_of_the_students_there_are():
 
 
 def test_the_ensemble_is_compared_with_every_baseline_and_its_student_with_the_others():
-    found = {(c["a"], c["b"], c["split"]): c for c in figures().comparisons()}
+    found = {(c.a, c.b, c.split): c for c in figures().comparisons()}
     assert len(found) == 2 * (5 + 3)
     against = found["ensemw2s", "bagging", "ood"]
-    assert (against["difference"], against["verdict"]) == (0.75, "better")
-    assert found["ensemw2s", "base_zero_shot", "id"]["difference"] == pytest.approx(3 / 8)
-    assert found["student_ensemw2s", "student_single", "id"]["difference"] == 0.25
+    assert (against.difference, against.verdict) == (0.75, "better")
+    assert found["ensemw2s", "base_zero_shot", "id"].difference == pytest.approx(3 / 8)
+    assert found["student_ensemw2s", "student_single", "id"].difference == 0.25
     assert ("student_ensemw2s", "student_ceiling", "id") not in found
 
 
 def test_the_student_of_the_last_generation_is_compared_with_that_of_the_first():
     made = figures(*SYSTEMS, "student_generations")
-    [entry] = [c for c in made.comparisons() if c["a"] == "student_generations" and c["split"] == "ood"]
-    assert (entry["b"], entry["difference"]) == ("student_ensemw2s", 0.25)
-    assert made.pgr()["student_generations"]["ood"]["value"] == 1.0
+    [entry] = [c for c in made.comparisons() if c.a == "student_generations" and c.split == "ood"]
+    assert (entry.b, entry.difference) == ("student_ensemw2s", 0.25)
+    assert made.pgr()["student_generations"].ood.value == 1.0
 
 
 def test_a_missing_system_is_in_no_table():
     made = figures("bagging", "ensemw2s", "student_ensemw2s")
     assert list(made.systems()) == ["bagging", "ensemw2s", "student_ensemw2s"]
-    assert {(c["a"], c["b"]) for c in made.comparisons()} == {("ensemw2s", "bagging")}
-    assert figures("student_ensemw2s", "student_single").comparisons()[0]["b"] == "student_single"
+    assert {(c.a, c.b) for c in made.comparisons()} == {("ensemw2s", "bagging")}
+    assert figures("student_ensemw2s", "student_single").comparisons()[0].b == "student_single"
 
 
 def test_comparisons_pair_the_examples():
@@ -225,9 +226,9 @@ def test_comparisons_pair_the_examples():
     other = {**VOTERS, "ensemw2s": rows("12xx"), "bagging": rows("xx34")}
     widths = []
     for columns in (same, other):
-        [found] = [c for c in figures("bagging", "ensemw2s", ood=columns).comparisons() if c["split"] == "ood"]
-        assert (found["difference"], found["verdict"]) == (0.0, "no difference")
-        widths.append(found["ci95"][1] - found["ci95"][0])
+        [found] = [c for c in figures("bagging", "ensemw2s", ood=columns).comparisons() if c.split == "ood"]
+        assert (found.difference, found.verdict) == (0.0, "no difference")
+        widths.append(found.ci95[1] - found.ci95[0])
     assert widths[0] == 0.0
     assert widths[1] > 0.5
 
@@ -240,8 +241,8 @@ def test_option_accuracy_is_of_the_questions_that_have_options():
     columns = {**VOTERS, "ensemw2s": rows("123x", options=options)}
     tables = {split: table.set_column(2, "answer", pa.array(TRUTHS)) for split, table in truths(FEW).items()}
     facts = figures("ensemw2s", ood=columns, tables=tables).systems()["ensemw2s"]
-    assert facts["ood"]["option_accuracy"] == 0.5
-    assert facts["ood"]["exact_match"] == 0.75
+    assert facts.ood.option_accuracy == 0.5
+    assert facts.ood.exact_match == 0.75
 
 
 def test_option_accuracy_of_zero_shot_bases_is_averaged_over_them():
@@ -252,24 +253,21 @@ def test_option_accuracy_of_zero_shot_bases_is_averaged_over_them():
     }
     tables = {split: table.set_column(2, "answer", pa.array(TRUTHS)) for split, table in truths(FEW).items()}
     made = figures("base_zero_shot", ood=columns, tables=tables)
-    assert made.systems()["base_zero_shot"]["ood"]["option_accuracy"] == 0.75
-    assert made.bases()["b"]["ood"]["option_accuracy"] == 0.5
+    assert made.systems()["base_zero_shot"].ood.option_accuracy == 0.75
+    assert made.bases()["b"].ood.option_accuracy == 0.5
 
 
 def test_without_options_there_is_no_option_accuracy():
-    assert {facts["id"]["option_accuracy"] for facts in figures().systems().values()} == {None}
+    assert {facts.id.option_accuracy for facts in figures().systems().values()} == {None}
 
 
 def test_curves_are_in_the_order_of_the_rounds():
     prefixes = {"rounds:10": rows("123x"), "rounds:2": rows("12xx"), "rounds:1": rows("1xxx")}
     split = {**VOTERS, **prefixes}
     made = figures(ood=split, id=split, validation={**prefixes, "rounds:2": rows("xxxx")})
-    assert made.curves() == {
-        "rounds": [1, 2, 10],
-        "validation": [0.25, 0.0, 0.75],
-        "id": [0.25, 0.5, 0.75],
-        "ood": [0.25, 0.5, 0.75],
-    }
+    assert made.curves() == Curves(
+        rounds=(1, 2, 10), validation=(0.25, 0.0, 0.75), id=(0.25, 0.5, 0.75), ood=(0.25, 0.5, 0.75)
+    )
 
 
 def test_examples_are_those_of_which_the_tokens_were_kept():
@@ -277,11 +275,12 @@ def test_examples_are_those_of_which_the_tokens_were_kept():
     columns = {**VOTERS, "ensemw2s": rows("1x3x", tokens=[tokens, tokens, None, None])}
     made = figures(ood=columns)
     found = made.examples(truths()["ood"])
-    assert [(e["id"], e["truth"], e["answer"], e["correct"]) for e in found] == [
+    assert [(e.id, e.truth, e.answer, e.correct) for e in found] == [
         ("ood-0", " 1 ", "1", True),
         ("ood-1", " 2 ", "x", False),
     ]
-    assert (found[0]["tokens"], found[0]["agreement"], found[0]["prompt"]) == (tokens, 0.5, "p0")
+    assert (found[0].agreement, found[0].prompt) == (0.5, "p0")
+    assert found[0].tokens == (TokenShown(text="1", agreement=1.0),)
 
 
 def test_without_the_ensemble_there_are_no_examples():
@@ -297,16 +296,16 @@ def labels(*found: tuple[str, str, float, str]) -> pa.Table:
 
 def test_labels_are_right_or_wrong_by_id_where_the_truth_is_known():
     truth = pa.table({"id": ["b", "a", "c"], "answer": ["2", "1", None]})
-    facts = label_facts(
+    facts = label_result(
         labels(("a", "1", 1.0000001, "stop"), ("b", " 2 ", 0.95, "stop"), ("c", "3", 0.1, "length")), truth
     )
-    assert (facts["n"], facts["accuracy"]) == (3, 1.0)
-    assert facts["finish_reasons"] == {"stop": 2, "length": 1}
-    assert sum(b["n"] for b in facts["agreement_bins"]) == 2
-    assert facts["agreement_bins"][-1] == {"lo": 0.9, "hi": 1.0, "n": 2, "accuracy": 1.0}
+    assert (facts.n, facts.accuracy) == (3, 1.0)
+    assert facts.finish_reasons == {"stop": 2, "length": 1}
+    assert sum(b.n for b in facts.agreement_bins) == 2
+    assert facts.agreement_bins[-1] == AgreementBin(lo=0.9, hi=1.0, n=2, accuracy=1.0)
 
 
 def test_labels_of_prompts_whose_answers_nobody_knows_have_no_accuracy():
     truth = pa.table({"id": ["a"], "answer": pa.array([None], pa.string())})
-    facts = label_facts(labels(("a", "1", 1.0, "stop")), truth)
-    assert (facts["n"], facts["accuracy"], facts["agreement_bins"]) == (1, None, [])
+    facts = label_result(labels(("a", "1", 1.0, "stop")), truth)
+    assert (facts.n, facts.accuracy, facts.agreement_bins) == (1, None, ())

@@ -1,7 +1,12 @@
 """Each sentence of a report follows from a figure; above all, the ensemble is not said to win where it does not."""
 
-from ensemw2s.evaluation.summary import summarise
+from ensemw2s.evaluation import summary as summaries
+from ensemw2s.evaluation.records import RunResults
 from ensemw2s.evaluation.wording import NBSP
+
+
+def summarise(results):
+    return summaries.summarise(RunResults.model_validate(results))
 
 
 def bout(b, split, difference, lo, hi, a="ensemw2s"):
@@ -70,14 +75,14 @@ def test_undefined_pgr_is_given_with_its_reason_and_the_plain_points():
     assert "On OOD the recovered performance gap (PGR) is undefined: the ceiling is low; in plain points +5.0" in text
 
 
-def test_refused_rounds_the_best_round_and_the_cost_are_told():
+def test_refused_rounds_the_best_round_and_the_cost_are_told(full):
     cost = {"tokens_trained": 5000, "tokens_decoded": 2000, "train_seconds": 1, "decode_seconds": 1}
     both = systems("ensemw2s", "expert_single")
     both["ensemw2s"]["cost"] = cost
     both["expert_single"]["cost"] = cost | {"tokens_trained": 1000}
     results = {
         "systems": both,
-        "rounds": [{"round": 1, "accepted": True}, {"round": 2, "accepted": False}],
+        "rounds": [full["rounds"][0], full["rounds"][1] | {"accepted": False}],
         "curves": {"rounds": [1, 2, 3], "validation": [0.5, 0.7, 0.6]},
     }
     text = summarise(results).reached[0].replace(NBSP, " ")

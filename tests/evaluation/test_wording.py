@@ -4,11 +4,12 @@ import pytest
 
 from ensemw2s.config import ALL_SYSTEMS
 from ensemw2s.evaluation import wording
+from ensemw2s.evaluation.records import Comparison, RunResults
 
 
 def test_every_system_of_the_config_has_a_name_for_tables_and_one_for_sentences():
-    assert tuple(wording.LABELS) == ALL_SYSTEMS
-    assert tuple(wording.IN_A_SENTENCE) == ALL_SYSTEMS
+    for name in ALL_SYSTEMS:
+        assert name not in (wording.label(name), wording.in_a_sentence(name))
     assert wording.label("generation_2") == "Students, generation 2", "who make labels and are no system"
 
 
@@ -54,9 +55,9 @@ def test_a_comparison_stored_the_other_way_round_is_turned():
         "ci95": [0.01, 0.03],
         "verdict": "better",
     }
-    got = wording.compared({"comparisons": [entry]}, "ensemw2s", "bagging", "id")
+    got = wording.compared(RunResults(comparisons=(Comparison(**entry),)), "ensemw2s", "bagging", "id")
     assert got is not None
-    assert (got["difference"], got["ci95"], got["verdict"]) == (-0.02, (-0.03, -0.01), "worse")
+    assert (got.difference, got.ci95, got.verdict) == (-0.02, (-0.03, -0.01), "worse")
 
 
 def test_a_verdict_that_contradicts_its_interval_is_not_repeated():
@@ -68,11 +69,11 @@ def test_a_verdict_that_contradicts_its_interval_is_not_repeated():
         "ci95": [-0.01, 0.05],
         "verdict": "better",
     }
-    got = wording.compared({"comparisons": [entry]}, "ensemw2s", "bagging", "id")
+    got = wording.compared(RunResults(comparisons=(Comparison(**entry),)), "ensemw2s", "bagging", "id")
     assert got is not None
-    assert got["verdict"] == "no difference"
+    assert got.verdict == "no difference"
 
 
 def test_a_comparison_without_an_interval_is_none():
     entry = {"a": "ensemw2s", "b": "bagging", "split": "id", "difference": 0.02, "ci95": None}
-    assert wording.compared({"comparisons": [entry]}, "ensemw2s", "bagging", "id") is None
+    assert wording.compared(RunResults(comparisons=(Comparison(**entry),)), "ensemw2s", "bagging", "id") is None

@@ -17,6 +17,7 @@ from ensemw2s.data.splits import SPLITS
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.artifact import Ensemble
 from ensemw2s.errors import DataError
+from ensemw2s.evaluation.records import TrainingCost
 from ensemw2s.labeling.parts import LABEL_SCHEMA, SOFT_FIELDS, write_part
 from ensemw2s.models import tiny
 from ensemw2s.models.loading import load_tokenizer
@@ -258,7 +259,7 @@ def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):
         member(2, 1.0, name=second.retries[0].stage.name, first_try=TrainingSpent(tokens_trained=30, seconds=0.5)),
     ]
     costs = steps._training_costs(run, members)
-    assert costs["ensemw2s"] == costs["sequence_vote"] == {"tokens_trained": 230, "train_seconds": 4.5}
+    assert costs["ensemw2s"] == costs["sequence_vote"] == TrainingCost(tokens_trained=230, train_seconds=4.5)
 
 
 def test_the_ceiling_has_the_true_answers_to_the_very_prompts(context):
