@@ -10,55 +10,76 @@ from ensemw2s.config.section import PositiveInt, Section, raise_all
 
 
 class Member(Section):
-    """Overrides for one expert; experts take the list's entries in turn over rounds and width."""
+    """Changes for one expert. Experts take the entries of the list in turn, over rounds and width."""
 
-    model: str | None = Field(None, description="Name of a weak base; none: the next one in turn.")
+    model: str | None = Field(None, description="Name of a weak base. Default: the next one in turn.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="In place of expert.learning_rate."
+        None, description="Replaces expert.learning_rate."
     )
-    epochs: PositiveInt | None = Field(None, description="In place of expert.epochs.")
-    lora_rank: PositiveInt | None = Field(None, description="In place of the base's lora.rank.")
+    epochs: PositiveInt | None = Field(None, description="Replaces expert.epochs.")
+    lora_rank: PositiveInt | None = Field(None, description="Replaces the base's lora.rank.")
 
 
 class BoostingConfig(Section):
-    """The boosting rounds (docs/method.md has the formulas)."""
+    """The boosting rounds. docs/method.md has the formulas."""
 
-    rounds: PositiveInt = Field(5, description="T, the number of rounds.")
-    width: PositiveInt = Field(1, description="W, experts a round; 1 is the paper's algorithm.")
-    unit: Literal["token", "window", "example"] = Field("token", description="Grain of errors and weights.")
-    window: PositiveInt = Field(4, description="Tokens a window, for unit window.")
-    prior: Literal["none", "samme", "pretrained"] = Field("none", description="What is added to log((1-error)/error).")
-    weighting: Literal["loss", "bootstrap"] = Field("loss", description="Weigh the loss, or draw tokens by weight.")
-    bootstrap: Literal["count", "mask"] = Field("count", description="Multiply the loss by draws, or by drawn-at-all.")
+    rounds: PositiveInt = Field(5, description="Number of boosting rounds, T.")
+    width: PositiveInt = Field(1, description="Experts per round, W. The paper's algorithm has 1.")
+    unit: Literal["token", "window", "example"] = Field(
+        "token", description="What has an error and a weight: each token, each window of tokens, or each example."
+    )
+    window: PositiveInt = Field(4, description="Tokens per window, with unit window.")
+    prior: Literal["none", "samme", "pretrained"] = Field(
+        "none",
+        description="The reference in alpha = log((1-error)/error) + prior: an expert no better than it gets alpha 0. "
+        "none: an error of one half. samme: guessing a token. pretrained: the base before training.",
+    )
+    weighting: Literal["loss", "bootstrap"] = Field(
+        "loss", description="loss: multiply each token's loss by its weight. bootstrap: draw tokens by weight."
+    )
+    bootstrap: Literal["count", "mask"] = Field(
+        "count",
+        description="With weighting bootstrap, multiply the loss by how often a token was drawn (count), or by whether "
+        "it was (mask).",
+    )
     shrinkage: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.3, description="Damping of the weight update; 1 is the paper's."
+        0.3, description="Factor on the weight update; the paper's is 1, smaller values damp it."
     )
     weight_clip: Annotated[float, Field(gt=1)] | None = Field(
-        50.0, description="Largest weight, in multiples of 1/N; none: no limit."
+        50.0, description="Largest weight, in multiples of 1/N. null: no limit."
     )
     warm_start: Literal["base", "previous"] = Field(
-        "base", description="Experts start from their base or the round before."
+        "base", description="What experts start from: their base, or the expert of the round before."
     )
     members: list[Member] = Field(
-        default_factory=list, description="Overrides of experts; empty: all weak bases in turn."
+        default_factory=list, description="Changes for experts. Empty: all weak bases in turn."
     )
-    on_failure: Literal["stop", "skip", "retry"] = Field("stop", description="When a round's alpha is not positive.")
-    error_from: Literal["round", "ensemble"] = Field("round", description="Whose vote makes the round's error mask.")
+    on_failure: Literal["stop", "skip", "retry"] = Field(
+        "stop",
+        description="What to do when a round's alpha is not positive: stop the run, skip the round, or repeat it once "
+        "with uniform weights.",
+    )
+    error_from: Literal["round", "ensemble"] = Field(
+        "round",
+        description="Whose errors raise the weights: those of the round's experts, or of the whole ensemble so far.",
+    )
 
 
 class EnsembleConfig(Section):
-    """How the experts are combined at every token."""
+    """How the experts' predictions are combined at every token."""
 
     combine: Literal["probability", "log_probability", "vote"] = Field(
-        "probability", description="Average of probabilities, of log-probabilities, or of hard votes."
+        "probability",
+        description="Average the experts' probabilities, their log-probabilities, or their votes for one token.",
     )
     weights: Literal["alpha", "uniform", "stacked"] = Field(
         "alpha",
-        description="Votes by alpha, equal ones, or those under which easy validation is likeliest (with combine "
-        "probability).",
+        description="Weights of the experts: alpha, equal ones, or those under which easy validation is most likely "
+        "(stacked; with combine probability).",
     )
     calibration: Literal["none", "temperature"] = Field(
-        "none", description="Whether each expert's logits are divided by a temperature fitted on easy validation."
+        "none",
+        description="temperature: divide each expert's logits by a temperature that is fitted on easy validation.",
     )
 
     @model_validator(mode="after")
@@ -67,9 +88,7 @@ class EnsembleConfig(Section):
         if self.weights == "stacked" and self.combine != "probability":
             wrong.append(f"weights stacked are fitted for combine probability, not for {self.combine}")
         if self.calibration == "temperature" and self.combine == "vote":
-            wrong.append(
-                "calibration temperature changes no expert's likeliest token, so not combine vote; set it to none"
-            )
+            wrong.append("calibration temperature changes nothing under combine vote; set calibration to none")
         raise_all(wrong)
         return self
 
@@ -79,7 +98,7 @@ class EnsembleConfig(Section):
         return self.weights == "stacked" or self.calibration != "none"
 
     def deciding(self) -> dict[str, str]:
-        """The values that the artifact depends on; of those that runs of before did not have, only other ones."""
+        """The values that the artifact depends on. Keys that older runs did not have count only with other values."""
         usual = {
             key for key in ("weights", "calibration") if getattr(self, key) == type(self).model_fields[key].default
         }

@@ -10,35 +10,35 @@ from ensemw2s.config.section import PositiveInt, Section
 
 
 class NodeKind(Section):
-    """Nodes of one kind that an autoscaler may start."""
+    """One kind of node that an autoscaler may start."""
 
-    cpus: PositiveInt = Field(description="CPUs that Ray counts on one.")
-    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs on one.")
-    nodes: PositiveInt = Field(description="How many there may be at a time, those that live included.")
+    cpus: PositiveInt = Field(description="CPUs of a node, as Ray counts them.")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs of a node.")
+    nodes: PositiveInt = Field(description="Most nodes of this kind at a time, including those that are up.")
     resources: list[str] = Field(
         default_factory=list,
-        description="Other resources that one has, as `training.node_resource` and `labeling.node_resource` name them.",
+        description="Other resources of a node, as named by `training.node_resource` and `labeling.node_resource`.",
     )
 
 
 class ClusterConfig(Section):
-    """Which Ray this runs on."""
+    """Which Ray the run uses."""
 
     address: str | None = Field(
-        None, description="A running cluster's address, or auto; none: RAY_ADDRESS, else start one here."
+        None, description="Address of a running cluster, or auto. Default: RAY_ADDRESS, else a Ray started here."
     )
-    cpus: PositiveInt | None = Field(None, description="CPUs of a Ray started here; none: all cores.")
-    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs of a Ray started here; none: all.")
+    cpus: PositiveInt | None = Field(None, description="CPUs of a Ray started here. Default: all cores.")
+    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs of a Ray started here. Default: all.")
     object_store_mb: Annotated[int, Field(ge=100)] = Field(
         300, description="Object store of a Ray started here, in MB."
     )
     autoscales_to: list[NodeKind] = Field(
         default_factory=list,
-        description="Nodes that the cluster's autoscaler may start (Ray does not report them): what runs at the same "
-        "time is planned for them too. Empty: for the nodes that are there.",
+        description="Nodes that the cluster's autoscaler may start, because Ray does not report them. The plan counts "
+        "them when it decides what runs at the same time. Empty: only the nodes that are up count.",
     )
     driver_resource: str | None = Field(
         None,
-        description="A resource of those nodes only that are never taken away (as `ray start --resources` gives it): "
-        "the drivers of a search's trials sit there. None: on any node, for a tenth of a CPU each.",
+        description="A Ray resource (`ray start --resources`) that only nodes have which are never taken away. The "
+        "drivers of a search's trials run there. Default: on any node, each with a tenth of a CPU.",
     )

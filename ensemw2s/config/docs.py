@@ -53,9 +53,9 @@ INTRODUCTION = """\
 A run is described by one YAML file. Every key has the dotted name given here: `boosting.rounds` is the key `rounds`
 of the mapping `boosting`, and `N` stands for the position in a list, counted from 0. Any value can be replaced on the
 command line with `--set`, as in `--set boosting.rounds=3` or `--set models.weak.0.base=tiny-weak`; what follows the
-equals sign is read as YAML. Keys that are not listed are errors, and all mistakes are reported at once.
-Defaults are written as they would stand in the file, so that `null` is what the descriptions call *none*;
-**required** marks the keys without a default.
+equals sign is read as YAML. A key that is not listed is an error. All mistakes are reported at once.
+Defaults are written as in a file, and `null` means that no value is set; the description then says what happens by
+default. **required** marks the keys without a default.
 [method.md](method.md) says what the keys of `boosting`, `ensemble` and `student` do to the algorithm.
 """
 

@@ -17,16 +17,17 @@ class EvaluationConfig(Section):
     systems: list[str] = Field(
         list(SYSTEMS),
         min_length=1,
-        description=f"Any of {', '.join(ALL_SYSTEMS)}. Where none are named, {GENERATIONS} is among them if "
+        description=f"Any of {', '.join(ALL_SYSTEMS)}. By default {GENERATIONS} is only there if "
         "student.generations is above 1.",
     )
     single_max_epochs: PositiveInt | None = Field(
-        None, description="Epochs among which expert_single's are chosen on validation; none: twice expert.epochs."
+        None,
+        description="expert_single's epochs are chosen on validation, up to this many. Default: twice expert.epochs.",
     )
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = Field(
-        2000, description="Resamples behind an interval."
+        2000, description="Bootstrap resamples per confidence interval."
     )
-    examples: Annotated[int, Field(ge=0, le=200)] = Field(20, description="Decoded examples shown in the report.")
+    examples: Annotated[int, Field(ge=0, le=200)] = Field(20, description="Decoded examples in the report.")
 
     @field_validator("systems")
     @classmethod

@@ -13,10 +13,10 @@ TINY_FAMILY = ("tiny-weak", "tiny-strong")
 
 
 class Lora(Section):
-    """Low-rank adapters (peft) in place of full fine-tuning."""
+    """Low-rank adapters (peft) instead of full fine-tuning."""
 
-    rank: PositiveInt = Field(8, description="Rank of the update.")
-    alpha: Annotated[float, Field(gt=0)] = Field(16, description="Scale; the update is multiplied by alpha / rank.")
+    rank: PositiveInt = Field(8, description="Rank of the adapters.")
+    alpha: Annotated[float, Field(gt=0)] = Field(16, description="The update is multiplied by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the adapter.")
     target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="Layers that get an adapter.")
 
@@ -25,12 +25,12 @@ class ModelConfig(Section):
     """A base model before fine-tuning."""
 
     base: str = Field(description="tiny-weak, tiny-strong, a hub id, or a folder with config.json and safetensors.")
-    name: str | None = Field(None, pattern=NAME, description="Name in reports; none: by position.")
+    name: str | None = Field(None, pattern=NAME, description="Name in reports. Default: weak-0, weak-1, … by position.")
     revision: str | None = Field(None, description="Git revision on the hub.")
     pretraining_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of an embedded tiny model's pre-training."
     )
-    lora: Lora | None = Field(None, description="Train adapters only; none: full fine-tuning.")
+    lora: Lora | None = Field(None, description="Train LoRA adapters only. Default: full fine-tuning.")
 
     @property
     def is_tiny(self) -> bool:
@@ -38,33 +38,34 @@ class ModelConfig(Section):
 
 
 class Corpus(Section):
-    """Text of the domain, on which the embedded tiny models are pre-trained.
+    """Text on which the embedded tiny models are pre-trained.
 
     With a reasoning_gym data source, fresh documents are generated from it, easy and hard examples in turn and with
     their answers (other seeds than the task's, and none whose prompt is in a held-out split). With other sources the
     documents are the easy training examples, or the files named here.
     """
 
-    weak_documents: PositiveInt = Field(60_000, description="Short documents that a weak base reads, at most.")
-    strong_documents: PositiveInt = Field(120_000, description="Short documents that the strong base reads, at most.")
+    weak_documents: PositiveInt = Field(60_000, description="Most short documents that a weak base reads.")
+    strong_documents: PositiveInt = Field(120_000, description="Most short documents that the strong base reads.")
     templates: list[str] = Field(
         ["{{ prompt }} : {{ answer }}", "{{ answer }} < {{ prompt }}"],
         min_length=1,
-        description="Jinja templates of a document, over prompt, answer and the source row; used in equal parts.",
+        description="Jinja templates of a document, with prompt, answer and the fields of the source row. Each is used "
+        "equally often.",
     )
-    corrupted: Fraction = Field(0.25, description="Share of documents in which one character is replaced by another.")
+    corrupted: Fraction = Field(0.25, description="Share of documents with one wrong character.")
     weak_task_fraction: Fraction = Field(
-        0.3, description="Share of the weak bases' documents in the task's own format."
+        0.3, description="Share of the weak bases' documents that have the task's own format."
     )
     strong_task_fraction: Fraction = Field(0.0, description="The same for the strong base.")
-    paths: list[str] | None = Field(None, description="Parquet, jsonl or csv files with the text instead.")
+    paths: list[str] | None = Field(None, description="Parquet, jsonl or csv files with text to read instead.")
     text_column: str = Field("text", description="Column of the text in these files.")
 
 
 class Pretraining(Section):
-    """How the embedded tiny models come to be. Not used for other models."""
+    """How the embedded tiny models are pre-trained. Not used for other models."""
 
-    corpus: Corpus = Field(Corpus(), description="What they read.")
+    corpus: Corpus = Field(Corpus(), description="The text that they read.")
     vocabulary: Annotated[int, Field(ge=32, le=65536)] = Field(
         160, description="Largest vocabulary of their tokenizer."
     )
@@ -79,7 +80,7 @@ class Pretraining(Section):
 class ModelsConfig(Section):
     """The weak bases that supervise and the strong base that learns."""
 
-    weak: list[ModelConfig] = Field(min_length=1, description="Weak base models; experts start from them in turn.")
+    weak: list[ModelConfig] = Field(min_length=1, description="Weak base models. Experts start from them in turn.")
     strong: ModelConfig = Field(description="The student's base model.")
     pretraining: Pretraining = Field(Pretraining(), description="For the embedded tiny family only.")
 

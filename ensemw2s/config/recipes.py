@@ -77,7 +77,7 @@ def write(name: str, recipe: str, output: Path | None = None) -> tuple[Path, str
     Args:
         name: The name that the run or study gets.
         recipe: One of `names`.
-        output: The file; none: the name with `.yaml` in the current folder.
+        output: The file. Default: the name with `.yaml`, in the current folder.
 
     Returns:
         The file, and the command that takes it: `plan`, or `study` for a study.

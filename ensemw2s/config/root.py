@@ -34,24 +34,28 @@ class Config(Section):
     """A whole run."""
 
     name: str = Field(pattern=NAME, description="Name of the run; its folder's name.")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed that all others are derived from.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="Seed of the run; all other seeds are derived from it."
+    )
     storage: str = Field(
         "runs",
-        description="Folder that holds run folders and the cache of pre-trained models, or a URI: s3://, gs:// or "
+        description="Folder with the folders of runs and the cache of pre-trained models; or a URI: s3://, gs:// or "
         "az://BUCKET/KEY, with credentials and endpoint in the environment.",
     )
     data: DataConfig
     models: ModelsConfig
-    training: TrainingConfig = Field(TrainingConfig(), description="Workers and ZeRO.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Workers, ZeRO, precision and checkpoints.")
     expert: Recipe = Field(Recipe(epochs=6), description="Training of a weak expert.")
-    boosting: BoostingConfig = Field(BoostingConfig(), description="The rounds.")
-    ensemble: EnsembleConfig = Field(EnsembleConfig(), description="The vote.")
-    labeling: LabelingConfig = Field(LabelingConfig(), description="Decoding.")
-    student: StudentConfig = Field(StudentConfig(), description="The strong student.")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Systems and statistics.")
-    cluster: ClusterConfig = Field(ClusterConfig(), description="Ray.")
-    tracking: TrackingConfig = Field(TrackingConfig(), description="Curves.")
-    search: SearchConfig | None = Field(None, description="What `ensemw2s tune` searches; nothing else reads it.")
+    boosting: BoostingConfig = Field(BoostingConfig(), description="The boosting rounds.")
+    ensemble: EnsembleConfig = Field(EnsembleConfig(), description="How experts vote.")
+    labeling: LabelingConfig = Field(LabelingConfig(), description="Decoding and scoring.")
+    student: StudentConfig = Field(StudentConfig(), description="Training of the strong student.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Systems that are compared, and statistics.")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="Which Ray.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Training curves.")
+    search: SearchConfig | None = Field(
+        None, description="What `ensemw2s tune` searches. Other commands do not read it."
+    )
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:

@@ -16,14 +16,16 @@ KINDS = ("log_uniform", "uniform", "integer", "choice")
 class Parameter(Section):
     """The values that a config key may take: one of `log_uniform`, `uniform`, `integer` and `choice`."""
 
-    log_uniform: Bounds | None = Field(None, description="Least and largest value; their logarithm is drawn uniformly.")
-    uniform: Bounds | None = Field(None, description="Least and largest value.")
-    integer: tuple[int, int] | None = Field(None, description="Least and largest integer, both included.")
+    log_uniform: Bounds | None = Field(
+        None, description="Smallest and largest value; the logarithm is drawn uniformly."
+    )
+    uniform: Bounds | None = Field(None, description="Smallest and largest value.")
+    integer: tuple[int, int] | None = Field(None, description="Smallest and largest integer, both included.")
     choice: list[Any] | None = Field(None, description="The values.")
     when: dict[str, object] = Field(
         default_factory=dict,
-        description="Only searched where these other keys of the space, each with a choice, have one of these values; "
-        "else the config's own value holds.",
+        description="Search this key only if other keys of the space, which have a choice, have one of these values. "
+        "Otherwise the config's own value is used.",
     )
 
     @model_validator(mode="after")
@@ -65,33 +67,40 @@ class SearchConfig(Section):
 
     space: dict[str, Parameter] = Field(
         min_length=1,
-        description="Dotted key → its values. boosting.rounds takes an integer range and is never drawn: all sizes up "
-        "to its end are measured in every trial.",
+        description="Dotted key → its values. boosting.rounds takes an integer range and is never drawn: every trial "
+        "measures all sizes up to the largest.",
     )
-    trials: PositiveInt = Field(16, description="Points of the space that are tried.")
-    concurrent: PositiveInt | None = Field(None, description="Trials at a time; none: as many as there is room for.")
+    trials: PositiveInt = Field(16, description="Number of points of the space to try.")
+    concurrent: PositiveInt | None = Field(None, description="Trials at a time. Default: as many as fit.")
     searcher: Literal["random", "optuna"] = Field("optuna", description="optuna: tree-structured Parzen estimator.")
-    startup_trials: PositiveInt = Field(5, description="Random points before optuna's estimator proposes any.")
+    startup_trials: PositiveInt = Field(
+        5, description="Random points before optuna's estimator proposes the first one."
+    )
     scheduler: Literal["asha", "median", "none"] = Field(
-        "asha", description="Which trials end before their last round: asha, the worse part at each halving; median, "
-        "those below the median; none."
-    )  # fmt: skip
-    grace_rounds: PositiveInt = Field(1, description="Rounds before a trial may be stopped.")
+        "asha",
+        description="Which trials stop before their last round. asha: the worse ones at each rung. median: those below "
+        "the median. none: no trial.",
+    )
+    grace_rounds: PositiveInt = Field(1, description="Rounds that every trial gets before it may be stopped.")
     reduction_factor: Annotated[float, Field(gt=1)] = Field(
-        2, description="Of asha: one in so many goes on from each rung, and rungs are so much further apart each time."
+        2,
+        description="For asha: at each rung one of this many trials continues, and the next rung is this many times "
+        "further.",
     )
     objective: Literal["ensemble", "student"] = Field(
-        "ensemble", description="student: trials that reach their end train a student on their best ensemble's labels."
+        "ensemble",
+        description="student: trials that reach their end also train a student on the labels of their best ensemble.",
     )
     metric: Literal["exact_match", "token_accuracy", "nll", "option_accuracy"] = Field(
         "exact_match",
-        description="exact_match: answers of which every token is the likeliest one, given the prompt and the true "
-        "tokens before (greedy decoding gives these). nll, nats a token, is minimised.",
+        description="exact_match: share of answers in which every token is the likeliest one, given the prompt and the "
+        "true tokens before it; greedy decoding gives exactly these answers. nll, in nats per token, is minimised.",
     )
     validation: Literal["easy", "hard"] = Field(
-        "easy", description="Examples that judge: easy_validation, or hard_validation (data.sizes.hard_validation)."
+        "easy",
+        description="Which examples judge: easy_validation, or hard_validation (set data.sizes.hard_validation).",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the points that are drawn.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of the drawn points.")
 
     @property
     def mode(self) -> Literal["min", "max"]:

@@ -16,16 +16,22 @@ class StudentConfig(Recipe, LabelFilter):
 
     epochs: PositiveInt = Field(4, description="Passes over the data.")
     objective: Literal["xent", "soft", "logconf"] = Field(
-        "logconf", description="Plain fine-tuning, KL to the ensemble's distributions, or auxiliary confidence loss."
+        "logconf",
+        description="xent: plain fine-tuning. soft: KL divergence from the ensemble's distributions. logconf: "
+        "auxiliary confidence loss.",
     )
-    confidence_weight: Fraction = Field(0.5, description="Largest weight of the student's own prediction in logconf.")
-    confidence_warmup: Fraction = Field(0.2, description="Share of the steps over which that weight rises from 0.")
-    mix_easy: bool = Field(True, description="Train on the easy labelled examples beside the pseudo-labels.")
+    confidence_weight: Fraction = Field(
+        0.5, description="With logconf: largest weight of the student's own prediction."
+    )
+    confidence_warmup: Fraction = Field(
+        0.2, description="With logconf: share of the steps in which that weight rises from 0."
+    )
+    mix_easy: bool = Field(True, description="Also train on the easy labelled examples.")
     generations: PositiveInt = Field(
         1,
-        description="Generations of students. Above 1, the students of each generation but the last label the hard "
-        "prompts anew for the next one, as an ensemble; the last one's is the system student_generations.",
+        description="Generations of students. Above 1, the students of one generation, as an ensemble, label the hard "
+        "prompts anew for the next one. The student of the last generation is the system student_generations.",
     )
     generation_width: PositiveInt = Field(
-        3, description="Students of a generation that labels for the next one, each with a seed of its own."
+        3, description="Students per generation, except the last one. Each has a seed of its own."
     )

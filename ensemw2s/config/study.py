@@ -28,10 +28,10 @@ FIXED = ("name", "storage", "seed", "search", "cluster", "tracking")
 
 
 class StudyConfig(Section):
-    """Configs × tasks × seeds, run on one Ray."""
+    """Tasks × variants × seeds of one config, run on one Ray."""
 
     name: str = Field(pattern=NAME, description="Name of the study; its folder's name.")
-    storage: str = Field("runs", description="Folder that holds the study and the cache of pre-trained models.")
+    storage: str = Field("runs", description="Folder with the study's folder and the cache of pre-trained models.")
     base: dict[str, object] = Field(
         description="A run's config: its keys, a recipe's name, or a path relative to this file."
     )
@@ -39,30 +39,33 @@ class StudyConfig(Section):
     tasks: dict[str, Changes] = Field(
         {"base": {}},
         min_length=1,
-        description="Name of a task → its changes to the base, by dotted key; data.source for one.",
+        description="Name of a task → its changes to the base, by dotted key, such as data.source.",
     )
     variants: dict[str, Changes] = Field(
         default_factory=dict,
-        description="Name of a variant → its changes. The variant default, without any, is always there.",
+        description="Name of a variant → its changes. The variant default, with no changes, is always there.",
     )
     factors: dict[str, list[object]] = Field(
         default_factory=dict,
-        description="Dotted key → values that are tried one at a time, each as a variant of that name (key=value).",
+        description="Dotted key → values. Each value is a variant, called key=value.",
     )
     grid: dict[str, list[object]] = Field(
-        default_factory=dict, description="Dotted key → values; every combination of them is a variant."
+        default_factory=dict, description="Dotted key → values. Each combination of values is a variant."
     )
     only: dict[str, list[str]] = Field(
-        default_factory=dict, description="Variant → the tasks for which it is run, where these are not all."
+        default_factory=dict, description="Variant → the tasks on which it runs. Default: all."
     )
     against: dict[str, str] = Field(
-        default_factory=dict, description="Variant → another one that it is compared with, beside the default."
+        default_factory=dict, description="Variant → another variant with which it is also compared."
     )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        [0, 1, 2, 3, 4], min_length=1, description="Each cell is run with each: data, pre-training and all trainings."
+        [0, 1, 2, 3, 4],
+        min_length=1,
+        description="Every task and variant runs once with each seed, which changes data, pre-training and all "
+        "trainings.",
     )
     resamples: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
-        20_000, description="Sign flips behind a permutation test; it is exact where there are no more than that."
+        20_000, description="Sign flips per permutation test. With fewer possible ones, the test is exact."
     )
 
     @field_validator("seeds")
@@ -90,12 +93,14 @@ class StudyConfig(Section):
                 if task not in self.tasks
             ]
         if DEFAULT in self.variants:
-            wrong.append(f"variants.{DEFAULT}: is the base as it is, and always there; name this one otherwise")
+            wrong.append(
+                f"variants.{DEFAULT}: is the base without changes, and always there; give this one another name"
+            )
         raise_all(wrong)
         return self
 
 
-_WHY = f"cannot vary: {', '.join(FIXED)} are the study's, or the same for all of its cells"
+_WHY = f"cannot vary: the study itself sets {', '.join(FIXED)}, the same for all cells"
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> StudyConfig:

@@ -14,22 +14,26 @@ class Recipe(Section):
 
     epochs: PositiveInt = Field(3, description="Passes over the data.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="Peak learning rate of AdamW.")
-    batch_size: PositiveInt = Field(32, description="Examples an optimizer step, over all workers.")
+    batch_size: PositiveInt = Field(32, description="Examples per optimizer step, over all workers.")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="Examples a forward pass on a worker; none: all at once."
+        None, description="Examples per forward pass on a worker. Default: all at once."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
-    warmup_fraction: Fraction = Field(0.05, description="Share of the steps with a linearly rising learning rate.")
-    final_lr_fraction: Fraction = Field(0.1, description="Where the cosine ends, as a share of the peak.")
-    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0: no clipping.")
+    warmup_fraction: Fraction = Field(0.05, description="Share of the steps in which the learning rate rises linearly.")
+    final_lr_fraction: Fraction = Field(
+        0.1, description="Learning rate at the end of the cosine, as a share of the peak."
+    )
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Largest gradient norm; 0 means no clipping."
+    )
 
 
 class Workers(Section):
-    """Data-parallel workers of one model; a number in place of this section is both the least and the most."""
+    """Data-parallel workers of one model. A number in place of this section sets both keys."""
 
-    min: PositiveInt = Field(1, description="Training begins with so many.")
+    min: PositiveInt = Field(1, description="Workers with which a training begins.")
     max: PositiveInt = Field(
-        1, description="It grows up to so many while the cluster has room, going on from its last checkpoint each time."
+        1, description="Most workers. A training grows while the cluster has room, each time from its last checkpoint."
     )
 
     @model_validator(mode="before")
@@ -48,36 +52,40 @@ class Workers(Section):
 
 
 class TrainingConfig(Section):
-    """What one training run gets from the cluster, and how DeepSpeed divides it."""
+    """What a training gets from the cluster, and how DeepSpeed divides it."""
 
     workers: Workers = Field(default_factory=Workers, description="Data-parallel workers of one model.")
-    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs reserved for a worker; its threads.")
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs reserved for a worker.")
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(
+        1, description="CPUs per worker, which are also its threads."
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="GPUs per worker.")
     node_resource: str | None = Field(
         None,
-        description="A resource of those nodes only that are there for training: workers take a thousandth of it each, "
-        "so no other node will do. None: any node.",
+        description="A Ray resource that only nodes for training have. Each worker takes a thousandth of it, so "
+        "workers run only there. Default: any node.",
     )
     lanes: PositiveInt | None = Field(
-        None, description="Models trained at the same time; none: as many as fit beside half of the actors."
+        None, description="Models that are trained at the same time. Default: as many as fit beside half of the actors."
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="DeepSpeed ZeRO: shards optimizer (1), gradients (2), weights (3)."
     )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none",
-        description="What lies in the CPU's memory, which is slower and makes larger models fit: the optimizer (from "
-        "ZeRO 1 on), or the weights too (ZeRO 3).",
+        description="What DeepSpeed keeps in CPU memory, so that larger models fit, more slowly: the optimizer (ZeRO 1 "
+        "or more), or the weights, too (ZeRO 3).",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="Restarts of a lane whose worker died.")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        2, description="How often a lane restarts after one of its workers died."
+    )
     checkpoint_seconds: Annotated[float, Field(ge=0)] | None = Field(
         300.0,
-        description="Time between two checkpoints inside a training, from which it goes on after a crash or when its "
-        "machine was taken away; 0: before every step; none: no checkpoints.",
+        description="Seconds between checkpoints of a training. It continues from the last one after a crash or the "
+        "loss of its node. 0: before every step. null: no checkpoints.",
     )
 
     @model_validator(mode="after")
@@ -93,13 +101,13 @@ class TrackingConfig(Section):
 
     kind: Literal["tensorboard", "mlflow", "none"] = Field(
         "tensorboard",
-        description="Event files in the run's folder `tensorboard`, MLflow (pip install -e '.[mlflow]'), or "
-        "nothing. `tracking: mlflow` stands for `tracking: {kind: mlflow}`.",
+        description="tensorboard: event files in the run's folder `tensorboard`. mlflow: MLflow (pip install "
+        "'ensemw2s[mlflow]'). none: no curves. `tracking: mlflow` is short for `tracking: {kind: mlflow}`.",
     )
     uri: str | None = Field(
-        None, description="MLflow's server or folder; none: MLFLOW_TRACKING_URI, else the run's folder `mlflow`."
+        None, description="MLflow's server or folder. Default: MLFLOW_TRACKING_URI, else the run's folder `mlflow`."
     )
-    every: PositiveInt = Field(10, description="Steps between two points.")
+    every: PositiveInt = Field(10, description="Steps between two points of a curve.")
 
     @model_validator(mode="before")
     @classmethod

@@ -553,7 +553,7 @@ def test_an_index_in_another_script_is_no_index(write: Write) -> None:
         ({"weights": "stacked", "combine": "vote"}, "ensemble.weights stacked are fitted for combine probability, not"),
         (
             {"calibration": "temperature", "combine": "vote"},
-            "ensemble.calibration temperature changes no expert's likeliest token",
+            "ensemble.calibration temperature changes nothing under combine vote",
         ),
     ],
 )

@@ -63,7 +63,7 @@ def test_equal_seeds_are_no_replications(tmp_path) -> None:
 
 
 def test_the_default_is_always_there_and_cannot_be_renamed_to(tmp_path) -> None:
-    assert "variants.default: is the base as it is" in mistakes(tmp_path, variants={"default": {}})
+    assert "variants.default: is the base without changes" in mistakes(tmp_path, variants={"default": {}})
 
 
 def test_a_variant_for_a_task_that_is_not_there_is_told(tmp_path) -> None:
