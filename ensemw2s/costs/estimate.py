@@ -275,7 +275,7 @@ class _Work:
         if not ensemble.fitted or self.graph.ensemble.name not in self.waiting:
             return None
         passes = 2 if ensemble.calibration == "temperature" else 1
-        voting = needs.team((expert for r in self.graph.rounds for expert in r.experts), self.sizes)
+        voting = needs.team(self.graph.boosted, self.sizes)
         busy = passes * self._read(examples, voting)
         return self._decoding("ensemble", f"votes fitted, {passes} × {examples} examples", busy, examples)
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import Config, Recipe
+from ensemw2s.config.systems import BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.costs import nearest
 from ensemw2s.costs.hardware import Cluster, NodeType, Prices
 from ensemw2s.costs.memory import GIB, Memory, Training, Voter, decoding_memory, training_memory
 from ensemw2s.costs.processes import Process, Work, candidates
 from ensemw2s.costs.shapes import Shape, shape_of, tiny_shape
 from ensemw2s.errors import ResourceError
-from ensemw2s.pipeline.graph import Base, Expert, Graph
+from ensemw2s.pipeline.graph import Base, Expert, Graph, Student
 from ensemw2s.pipeline.plan import Plan
 
 Shapes = dict[str, Shape]
@@ -64,13 +65,11 @@ def jobs(graph: Graph, plan: Plan) -> list[Job]:
     """All trainings that are not done yet."""
     waiting = set(plan.names("to do", "changed"))
     steps = {name: n for item in plan.items for name, n in item.steps.items()}
-    experts = [expert for r in graph.rounds for expert in r.experts]
     found = [
-        Job("models", base.stage.name, base, getattr(graph.config.models.pretraining, base.tiny.split("-")[1]), 0)
-        for base in graph.bases
-        if base.tiny is not None
+        Job("models", base.stage.name, base, getattr(graph.config.models.pretraining, base.role), 0)
+        for base in graph.pretrained
     ]
-    found += [Job("rounds", e.stage.name, e.base, e.recipe, 0) for e in experts]
+    found += [Job("rounds", e.stage.name, e.base, e.recipe, 0) for e in graph.boosted]
     found += [Job("baselines", e.stage.name, e.base, e.recipe, 0) for e in graph.baseline_experts]
     students = graph.learning_from([None, *graph.all_labels])
     found += [Job("students", s.stage.name, graph.strong, graph.config.student, 0) for s in students]
@@ -285,27 +284,26 @@ def _loaded(experts: Iterable[Expert], sizes: Shapes) -> tuple[tuple[Shape, int]
 
 def label_crowds(graph: Graph, sizes: Shapes) -> dict[str, Crowd]:
     """Who makes labels; an actor has one of them in memory."""
-    boosted = [expert for r in graph.rounds for expert in r.experts]
-    single = [graph.single] if graph.single is not None else []
-    makers = {"ensemw2s": boosted, "bagging": list(graph.bagging), "expert_single": single}
+    makers = {ENSEMW2S: graph.boosted, **graph.baselines}
     for g in graph.generations:
-        makers[g.name] = [Expert(s.stage, graph.strong, graph.config.student, s.seed) for s in g.students]
+        makers[g.name] = tuple(_as_expert(graph, student) for student in g.students)
     return {
         name: Crowd("labelling", _loaded(makers[name], sizes), (team(makers[name], sizes),))
         for name in graph.all_labels
     }
 
 
+def _as_expert(graph: Graph, student: Student) -> Expert:
+    return Expert(stage=student.stage, base=graph.strong, recipe=graph.config.student, seed=student.seed)
+
+
 def evaluation_crowds(graph: Graph, sizes: Shapes) -> list[Crowd]:
     """Who is evaluated; an actor has all weak systems in memory, then one student after the other."""
     systems = graph.config.evaluation.systems
-    boosted = [expert for r in graph.rounds for expert in r.experts]
-    groups: list[list[Expert]] = []
-    groups += [[e] for e in (graph.single, graph.compute_matched) if e is not None and e.stage.name[10:] in systems]
-    groups += [list(graph.bagging)] if "bagging" in systems else []
-    groups += [[e] for e in boosted] if "sequence_vote" in systems else []
-    groups += [boosted] if "ensemw2s" in systems else []
-    bases = [sizes[base.name] for base in graph.weak] if "base_zero_shot" in systems else []
+    groups: list[Sequence[Expert]] = [experts for system, experts in graph.baselines.items() if system in systems]
+    groups += [[expert] for expert in graph.boosted] if SEQUENCE_VOTE in systems else []
+    groups += [graph.boosted] if ENSEMW2S in systems else []
+    bases = [sizes[base.name] for base in graph.weak] if BASE_ZERO_SHOT in systems else []
     experts = list({e.stage.name: e for group in groups for e in group}.values())
     found = []
     if groups or bases:

@@ -1,32 +1,52 @@
 """From a config to the graph of its run: which stages there are, what each depends on, and where it lies.
 
 Nothing is read or run except what identifies data and models. The settings of a stage are its fingerprint: a key that
-changes here makes every run that exists do the stage again.
+changes here makes every run that exists do the stage again. What a stage does is never read out of them, but out of the
+fields of the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from ensemw2s.config import GENERATIONS, BoostingConfig, Config, FilesSource, LabelFilter, ModelConfig, Recipe
+from pydantic import BaseModel
+
+from ensemw2s.config import Config, FilesSource, LabelFilter, ModelConfig, Recipe
+from ensemw2s.config.systems import (
+    BAGGING,
+    BASE_ZERO_SHOT,
+    COMPUTE_MATCHED,
+    ENSEMW2S,
+    EXPERT_SINGLE,
+    GENERATIONS,
+    TABLE,
+)
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
-from ensemw2s.pipeline.graph import (
-    FIRST_ROUND,
-    LABEL_MAKERS,
-    Base,
-    Expert,
-    Generation,
-    Graph,
-    Round,
-    Student,
-    run_directory,
-)
+from ensemw2s.pipeline.graph import Base, Corpus, Expert, Generation, Graph, Round, Student, run_directory
+from ensemw2s.pipeline.identity import model_identity
 from ensemw2s.storage import remote
-from ensemw2s.storage.store import Stage, file_hash
+from ensemw2s.storage.store import Stage
+
+FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
+"""Settings of boosting that an expert of the first round depends on."""
+
+WHO_COMPUTES = (
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "node_resource",
+    "lanes",
+    "max_failures",
+    "checkpoint_seconds",
+    "gradient_checkpointing",
+)
+"""Settings of training that change who computes and when, but not what comes out."""
 
 
 def build_graph(config: Config, shared: Path | None = None) -> Graph:
@@ -43,67 +63,85 @@ def build_graph(config: Config, shared: Path | None = None) -> Graph:
     return _Builder(config, shared).build()
 
 
-def settings_of(section: Any, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def settings_of(section: BaseModel, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, object]:
     """A config section as dotted key → plain value."""
     dumped = section.model_dump(mode="json")
     return {f"{prefix}.{key}": value for key, value in dumped.items() if key not in without}
 
 
 class _Builder:
+    """Stages that others depend on are properties, so that each is made once."""
+
     def __init__(self, config: Config, shared: Path | None) -> None:
         self.config = config
         self.shared = shared is not None
         self.root = run_directory(config) if shared is None else shared
         self.cache = remote.local(config.storage) / "cache"
-        self.seed = {"seed": config.seed}
+        systems = config.evaluation.systems
+        self.needed = {*systems, *(maker for name in systems if (maker := TABLE[name].labels_by) is not None)}
+        """The systems, and those whose labels their students learn from."""
 
     def build(self) -> Graph:
-        config, systems = self.config, set(self.config.evaluation.systems)
-        data = self._stage(
-            "data",
-            {**settings_of(config.data, "data"), **self.seed, "sources": sources_identity(config.data)},
-        )
-        corpus = self._corpus(data)
-        weak = tuple(
-            self._base(m, n, corpus) for m, n in zip(config.models.weak, config.models.weak_names, strict=True)
-        )
-        strong = self._base(config.models.strong, config.models.strong.name or "strong", corpus)
-        tokens = self._stage("tokens", {}, (data, weak[0].stage), folder="tokens/easy")
-        rounds = self._rounds(weak, tokens)
-        single = self._single(weak, tokens) if systems & {"expert_single", "student_single"} else None
-        matched = self._matched(weak, tokens) if "expert_compute_matched" in systems else None
-        bagging = self._bagging(weak, tokens) if systems & {"bagging", "student_bagging"} else ()
+        rounds, baselines = self._rounds(), self._baselines()
         ensemble = self._ensemble(rounds)
-        labels = self._labels(data, ensemble, single, bagging, systems)
-        generations = self._generations(data, strong, labels["ensemw2s"]) if GENERATIONS in systems else ()
-        students = self._students(data, strong, labels, generations)
-        evaluation = self._stage(
-            "evaluation",
-            {
-                **settings_of(config.evaluation, "evaluation"),
-                "labeling.max_new_tokens": config.labeling.max_new_tokens,
-                "labeling.precision": config.labeling.precision,
-            },
-            tuple(
-                stage
-                for stage in (
-                    data,
-                    ensemble,
-                    *(base.stage for base in weak if "base_zero_shot" in systems),
-                    *(e.stage for e in (single, matched, *bagging) if e is not None),
-                    *labels.values(),
-                    *(s.stage for s in students),
-                )
-            ),
-        )
-        bases = (strong, *weak)
+        labels = self._labels(ensemble, baselines)
+        generations = self._generations(labels[ENSEMW2S])
+        students = self._students(labels, generations)
         return Graph(
-            config, self.root, data, corpus, weak, strong, tokens, rounds, bagging, single, matched, ensemble, labels,
-            students, evaluation, bases, self.shared, generations,
-        )  # fmt: skip
+            config=self.config,
+            root=self.root,
+            shared=self.shared,
+            data=self.data,
+            corpus=self.corpus,
+            weak=self.weak,
+            strong=self.strong,
+            tokens=self.tokens,
+            rounds=rounds,
+            baselines=baselines,
+            ensemble=ensemble,
+            labels=labels,
+            generations=generations,
+            students=students,
+            evaluation=self._evaluation(ensemble, baselines, labels, students),
+        )
+
+    @cached_property
+    def data(self) -> Stage:
+        section = self.config.data
+        settings = {**settings_of(section, "data"), "seed": self.config.seed, "sources": sources_identity(section)}
+        return self._stage("data", settings)
+
+    @cached_property
+    def corpus(self) -> Corpus | None:
+        models = self.config.models
+        roles = sorted({model.base for model in (*models.weak, models.strong) if model.is_tiny})
+        if not roles:
+            return None
+        paths, seed = models.pretraining.corpus.paths, derive_seed(self.config.seed, "corpus")
+        settings = {
+            **settings_of(models.pretraining, "models.pretraining", without=("weak", "strong")),
+            "roles": roles,
+            "files": make_reader(FilesSource(paths=paths)).identity() if paths else {},
+            "seed": seed,
+        }
+        return Corpus(self._cached("corpus", settings, (self.data,)), seed)
+
+    @cached_property
+    def weak(self) -> tuple[Base, ...]:
+        models = self.config.models
+        return tuple(self._base(model, name) for model, name in zip(models.weak, models.weak_names, strict=True))
+
+    @cached_property
+    def strong(self) -> Base:
+        model = self.config.models.strong
+        return self._base(model, model.name or "strong")
+
+    @cached_property
+    def tokens(self) -> Stage:
+        return self._stage("tokens", {}, (self.data, self.weak[0].stage), folder="tokens/easy")
 
     def _stage(
-        self, name: str, settings: dict[str, Any], inputs: tuple[Stage, ...] = (), folder: str | None = None
+        self, name: str, settings: dict[str, object], inputs: tuple[Stage, ...] = (), folder: str | None = None
     ) -> Stage:
         """A stage in a folder of its name, or of its fingerprint where runs share it."""
         if self.shared:
@@ -111,63 +149,73 @@ class _Builder:
             folder = f"{name.replace('/', '-')}-{stage.fingerprint[:16]}"
         return Stage(name, self.root / (folder or name), settings, inputs)
 
-    def _corpus(self, data: Stage) -> Stage | None:
-        models = self.config.models
-        roles = sorted({model.base for model in (*models.weak, models.strong) if model.is_tiny})
-        if not roles:
-            return None
-        settings = {
-            **settings_of(models.pretraining, "models.pretraining", without=("weak", "strong")),
-            "roles": roles,
-            "files": make_reader(FilesSource(paths=paths)).identity()
-            if (paths := models.pretraining.corpus.paths)
-            else {},
-            "seed": derive_seed(self.config.seed, "corpus"),
-        }
-        return self._cached(Stage("corpus", Path(), settings, (data,)))
+    def _cached(self, name: str, settings: dict[str, object], inputs: tuple[Stage, ...]) -> Stage:
+        """A stage in the cache that all runs share, in a folder named by its fingerprint."""
+        stage = Stage(name, Path(), settings, inputs)
+        return replace(stage, path=self.cache / f"{name.split('/')[0]}-{stage.fingerprint[:16]}")
 
-    def _base(self, model: ModelConfig, name: str, corpus: Stage | None) -> Base:
+    def _base(self, model: ModelConfig, name: str) -> Base:
         if not model.is_tiny:
-            stage = Stage(f"models/{name}", Path(model.base), model_identity(model))
-            place = str(remote.local(model.base)) if "://" in model.base else model.base
-            return Base(name, place, model.revision, model.lora, None, stage)
-        assert corpus is not None
+            return Base(
+                name=name,
+                path=str(remote.local(model.base)) if "://" in model.base else model.base,
+                revision=model.revision,
+                lora=model.lora,
+                tiny=None,
+                pretraining_seed=None,
+                stage=Stage(f"models/{name}", Path(model.base), model_identity(model)),
+            )
+        assert self.corpus is not None
         role = model.base.removeprefix("tiny-")
-        recipe = getattr(self.config.models.pretraining, role)
+        seed = derive_seed(self.config.seed, "pretraining", role, model.pretraining_seed)
         settings = {
-            **settings_of(recipe, f"models.pretraining.{role}"),
+            **settings_of(getattr(self.config.models.pretraining, role), f"models.pretraining.{role}"),
             "base": model.base,
-            "pretraining_seed": derive_seed(self.config.seed, "pretraining", role, model.pretraining_seed),
+            "pretraining_seed": seed,
             **self._training(),
         }
-        stage = self._cached(Stage(f"models/{name}", Path(), settings, (corpus,)))
-        return Base(name, str(stage.path), None, model.lora, model.base, stage)
-
-    def _cached(self, stage: Stage) -> Stage:
-        """Puts a stage into the cache that runs share, in a folder named by its fingerprint."""
-        folder = f"{stage.name.split('/')[0]}-{stage.fingerprint[:16]}"
-        return Stage(stage.name, self.cache / folder, stage.settings, stage.inputs)
-
-    def _training(self) -> dict[str, Any]:
-        # workers, lanes and restarts change who computes, not what
-        return settings_of(
-            self.config.training,
-            "training",
-            without=(
-                "workers",
-                "cpus_per_worker",
-                "gpus_per_worker",
-                "node_resource",
-                "lanes",
-                "max_failures",
-                "checkpoint_seconds",
-                "gradient_checkpointing",
-            ),
+        stage = self._cached(f"models/{name}", settings, (self.corpus.stage,))
+        return Base(
+            name=name,
+            path=str(stage.path),
+            revision=None,
+            lora=model.lora,
+            tiny=model.base,
+            pretraining_seed=seed,
+            stage=stage,
         )
 
+    def _training(self) -> dict[str, object]:
+        return settings_of(self.config.training, "training", without=WHO_COMPUTES)
+
     def _expert(
-        self, name: str, base: Base, recipe: Recipe, seed: int, settings: dict[str, Any], inputs: tuple[Stage, ...]
+        self,
+        name: str,
+        number: int,
+        settings: dict[str, object],
+        *,
+        epochs: int | None = None,
+        after: tuple[Stage, ...] = (),
+        keep: Literal["last", "best"] = "last",
+        bootstrap_examples: bool = False,
+        warm_from: Stage | None = None,
     ) -> Expert:
+        """An expert.
+
+        Args:
+            name: Its stage.
+            number: Its place over rounds and width, which decides on base and recipe.
+            settings: What its stage depends on beside recipe, adapters, seed and the section `training`.
+            epochs: Its epochs; None: those of the recipe.
+            after: Stages that it reads beside its tokens and its base.
+            keep: See `Expert`.
+            bootstrap_examples: See `Expert`.
+            warm_from: See `Expert`.
+        """
+        base, recipe = self._member(number)
+        if epochs is not None:
+            recipe = recipe.model_copy(update={"epochs": epochs})
+        seed = derive_seed(self.config.seed, name)
         described = {
             **settings_of(recipe, "expert"),
             **self._training(),
@@ -175,85 +223,82 @@ class _Builder:
             "lora": base.lora.model_dump(mode="json") if base.lora else None,
             "seed": seed,
         }
-        stage = self._stage(name, described, inputs)
-        return Expert(stage, base, recipe, seed)
+        return Expert(
+            stage=self._stage(name, described, (self.tokens, base.stage, *after)),
+            base=base,
+            recipe=recipe,
+            seed=seed,
+            keep=keep,
+            bootstrap_examples=bootstrap_examples,
+            warm_from=warm_from,
+        )
 
-    def _member(self, weak: tuple[Base, ...], index: int) -> tuple[Base, Recipe]:
+    def _member(self, number: int) -> tuple[Base, Recipe]:
         """Base and recipe of the expert with this number over rounds and width."""
         members, recipe = self.config.boosting.members, self.config.expert
-        base = weak[index % len(weak)]
+        base = self.weak[number % len(self.weak)]
         if not members:
             return base, recipe
-        member = members[index % len(members)]
+        member = members[number % len(members)]
         if member.model is not None:
-            base = next(b for b in weak if b.name == member.model)
+            base = next(b for b in self.weak if b.name == member.model)
         if member.lora_rank is not None and base.lora is not None:
-            lora = base.lora.model_copy(update={"rank": member.lora_rank})
-            base = Base(base.name, base.path, base.revision, lora, base.tiny, base.stage)
+            base = replace(base, lora=base.lora.model_copy(update={"rank": member.lora_rank}))
         changes = {k: v for k in ("learning_rate", "epochs") if (v := getattr(member, k)) is not None}
         return base, recipe.model_copy(update=changes)
 
-    def _rounds(self, weak: tuple[Base, ...], tokens: Stage) -> tuple[Round, ...]:
-        boosting: BoostingConfig = self.config.boosting
+    def _rounds(self) -> tuple[Round, ...]:
+        boosting = self.config.boosting
         settings = settings_of(boosting, "boosting", without=("rounds", "members", "width"))
         if boosting.error_from == "ensemble":
             settings["ensemble.combine"] = self.config.ensemble.combine
         rounds: list[Round] = []
         for t in range(1, boosting.rounds + 1):
             before = rounds[-1] if rounds else None
-            tries = tuple(
-                tuple(self._round_expert(weak, tokens, t, k, again, settings, before) for k in range(boosting.width))
-                for again in (False, True)
+            experts, retries = (
+                tuple(self._round_expert(t, k, suffix, settings, before) for k in range(boosting.width))
+                for suffix in ("", "-retry")
             )
-            inputs = tuple(expert.stage for expert in tries[0])
+            inputs = tuple(expert.stage for expert in experts)
             stage = self._stage(f"rounds/{t}", {**settings, "round": t}, inputs)
-            rounds.append(Round(t, stage, *tries))
+            rounds.append(Round(t, stage, experts, retries))
         return tuple(rounds)
 
-    def _round_expert(
-        self,
-        weak: tuple[Base, ...],
-        tokens: Stage,
-        t: int,
-        k: int,
-        again: bool,
-        settings: dict[str, Any],
-        before: Round | None,
-    ) -> Expert:
-        base, recipe = self._member(weak, (t - 1) * self.config.boosting.width + k)
-        name = f"rounds/{t}/experts/{k}" + ("-retry" if again else "")
-        warm = before.experts[k].stage if before is not None and self.config.boosting.warm_start == "previous" else None
-        inputs = (tokens, base.stage, *((before.stage,) if before is not None else ()))
-        seed = derive_seed(self.config.seed, name)
+    def _round_expert(self, t: int, k: int, suffix: str, settings: dict[str, object], before: Round | None) -> Expert:
+        boosting = self.config.boosting
         if before is None:  # all weights are equal, whatever is made of errors later
             settings = {f"boosting.{key}": settings[f"boosting.{key}"] for key in FIRST_ROUND}
-        expert = self._expert(name, base, recipe, seed, settings, inputs)
-        return Expert(expert.stage, base, recipe, seed, warm)
+        warm = before is not None and boosting.warm_start == "previous"
+        return self._expert(
+            f"rounds/{t}/experts/{k}{suffix}",
+            (t - 1) * boosting.width + k,
+            settings,
+            after=(before.stage,) if before is not None else (),
+            warm_from=before.experts[k].stage if before is not None and warm else None,
+        )
 
-    def _single(self, weak: tuple[Base, ...], tokens: Stage) -> Expert:
-        base, recipe = self._member(weak, 0)
-        epochs = self.config.evaluation.single_max_epochs or 2 * recipe.epochs
-        recipe = recipe.model_copy(update={"epochs": epochs})
-        name = "baselines/expert_single"
-        seed = derive_seed(self.config.seed, name)
-        return self._expert(name, base, recipe, seed, {"keep": "best"}, (tokens, base.stage))
+    def _baselines(self) -> dict[str, tuple[Expert, ...]]:
+        """The experts that are trained for one system alone, of those systems that are needed."""
+        makers = {EXPERT_SINGLE: self._single, COMPUTE_MATCHED: self._matched, BAGGING: self._bagging}
+        return {name: make(f"baselines/{name}") for name, make in makers.items() if name in self.needed}
 
-    def _matched(self, weak: tuple[Base, ...], tokens: Stage) -> Expert:
-        base, recipe = self._member(weak, 0)
-        members = range(self.config.boosting.rounds * self.config.boosting.width)
-        budget = sum(self._member(weak, i)[1].epochs for i in members)
-        recipe = recipe.model_copy(update={"epochs": budget})
-        name = "baselines/expert_compute_matched"
-        return self._expert(name, base, recipe, derive_seed(self.config.seed, name), {}, (tokens, base.stage))
+    def _single(self, name: str) -> tuple[Expert, ...]:
+        epochs = self.config.evaluation.single_max_epochs or 2 * self._member(0)[1].epochs
+        return (self._expert(name, 0, {"keep": "best"}, epochs=epochs, keep="best"),)
 
-    def _bagging(self, weak: tuple[Base, ...], tokens: Stage) -> tuple[Expert, ...]:
-        experts = []
-        for i in range(self.config.boosting.rounds * self.config.boosting.width):
-            base, recipe = self._member(weak, i)
-            name = f"baselines/bagging/{i}"
-            seed = derive_seed(self.config.seed, name)
-            experts.append(self._expert(name, base, recipe, seed, {"bootstrap": "examples"}, (tokens, base.stage)))
-        return tuple(experts)
+    def _matched(self, name: str) -> tuple[Expert, ...]:
+        budget = sum(self._member(number)[1].epochs for number in range(self._members))
+        return (self._expert(name, 0, {}, epochs=budget),)
+
+    def _bagging(self, name: str) -> tuple[Expert, ...]:
+        return tuple(
+            self._expert(f"{name}/{number}", number, {"bootstrap": "examples"}, bootstrap_examples=True)
+            for number in range(self._members)
+        )
+
+    @property
+    def _members(self) -> int:
+        return self.config.boosting.rounds * self.config.boosting.width
 
     def _ensemble(self, rounds: tuple[Round, ...]) -> Stage:
         """The rounds lead to the tokens of easy validation, on which votes may be fitted."""
@@ -264,75 +309,100 @@ class _Builder:
             settings["labeling.precision"] = self.config.labeling.precision
         return self._stage("ensemble", settings, (rounds[-1].stage,))
 
-    def _labels(
-        self, data: Stage, ensemble: Stage, single: Expert | None, bagging: tuple[Expert, ...], systems: set[str]
-    ) -> dict[str, Stage]:
-        settings = self._labeling()
-        labels = {"ensemw2s": self._stage("labels", settings, (data, ensemble))}
-        others: dict[str, tuple[Stage, ...]] = {}
-        if single is not None and "student_single" in systems:
-            others["expert_single"] = (single.stage,)
-        if bagging and "student_bagging" in systems:
-            others["bagging"] = tuple(expert.stage for expert in bagging)
-        for maker, inputs in others.items():
-            name = f"baselines/labels/{maker}"
-            combine = {"ensemble.combine": self.config.ensemble.combine} if maker == "bagging" else {}
-            labels[maker] = self._stage(name, {**settings, **combine}, (data, *inputs))
+    def _labels(self, ensemble: Stage, baselines: Mapping[str, tuple[Expert, ...]]) -> dict[str, Stage]:
+        """Pseudo-labels of the ensemble, and of each baseline whose labels a student learns from."""
+        wanted = {TABLE[name].labels_by for name in self.config.evaluation.systems}
+        labels = {ENSEMW2S: self._stage("labels", self._labeling(), (self.data, ensemble))}
+        for maker in baselines:
+            if maker in wanted:
+                settings = self._labeling() | (self._combine() if TABLE[maker].vote is not None else {})
+                inputs = (self.data, *(expert.stage for expert in baselines[maker]))
+                labels[maker] = self._stage(f"baselines/labels/{maker}", settings, inputs)
         return labels
 
-    def _labeling(self) -> dict[str, Any]:
+    def _labeling(self) -> dict[str, object]:
         return {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
 
-    def _generations(self, data: Stage, strong: Base, labels: Stage) -> tuple[Generation, ...]:
+    def _combine(self) -> dict[str, object]:
+        return {"ensemble.combine": self.config.ensemble.combine}
+
+    def _generations(self, labels: Stage) -> tuple[Generation, ...]:
         """Those that label for another one; the first learns from the labels of the boosted weak experts."""
         made: list[Generation] = []
-        maker = "ensemw2s"
-        for number in range(1, self.config.student.generations):
+        maker = ENSEMW2S
+        for number in range(1, self.config.student.generations if GENERATIONS in self.needed else 1):
             folder = f"generations/{number}"
-            table = self._stage(f"tokens/{folder}", self._table_settings(), (data, strong.stage, labels))
-            students = []
-            for k in range(self.config.student.generation_width):
-                name = f"{folder}/students/{k}"
-                students.append(self._student(name, table, strong, derive_seed(self.config.seed, name), maker))
-            combine = {"ensemble.combine": self.config.ensemble.combine}
-            ensemble = self._stage(f"{folder}/ensemble", combine, tuple(student.stage for student in students))
-            labels = self._stage(f"{folder}/labels", self._labeling(), (data, ensemble))
-            made.append(Generation(number, tuple(students), ensemble, labels))
+            table = self._stage(f"tokens/{folder}", self._table(), (self.data, self.strong.stage, labels))
+            names = [f"{folder}/students/{k}" for k in range(self.config.student.generation_width)]
+            students = tuple(
+                Student(
+                    name=name,
+                    data=table,
+                    stage=self._student(name, table, derive_seed(self.config.seed, name)),
+                    seed=derive_seed(self.config.seed, name),
+                    learns_from="pseudo",
+                    maker=maker,
+                )
+                for name in names
+            )
+            ensemble = self._stage(f"{folder}/ensemble", self._combine(), tuple(student.stage for student in students))
+            labels = self._stage(f"{folder}/labels", self._labeling(), (self.data, ensemble))
+            made.append(Generation(number=number, students=students, ensemble=ensemble, labels=labels))
             maker = made[-1].name
         return tuple(made)
 
-    def _students(
-        self, data: Stage, strong: Base, labels: dict[str, Stage], generations: tuple[Generation, ...]
-    ) -> tuple[Student, ...]:
-        labels = labels | {generation.name: generation.labels for generation in generations}
-        makers = LABEL_MAKERS | ({GENERATIONS: generations[-1].name} if generations else {})
+    def _students(self, labels: Mapping[str, Stage], generations: tuple[Generation, ...]) -> tuple[Student, ...]:
+        labels = {**labels, **{generation.name: generation.labels for generation in generations}}
         seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
         students = []
-        for name in self.config.evaluation.systems:
-            if not name.startswith("student_"):
+        for system in (TABLE[name] for name in self.config.evaluation.systems):
+            if system.learns_from is None:
                 continue
-            maker = makers.get(name)
-            inputs = (data, strong.stage, *((labels[maker],) if maker is not None else ()))
-            table = self._stage(f"tokens/students/{name}", {**self._table_settings(), "student": name}, inputs)
-            student = self._student(f"students/{name}", table, strong, seed, maker)
-            students.append(replace(student, name=name))
+            maker = generations[-1].name if system.name == GENERATIONS else system.labels_by
+            inputs = (self.data, self.strong.stage, *((labels[maker],) if maker is not None else ()))
+            table = self._stage(f"tokens/students/{system.name}", {**self._table(), "student": system.name}, inputs)
+            students.append(
+                Student(
+                    name=system.name,
+                    data=table,
+                    stage=self._student(f"students/{system.name}", table, seed),
+                    seed=seed,
+                    learns_from=system.learns_from,
+                    maker=maker,
+                )
+            )
         return tuple(students)
 
-    def _table_settings(self) -> dict[str, Any]:
+    def _table(self) -> dict[str, object]:
         keys = ("mix_easy", "objective", *LabelFilter.model_fields)
         return {f"student.{key}": getattr(self.config.student, key) for key in keys}
 
-    def _student(self, name: str, table: Stage, strong: Base, seed: int, maker: str | None) -> Student:
+    def _student(self, name: str, table: Stage, seed: int) -> Stage:
         recipe = settings_of(self.config.student, "student", without=("generations", "generation_width"))
-        lora = strong.lora.model_dump(mode="json") if strong.lora else None
+        lora = self.strong.lora.model_dump(mode="json") if self.strong.lora else None
         settings = {**recipe, **self._training(), "lora": lora, "seed": seed}
-        return Student(name, table, self._stage(name, settings, (table, strong.stage)), seed, maker)
+        return self._stage(name, settings, (table, self.strong.stage))
 
-
-def model_identity(model: ModelConfig) -> dict[str, Any]:
-    """What identifies a base model that is not ours: hub id and revision, or a folder with its files' hashes."""
-    folder = remote.pull(remote.local(model.base))
-    if not folder.is_dir():
-        return {"base": model.base, "revision": model.revision}
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))
-    return {"base": model.base, "files": {p.name: file_hash(p) for p in files}}
+    def _evaluation(
+        self,
+        ensemble: Stage,
+        baselines: Mapping[str, tuple[Expert, ...]],
+        labels: Mapping[str, Stage],
+        students: tuple[Student, ...],
+    ) -> Stage:
+        config = self.config
+        settings = {
+            **settings_of(config.evaluation, "evaluation"),
+            "labeling.max_new_tokens": config.labeling.max_new_tokens,
+            "labeling.precision": config.labeling.precision,
+        }
+        bases = self.weak if BASE_ZERO_SHOT in self.needed else ()
+        inputs = (
+            self.data,
+            ensemble,
+            *(base.stage for base in bases),
+            *(expert.stage for experts in baselines.values() for expert in experts),
+            *labels.values(),
+            *(student.stage for student in students),
+        )
+        return self._stage("evaluation", settings, inputs)

@@ -1,54 +1,96 @@
 """The graph of a run: every stage that a config asks for, with its folder, its settings and its inputs.
 
-A config goes in, `Graph` comes out; nothing is read or run except the identity of data and models. Fingerprints of all
-stages are known before any work starts, so a plan can be shown and a mismatch refused at once.
+`pipeline.build` makes it from a config. All fingerprints are known before any work starts, so a plan can be shown and a
+mismatch refused at once. `Graph.phases` is the one place that has the order of the stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from ensemw2s.config import Config, Lora, Recipe
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
 
-LABEL_MAKERS = {"student_single": "expert_single", "student_bagging": "bagging", "student_ensemw2s": "ensemw2s"}
-"""Students that learn from pseudo-labels of weak models, and whose labels these are."""
 
-FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
-"""Settings of boosting that an expert of the first round depends on."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model: where its weights are or will be, and the stage that stands for it."""
+    """A base model.
+
+    Attributes:
+        name: Its name in the config.
+        path: Folder where its weights are or will be, or a hub id.
+        revision: Git revision on the hub.
+        lora: The adapters that are trained on it; None: all weights are.
+        tiny: Name in the embedded family, which the run pre-trains; None: the model exists already.
+        pretraining_seed: Seed of the pre-training of an embedded one.
+        stage: The stage that stands for it.
+    """
 
     name: str
     path: str
     revision: str | None
     lora: Lora | None
     tiny: str | None
+    pretraining_seed: int | None
     stage: Stage
 
     @property
+    def location(self) -> str:
+        """An absolute folder, or the hub id: workers do not share the driver's working folder."""
+        folder = Path(self.path).expanduser()
+        return str(folder.resolve()) if folder.exists() else self.path
+
+    @property
     def reference(self) -> str:
-        """Path and revision in one, for those who take models by name."""
-        return (
-            f"{self.path}@{self.revision}" if self.revision and not Path(self.path).expanduser().exists() else self.path
-        )
+        """Location and revision in one, for those who take models by name."""
+        on_hub = self.revision is not None and not Path(self.path).expanduser().exists()
+        return f"{self.location}@{self.revision}" if on_hub else self.location
+
+    @property
+    def role(self) -> str:
+        """Of an embedded one, the role whose text and recipe it is pre-trained with: `weak` or `strong`."""
+        assert self.tiny is not None
+        return self.tiny.removeprefix("tiny-")
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """The text that embedded bases are pre-trained on.
+
+    Attributes:
+        stage: Its stage.
+        seed: Seed of the text that is generated.
+    """
+
+    stage: Stage
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expert:
-    """A model to train on the easy labelled data."""
+    """A model to train on the easy labelled data.
+
+    Attributes:
+        stage: Its stage.
+        base: What it starts from.
+        recipe: How it is trained.
+        seed: Seed of the order of examples, and of the bootstrap.
+        keep: Whether the weights of the last epoch are kept, or those of the epoch that does best on easy validation.
+        bootstrap_examples: Whether its training examples are drawn with replacement, as in bagging.
+        warm_from: The stage of an expert whose weights it starts from in place of the base's.
+    """
 
     stage: Stage
     base: Base
     recipe: Recipe
     seed: int
+    keep: Literal["last", "best"] = "last"
+    bootstrap_examples: bool = False
     warm_from: Stage | None = None
 
     @property
@@ -58,7 +100,14 @@ class Expert:
 
 @dataclass(frozen=True)
 class Round:
-    """A boosting round: its experts, their second try if the first fails, and the stage that sums it up."""
+    """A boosting round.
+
+    Attributes:
+        number: Counted from 1.
+        stage: The stage that sums it up.
+        experts: Its experts.
+        retries: Their second try, in the same order, for a first one that gets no vote.
+    """
 
     number: int
     stage: Stage
@@ -66,22 +115,28 @@ class Round:
     retries: tuple[Expert, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Student:
     """A student: the token table it learns from and the model it becomes.
 
     Attributes:
-        maker: Whose pseudo-labels it learns from, a key of `Graph.all_labels`; None: no pseudo-labels.
+        name: The system that it is, or, before the last generation, the name of its stage.
+        data: The stage of its token table.
+        stage: The stage of its training.
+        seed: Seed of the order of examples.
+        learns_from: What it learns from beside the easy examples, as in `config.systems`.
+        maker: Whose pseudo-labels it learns from, a key of `Graph.all_labels`; None: from no pseudo-labels.
     """
 
     name: str
     data: Stage
     stage: Stage
     seed: int
+    learns_from: Literal["easy", "pseudo", "true"]
     maker: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """Students that label the hard prompts for those of the next generation: they, their ensemble and its labels."""
 
@@ -96,80 +151,138 @@ class Generation:
         return f"generation_{self.number}"
 
 
+PhaseName = Literal[
+    "data", "corpus", "models", "tokens", "rounds", "ensemble", "baselines", "labels", "students", "generations",
+    "evaluation",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
+class Phase:
+    """Stages that a run does as one piece of work."""
+
+    name: PhaseName
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Graph:
     """All stages of a run.
 
     Attributes:
-        shared: Other runs may be at work on the same stages, which lie in folders named by what they are.
+        config: What was asked for.
+        root: Folder of the run.
+        shared: Other runs may be at work on the same stages, which lie in folders named by their fingerprints.
+        data: The splits.
+        corpus: Text for embedded bases, if there are any.
+        weak: The weak bases.
+        strong: The strong base.
+        tokens: The easy splits as tokens of the weak models.
+        rounds: The boosting rounds.
+        baselines: System → the experts that are trained for it alone.
+        ensemble: The boosted experts as one artifact.
+        labels: System → the pseudo-labels that it makes.
         generations: Generations of students before the last one, whose student is one of `students`.
+        students: The students that are compared.
+        evaluation: Figures of all systems.
     """
 
     config: Config
     root: Path
+    shared: bool
     data: Stage
-    corpus: Stage | None
+    corpus: Corpus | None
     weak: tuple[Base, ...]
     strong: Base
     tokens: Stage
     rounds: tuple[Round, ...]
-    bagging: tuple[Expert, ...]
-    single: Expert | None
-    compute_matched: Expert | None
+    baselines: Mapping[str, tuple[Expert, ...]]
     ensemble: Stage
-    labels: dict[str, Stage]
+    labels: Mapping[str, Stage]
+    generations: tuple[Generation, ...]
     students: tuple[Student, ...]
     evaluation: Stage
-    bases: tuple[Base, ...] = field(default=())
-    shared: bool = False
-    generations: tuple[Generation, ...] = ()
 
     @cached_property
-    def _boosted(self) -> dict[str, Path]:
+    def phases(self) -> tuple[Phase, ...]:
+        """Every stage once, in the order in which a run does them.
+
+        Baselines wait for no round: where there is room, they are trained beside the rounds.
+        """
+        return tuple(Phase(name, tuple(stages)) for name, stages in self._phases())
+
+    def _phases(self) -> Iterator[tuple[PhaseName, Iterable[Stage]]]:
+        yield "data", [self.data]
+        if self.corpus is not None:
+            yield "corpus", [self.corpus.stage]
+        yield "models", [base.stage for base in self.pretrained]
+        yield "tokens", [self.tokens]
+        yield "rounds", [stage for r in self.rounds for stage in (*(e.stage for e in r.experts), r.stage)]
+        yield "ensemble", [self.ensemble]
+        yield "baselines", [*(e.stage for e in self.baseline_experts), *_stages_of(self.learning_from([None]))]
+        yield "labels", self.labels.values()
+        yield "students", _stages_of(self.learning_from(self.labels))
+        yield (
+            "generations",
+            [
+                stage
+                for generation in self.generations
+                for stage in (
+                    generation.ensemble,
+                    generation.labels,
+                    *_stages_of(self.learning_from([generation.name])),
+                )
+            ],
+        )
+        yield "evaluation", [self.evaluation]
+
+    def stages(self) -> Iterator[Stage]:
+        """Every stage that leaves a folder, in the order in which they can run."""
+        return (stage for phase in self.phases for stage in phase.stages)
+
+    @property
+    def bases(self) -> tuple[Base, ...]:
+        """All bases, the strong one first: it takes longest."""
+        return (self.strong, *self.weak)
+
+    @property
+    def pretrained(self) -> tuple[Base, ...]:
+        """The bases that the run pre-trains."""
+        return tuple(base for base in self.bases if base.tiny is not None)
+
+    @property
+    def boosted(self) -> tuple[Expert, ...]:
+        """The experts of all rounds, without second tries."""
+        return tuple(expert for r in self.rounds for expert in r.experts)
+
+    @property
+    def baseline_experts(self) -> tuple[Expert, ...]:
+        """The experts of all baselines."""
+        return tuple(expert for experts in self.baselines.values() for expert in experts)
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
         experts = [expert for r in self.rounds for expert in (*r.experts, *r.retries)]
         return {expert.stage.name: expert.stage.path for expert in experts}
 
     def expert_folder(self, name: str) -> Path:
         """Where the boosted expert of this name is or will be."""
-        return self._boosted[name]
+        return self._folders[name]
 
     @property
     def all_labels(self) -> dict[str, Stage]:
         """Label maker → its labels, those of later generations too."""
-        return self.labels | {generation.name: generation.labels for generation in self.generations}
+        return {**self.labels, **{generation.name: generation.labels for generation in self.generations}}
 
     def learning_from(self, makers: Collection[str | None]) -> tuple[Student, ...]:
         """The students, of all generations, that learn from the pseudo-labels of any of these; None: from none."""
         earlier = (student for generation in self.generations for student in generation.students)
         return tuple(student for student in (*self.students, *earlier) if student.maker in makers)
 
-    def stages(self) -> Iterator[Stage]:
-        """Every stage that leaves a folder, in the order in which they can run."""
-        yield self.data
-        if self.corpus is not None:
-            yield self.corpus
-        yield from (base.stage for base in self.bases if base.tiny is not None)
-        yield self.tokens
-        for r in self.rounds:
-            yield from (expert.stage for expert in r.experts)
-            yield r.stage
-        yield from (expert.stage for expert in self.baseline_experts)
-        yield self.ensemble
-        yield from self.labels.values()
-        for generation in self.generations:
-            yield generation.students[0].data
-            yield from (student.stage for student in generation.students)
-            yield generation.ensemble
-            yield generation.labels
-        for student in self.students:
-            yield student.data
-            yield student.stage
-        yield self.evaluation
 
-    @property
-    def baseline_experts(self) -> tuple[Expert, ...]:
-        singles = [expert for expert in (self.single, self.compute_matched) if expert is not None]
-        return (*singles, *self.bagging)
+def _stages_of(students: Iterable[Student]) -> Iterable[Stage]:
+    """Tables and models; students of one generation share their table."""
+    return {stage.name: stage for student in students for stage in (student.data, student.stage)}.values()
 
 
 def run_directory(config: Config) -> Path:

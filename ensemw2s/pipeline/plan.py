@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,11 +16,12 @@ from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import cluster_address, connect
 from ensemw2s.cluster.resources import Resources, local_resources
 from ensemw2s.config import Config, Recipe
+from ensemw2s.config.systems import TABLE
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.wording import amount
 from ensemw2s.models.info import model_info
 from ensemw2s.models.tiny import tiny_parameters
-from ensemw2s.pipeline.graph import Base, Expert, Generation, Graph, Student
+from ensemw2s.pipeline.graph import Base, Expert, Graph, PhaseName, Student
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage
 from ensemw2s.training import checkpoints
@@ -166,43 +167,89 @@ def lay_out(graph: Graph, found: dict[str, Found], sizes: dict[str, int]) -> Pla
 
 
 def _items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
-    config, members = graph.config, graph.config.boosting.rounds * graph.config.boosting.width
-    s, systems = config.data.sizes, config.evaluation.systems
-    yield Item("data", _data_words(config), (graph.data,))
-    if graph.corpus is not None:
-        roles = sorted({str(b.tiny).removeprefix("tiny-") for b in graph.bases if b.tiny is not None}, reverse=True)
-        texts = ", ".join(f"{_documents(config, role)} documents for {role} bases" for role in roles)
-        yield Item("corpus", f"at most {texts}", (graph.corpus,))
+    for phase in graph.phases:
+        yield from _ITEMS[phase.name](graph, sizes)
+
+
+def _data_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    yield Item("data", _data_words(graph.config), (graph.data,))
+
+
+def _corpus_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    assert graph.corpus is not None
+    roles = sorted({base.role for base in graph.pretrained}, reverse=True)
+    texts = ", ".join(f"{_documents(graph.config, role)} documents for {role} bases" for role in roles)
+    yield Item("corpus", f"at most {texts}", (graph.corpus.stage,))
+
+
+def _base_items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
     for base in graph.bases:
         yield _base_item(graph, base, sizes)
-    yield Item("tokens", f"{s.easy_train + s.easy_validation} easy examples", (graph.tokens,))
+
+
+def _token_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    sizes = graph.config.data.sizes
+    yield Item("tokens", f"{sizes.easy_train + sizes.easy_validation} easy examples", (graph.tokens,))
+
+
+def _round_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
     for r in graph.rounds:
-        words = "; ".join(dict.fromkeys(f"{e.base.name}, {_recipe(e, config)}" for e in r.experts))
-        count = "1 expert" if len(r.experts) == 1 else f"{len(r.experts)} experts"
-        yield _training_item(r.stage.name, f"{count} from {words}", r.experts, config, r.stage)
-    if graph.single is not None:
-        words = f"1 expert from {graph.single.base.name}, at most {_recipe(graph.single, config)}"
-        yield _training_item(graph.single.stage.name, words, (graph.single,), config)
-    if graph.compute_matched is not None:
-        words = f"1 expert from {graph.compute_matched.base.name}, {_recipe(graph.compute_matched, config)}"
-        yield _training_item(graph.compute_matched.stage.name, words, (graph.compute_matched,), config)
-    if graph.bagging:
-        words = "; ".join(dict.fromkeys(_recipe(expert, config) for expert in graph.bagging))
-        words = f"{len(graph.bagging)} experts, {words}{' each' if len(graph.bagging) > 1 else ''}"
-        yield _training_item("baselines/bagging", words, graph.bagging, config)
-    yield Item(
-        "ensemble", f"at most {members} members, {', '.join(config.ensemble.deciding().values())}", (graph.ensemble,)
-    )
+        words = "; ".join(dict.fromkeys(f"{e.base.name}, {_recipe(e, graph.config)}" for e in r.experts))
+        yield _training_item(r.stage.name, f"{times(len(r.experts), 'expert')} from {words}", r.experts, graph, r.stage)
+
+
+def _ensemble_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    how = ", ".join(graph.config.ensemble.deciding().values())
+    yield Item("ensemble", f"at most {times(len(graph.boosted), 'member')}, {how}", (graph.ensemble,))
+
+
+def _baseline_items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
+    for system, experts in graph.baselines.items():
+        recipes = "; ".join(dict.fromkeys(_recipe(expert, graph.config) for expert in experts))
+        words = f"{times(len(experts), 'expert')}, {recipes}{' each' if len(experts) > 1 else ''}"
+        if TABLE[system].vote is None:
+            at_most = "at most " if experts[0].keep == "best" else ""
+            words = f"1 expert from {experts[0].base.name}, {at_most}{recipes}"
+        yield _training_item(f"baselines/{system}", words, experts, graph)
+    yield from _student_items(graph, sizes, [None])
+
+
+def _label_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
     for maker, stage in graph.labels.items():
-        by = {"ensemw2s": "the ensemble", "bagging": "bagging", "expert_single": "one expert"}[maker]
-        yield Item(stage.name, f"{s.hard_unlabelled} hard prompts, by {by}", (stage,))
+        yield _labels_item(graph, stage, TABLE[maker].in_a_sentence)
+
+
+def _own_student_items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
+    yield from _student_items(graph, sizes, graph.labels)
+
+
+def _generation_items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
     for generation in graph.generations:
-        yield from _generation_items(graph, generation, sizes)
-    for student in graph.students:
-        words, steps = _student_work(graph, student, sizes)
-        yield Item(student.stage.name, words, (student.data, student.stage), {student.stage.name: steps})
-    words = f"{len(systems)} systems on {s.id_test} ID and {s.ood_test} OOD examples"
+        votes = f"{times(len(generation.students), 'member')}, {graph.config.ensemble.combine}, uniform"
+        yield Item(generation.ensemble.name, votes, (generation.ensemble,))
+        yield _labels_item(graph, generation.labels, f"generation {generation.number}")
+        yield from _student_items(graph, sizes, [generation.name])
+
+
+def _evaluation_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    s, systems = graph.config.data.sizes, graph.config.evaluation.systems
+    words = f"{times(len(systems), 'system')} on {s.id_test} ID and {s.ood_test} OOD examples"
     yield Item("evaluation", words, (graph.evaluation,))
+
+
+_ITEMS: Mapping[PhaseName, Callable[[Graph, dict[str, int]], Iterator[Item]]] = {
+    "data": _data_items,
+    "corpus": _corpus_items,
+    "models": _base_items,
+    "tokens": _token_items,
+    "rounds": _round_items,
+    "ensemble": _ensemble_items,
+    "baselines": _baseline_items,
+    "labels": _label_items,
+    "students": _own_student_items,
+    "generations": _generation_items,
+    "evaluation": _evaluation_items,
+}
 
 
 def _data_words(config: Config) -> str:
@@ -222,42 +269,48 @@ def _base_item(graph: Graph, base: Base, sizes: dict[str, int]) -> Item:
     if base.tiny is None:
         words = f"{base.path}, {amount(sizes[base.name])} parameters{lora}"
         return Item(base.stage.name, words, (), given=True)
-    role = base.tiny.removeprefix("tiny-")
-    recipe: Recipe = getattr(graph.config.models.pretraining, role)
-    steps = _steps(_documents(graph.config, role), recipe)
+    recipe: Recipe = getattr(graph.config.models.pretraining, base.role)
+    steps = _steps(_documents(graph.config, base.role), recipe)
     words = f"{base.tiny}, {amount(sizes[base.name])} parameters, {_epochs(recipe)}, {steps} steps{lora}"
     return Item(base.stage.name, words, (base.stage,), {base.stage.name: steps})
 
 
-def _training_item(name: str, words: str, experts: tuple[Expert, ...], config: Config, *others: Stage) -> Item:
+def _training_item(name: str, words: str, experts: tuple[Expert, ...], graph: Graph, *others: Stage) -> Item:
     stages = (*(expert.stage for expert in experts), *others)
-    return Item(name, words, stages, {e.stage.name: _expert_steps(e, config) for e in experts})
+    return Item(name, words, stages, {e.stage.name: _expert_steps(e, graph.config) for e in experts})
 
 
-def _generation_items(graph: Graph, generation: Generation, sizes: dict[str, int]) -> Iterator[Item]:
-    config, students = graph.config, generation.students
-    words, steps = _student_work(graph, students[0], sizes)
-    stages = (students[0].data, *(student.stage for student in students))
-    name = f"generations/{generation.number}/students"
-    yield Item(
-        name, f"{times(len(students), 'student')}, {words}", stages, dict.fromkeys((s.name for s in stages[1:]), steps)
-    )
-    votes = f"{times(len(students), 'member')}, {config.ensemble.combine}, uniform"
-    yield Item(generation.ensemble.name, votes, (generation.ensemble,))
-    words = f"{config.data.sizes.hard_unlabelled} hard prompts, by generation {generation.number}"
-    yield Item(generation.labels.name, words, (generation.labels,))
+def _labels_item(graph: Graph, stage: Stage, maker: str) -> Item:
+    return Item(stage.name, f"{graph.config.data.sizes.hard_unlabelled} hard prompts, by {maker}", (stage,))
+
+
+def _student_items(graph: Graph, sizes: dict[str, int], makers: Collection[str | None]) -> Iterator[Item]:
+    """The students of these makers' labels: each of the systems by itself, those of a generation on one line."""
+    students = graph.learning_from(makers)
+    for student in (student for student in students if student in graph.students):
+        words, steps = _student_work(graph, student, sizes)
+        yield Item(student.stage.name, words, (student.data, student.stage), {student.stage.name: steps})
+    for generation in (generation for generation in graph.generations if generation.students[0] in students):
+        own = generation.students
+        words, steps = _student_work(graph, own[0], sizes)
+        yield Item(
+            f"generations/{generation.number}/students",
+            f"{times(len(own), 'student')}, {words}",
+            (own[0].data, *(student.stage for student in own)),
+            {student.stage.name: steps for student in own},
+        )
 
 
 def _student_work(graph: Graph, student: Student, sizes: dict[str, int]) -> tuple[str, int]:
     """A student's training in words, and its optimizer steps."""
     config, recipe = graph.config, graph.config.student
     examples = 0
-    if student.maker is not None:
+    if student.learns_from == "pseudo":
         examples += round(recipe.keep_fraction * config.data.sizes.hard_unlabelled)
-    elif student.name == "student_ceiling":
+    elif student.learns_from == "true":
         examples += config.data.sizes.hard_unlabelled
     bound = "at most " if examples else ""  # labels without an end, and prompts without a known answer, are left out
-    if recipe.mix_easy or student.name == "student_easy_only":
+    if recipe.mix_easy or student.learns_from == "easy":
         examples += config.data.sizes.easy_train
     steps = _steps(examples, recipe)
     size = f"{amount(sizes[graph.strong.name])} parameters"

@@ -32,29 +32,34 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.errors import BoostingError
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import Expert, Round
+from ensemw2s.pipeline.graph import Expert, Graph, Round
 from ensemw2s.pipeline.specs import expert_spec, tracking_of
 from ensemw2s.storage import store
 from ensemw2s.training.curves import Curves
 
 
-def run_rounds(context: Context) -> list[RoundRecord]:
+def run_rounds(context: Context) -> None:
     """Runs the rounds that are not done yet, until T are or boosting ends by itself.
-
-    Returns:
-        The records of the rounds, in order.
 
     Raises:
         BoostingError: If no round at all was accepted.
     """
-    history: list[RoundRecord] = []
-    for history in each_round(context):  # noqa: B007 (the last one counts)
+    for _ in each_round(context):
         pass
+
+
+def finished_rounds(graph: Graph) -> list[RoundRecord]:
+    """The records of the rounds that are done, in order, up to the last one."""
+    history: list[RoundRecord] = []
+    for r in graph.rounds:
+        if (history and is_last(graph, history)) or not store.is_done(r.stage.path, r.stage.description):
+            break
+        history.append(RoundRecord.read(r.stage.path))
     return history
 
 
 def each_round(context: Context) -> Iterator[list[RoundRecord]]:
-    """As `run_rounds`, but gives the records of all rounds so far after every round."""
+    """As `run_rounds`, but gives the records of all rounds so far after every round, done before or not."""
     history: list[RoundRecord] = []
     for r in context.graph.rounds:
         with store.alone(r.experts[0].stage.path) if context.graph.shared else nullcontext():
@@ -70,7 +75,7 @@ def each_round(context: Context) -> Iterator[list[RoundRecord]]:
             + ("" if last.accepted else ", not better than its reference: no vote")
         )
         yield list(history)
-        if is_last(context, history):
+        if is_last(context.graph, history):
             break
     if not any(record.accepted for record in history):
         raise BoostingError(
@@ -85,10 +90,10 @@ def _asking_less(context: Context) -> str:
     return easier.get(context.config.boosting.prior, "")
 
 
-def is_last(context: Context, history: list[RoundRecord]) -> bool:
+def is_last(graph: Graph, history: list[RoundRecord]) -> bool:
     """Whether no round follows these."""
-    ended = not history[-1].accepted and context.config.boosting.on_failure != "skip"
-    return ended or len(history) == len(context.graph.rounds)
+    ended = not history[-1].accepted and graph.config.boosting.on_failure != "skip"
+    return ended or len(history) == len(graph.rounds)
 
 
 def _draw(context: Context, history: list[RoundRecord]) -> None:

@@ -1,37 +1,32 @@
-"""The one place that knows the order of the stages: data, bases, rounds, ensemble, labels, students, evaluation.
+"""A whole run: a config goes in, a finished run directory comes out, with manifest, results and report.
 
-A config goes in, a finished run directory comes out. Every stage that is done already is skipped, so the same command
-continues a run that was killed, and does nothing for one that is complete.
+Every stage that is done already is skipped, so the same command continues a run that was killed, and does nothing for
+one that is complete.
 """
 
 from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ensemw2s import __version__
-from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import plan_resources
 from ensemw2s.config import Config, dump_config
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.records import RESULTS, RunResults, StageTime
 from ensemw2s.evaluation.report import print_table, write_report
-from ensemw2s.pipeline import preflight, steps
+from ensemw2s.pipeline import preflight
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph
-from ensemw2s.pipeline.rounds import run_rounds
+from ensemw2s.pipeline.phases import evaluate, run_stages
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
-from ensemw2s.storage.store import Stage
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
 
@@ -115,9 +110,9 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
         with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
             lanes.start(sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/"))))
             context = Context(graph, plan, progress, lanes, on_stage=manifest.add)
-            history = run_stages(context)
+            run_stages(context)
             lanes.close()
-            evaluate(context, history)
+            evaluate(context)
         remote.remove(scratch)
     manifest.save()
     evaluated = RunResults.read(graph.evaluation.path / RESULTS)
@@ -132,77 +127,6 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
     results.to_file(graph.root / RESULTS)
     write_report(results, graph.root)
     return results
-
-
-def run_stages(context: Context) -> list[RoundRecord]:
-    """Does all that is not done yet up to the last student.
-
-    Returns:
-        The records of the boosting rounds.
-    """
-    graph = context.graph
-    _do(context, graph.data, "examples and splits", steps.make_data)
-    if graph.corpus is not None:
-        _do(context, graph.corpus, "text for the tiny bases", steps.make_corpus)
-        bases = [base.stage for base in graph.bases if base.tiny is not None]
-        if not all(map(steps.done, bases)):
-            with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
-                steps.pretrain(context)
-    _do(context, graph.tokens, "easy examples as tokens", steps.make_tokens)
-    with _baselines_beside(context) as baselines:
-        history = run_rounds(context)
-        _do(context, graph.ensemble, "the experts as one artifact", lambda c: steps.make_ensemble(c, history))
-        baselines()
-    if not all(map(steps.done, graph.labels.values())):
-        with context.stage("labels", "pseudo-labels for the hard prompts"):
-            steps.make_labels(context)
-    if not all(steps.done(student.stage) for student in graph.learning_from(graph.labels)):
-        with context.stage("students", "training on pseudo-labels"):
-            steps.train_students(context)
-    for generation in graph.generations:
-        next_ones = (student.stage for student in graph.learning_from([generation.name]))
-        if not all(map(steps.done, (generation.ensemble, generation.labels, *next_ones))):
-            with context.stage(f"generations/{generation.number}", "labels of its students, and who learns from them"):
-                steps.make_generation(context, generation)
-    return history
-
-
-def evaluate(context: Context, history: list[RoundRecord]) -> None:
-    """Evaluates what `run_stages` made, if it is not evaluated yet."""
-    what = "every system on both test splits"
-    _do(context, context.graph.evaluation, what, lambda c: steps.evaluate(c, history))
-
-
-def _do(context: Context, stage: Stage, what: str, step: Callable[[Context], None]) -> None:
-    if not steps.done(stage):
-        with context.stage(stage.name.split("/")[0], what):
-            step(context)
-
-
-@contextmanager
-def _baselines_beside(context: Context) -> Iterator[Callable[[], None]]:
-    """Trains the baselines in the background, on what the main line of stages leaves free.
-
-    Gives a function that waits for the end of it.
-    """
-    graph = context.graph
-    trained = [*(expert.stage for expert in graph.baseline_experts), *(s.stage for s in graph.learning_from([None]))]
-
-    def recorded() -> None:
-        if not all(map(steps.done, trained)):
-            with context.stage("baselines", "experts and students that the ensemble is compared with"):
-                steps.train_baselines(context)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="baselines") as pool:
-        if context.plan.keep_lanes:
-            running = pool.submit(recorded)
-            try:
-                yield running.result
-            except BaseException:
-                context.lanes.close(abandon=True)  # else the end of the background work would be waited for
-                raise
-        else:
-            yield recorded
 
 
 class _Manifest:

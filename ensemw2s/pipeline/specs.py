@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ensemw2s import env
 from ensemw2s.boosting.masks import RoundWeights
@@ -15,43 +14,31 @@ from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
 
 def base_spec(graph: Graph, base: Base) -> TrainSpec:
     """Pre-training of a tiny base on the corpus of its role."""
-    assert base.tiny is not None
     assert graph.corpus is not None
-    role = base.tiny.removeprefix("tiny-")
-    pretraining = graph.config.models.pretraining
-    recipe: Recipe = getattr(pretraining, role)
-    start = Start(path=_absolute(graph.corpus.path / "tokenizer"), tiny=base.tiny)
-    return _spec(
-        graph,
-        base.stage,
-        start,
-        [graph.corpus.path / f"{role}.parquet"],
-        recipe,
-        seed=base.stage.settings["pretraining_seed"],
-    )
+    assert base.pretraining_seed is not None
+    recipe: Recipe = getattr(graph.config.models.pretraining, base.role)
+    corpus = graph.corpus.stage.path
+    start = Start(path=_absolute(corpus / "tokenizer"), tiny=base.tiny)
+    return _spec(graph, base.stage, start, corpus / f"{base.role}.parquet", recipe, seed=base.pretraining_seed)
 
 
 def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = None) -> TrainSpec:
-    """Fine-tuning of a weak base on the easy labelled examples with these token weights."""
-    settings = expert.stage.settings
-    if settings.get("bootstrap") == "examples":
+    """Fine-tuning of a weak base on the easy labelled examples.
+
+    Args:
+        graph: The run.
+        expert: What to train.
+        weights: Token weights of a boosted expert.
+    """
+    if expert.bootstrap_examples:
         weights = RoundWeights(unit="example", weighting="bootstrap", seed=expert.seed)
     base = expert.base
-    start = Start(path=_location(base.path), revision=base.revision, lora=base.lora)
+    start = Start(path=base.location, revision=base.revision, lora=base.lora)
     if expert.warm_from is not None:
         start = Start(path=_absolute(expert.warm_from.path), lora=base.lora)
-    best = settings.get("keep") == "best"
-    return _spec(
-        graph,
-        expert.stage,
-        start,
-        [graph.tokens.path / "easy_train.parquet"],
-        expert.recipe,
-        seed=expert.seed,
-        weights=weights,
-        validation=_absolute(graph.tokens.path / "easy_validation.parquet") if best else None,
-        keep="best" if best else "last",
-    )
+    spec = _spec(graph, expert.stage, start, graph.tokens.path / "easy_train.parquet", expert.recipe, seed=expert.seed)
+    validation = _absolute(graph.tokens.path / "easy_validation.parquet") if expert.keep == "best" else None
+    return spec.model_copy(update={"weights": weights, "validation": validation, "keep": expert.keep})
 
 
 def student_spec(graph: Graph, student: Student) -> TrainSpec:
@@ -63,27 +50,21 @@ def student_spec(graph: Graph, student: Student) -> TrainSpec:
         confidence_warmup=config.confidence_warmup,
     )
     recipe = Recipe(**{key: getattr(config, key) for key in Recipe.model_fields})
-    start = Start(path=_location(strong.path), revision=strong.revision, lora=strong.lora)
-    return _spec(
-        graph,
-        student.stage,
-        start,
-        [student.data.path / "train.parquet"],
-        recipe,
-        seed=student.seed,
-        objective=objective,
-    )
+    start = Start(path=strong.location, revision=strong.revision, lora=strong.lora)
+    spec = _spec(graph, student.stage, start, student.data.path / "train.parquet", recipe, seed=student.seed)
+    return spec.model_copy(update={"objective": objective})
 
 
-def _spec(graph: Graph, stage: Stage, start: Start, tokens: list[Path], recipe: Recipe, **rest: Any) -> TrainSpec:
+def _spec(graph: Graph, stage: Stage, start: Start, tokens: Path, recipe: Recipe, *, seed: int) -> TrainSpec:
     training = graph.config.training
     return TrainSpec(
         name=stage.name,
         output=_absolute(stage.path),
         fingerprint=stage.description,
         start=start,
-        tokens=[_absolute(path) for path in tokens],
+        tokens=[_absolute(tokens)],
         recipe=recipe,
+        seed=seed,
         zero_stage=training.zero_stage,
         offload=training.offload,
         precision=training.precision,
@@ -91,7 +72,6 @@ def _spec(graph: Graph, stage: Stage, start: Start, tokens: list[Path], recipe: 
         threads=max(1, int(training.cpus_per_worker)),
         checkpoint_seconds=training.checkpoint_seconds,
         tracking=tracking_of(graph, stage.name),
-        **rest,
     )
 
 
@@ -108,8 +88,3 @@ def tracking_of(graph: Graph, name: str) -> Tracking | None:
 
 def _absolute(path: Path) -> str:
     return str(path.resolve())
-
-
-def _location(path: str) -> str:
-    """A folder as an absolute path, a hub id as it is: workers do not share the driver's working folder."""
-    return _absolute(Path(path).expanduser()) if Path(path).expanduser().exists() else path

@@ -1,15 +1,16 @@
-"""What each stage does: reads its inputs' folders, leaves its own. The order of the stages is `pipeline`'s."""
+"""What each phase of a run does: it reads the folders of its inputs and leaves its own."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s.boosting.records import Member, RoundRecord, TrainingSpent, VoteFit, members_of
+from ensemw2s.boosting.records import Member, TrainingSpent, VoteFit, members_of
+from ensemw2s.config.systems import ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
@@ -29,8 +30,9 @@ from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Generation, Student
 from ensemw2s.pipeline.reference import reference_losses
+from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
-from ensemw2s.pipeline.systems import groups, label_maker, prefix_voters
+from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
 from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage, read_table
@@ -73,17 +75,16 @@ def read_splits(context: Context) -> Splits:
 
 def make_corpus(context: Context) -> None:
     """Writes the text that tiny bases are pre-trained on, and trains their tokenizer on it."""
-    stage, config = context.graph.corpus, context.config
-    assert stage is not None
-    splits, pretraining = read_splits(context), config.models.pretraining
-    tiny_names = {base.tiny for base in context.graph.bases if base.tiny is not None}
-    seed = int(stage.settings["seed"])
+    made, config = context.graph.corpus, context.config
+    assert made is not None
+    stage, splits, pretraining = made.stage, read_splits(context), config.models.pretraining
+    roles = {base.role for base in context.graph.pretrained}
     sizes: dict[corpus.Role, int] = {
         "weak": pretraining.corpus.weak_documents,
         "strong": pretraining.corpus.strong_documents,
     }
-    amounts = {role: amount for role, amount in sizes.items() if f"tiny-{role}" in tiny_names}
-    texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=seed)
+    amounts = {role: amount for role, amount in sizes.items() if role in roles}
+    texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=made.seed)
     task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
     read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
     tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary)
@@ -95,7 +96,7 @@ def make_corpus(context: Context) -> None:
 
 def pretrain(context: Context) -> None:
     """Pre-trains the tiny bases that are not in the cache yet, the strong one first: it takes longest."""
-    context.lanes.train([base_spec(context.graph, base) for base in context.graph.bases if base.tiny is not None])
+    context.lanes.train([base_spec(context.graph, base) for base in context.graph.pretrained])
 
 
 def make_tokens(context: Context) -> None:
@@ -108,12 +109,12 @@ def make_tokens(context: Context) -> None:
             pq.write_table(tokenize_examples(table, tokenizer, context.config.data), folder / f"{name}.parquet")
 
 
-def make_ensemble(context: Context, history: list[RoundRecord]) -> None:
+def make_ensemble(context: Context) -> None:
     """Gathers the boosted experts into one artifact, with votes by alpha, equal ones, or fitted ones."""
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
     stage, base, config = context.graph.ensemble, context.graph.weak[0], context.config.ensemble
-    members, fit = weighed_members(history, config.weights), None
+    members, fit = weighed_members(finished_rounds(context.graph), config.weights), None
     if config.fitted:
         members, fit = fit_votes(context, members)
         context.progress.say(said_of_votes(members, fit))
@@ -141,7 +142,7 @@ def make_labels(context: Context) -> None:
     _make_labels(context, context.graph.labels)
 
 
-def _make_labels(context: Context, makers: dict[str, Stage]) -> None:
+def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
     waiting = {maker: stage for maker, stage in makers.items() if not done(stage)}
     prompts = context.graph.data.path / "hard_unlabelled.parquet"
     jobs = []
@@ -168,9 +169,9 @@ def make_student_data(context: Context, student: Student) -> None:
     tables = []
     if student.maker is not None:
         tables.append(_label_tokens(context, student.maker, tokenizer))
-    elif student.name == "student_ceiling":
+    elif student.learns_from == "true":
         tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
-    if config.student.mix_easy or student.name == "student_easy_only":
+    if config.student.mix_easy or student.learns_from == "easy":
         tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, config.data))
     with store.publish(student.data.path, student.data.description) as folder:
         pq.write_table(pa.concat_tables(tables, promote_options="default"), folder / "train.parquet")
@@ -231,13 +232,18 @@ def _train_students(context: Context, makers: Collection[str]) -> None:
     context.lanes.train([student_spec(context.graph, student) for student in students])
 
 
-def make_generation(context: Context, generation: Generation) -> None:
-    """What follows from a generation's students: their ensemble, its labels, and the students of these labels."""
-    if not done(generation.ensemble):
-        _make_generation_ensemble(context, generation)
-    if not done(generation.labels):
-        _make_labels(context, {generation.name: generation.labels})
-    _train_students(context, [generation.name])
+def make_generations(context: Context) -> None:
+    """What follows from each generation's students: their ensemble, its labels, and the students of these labels."""
+    for generation in context.graph.generations:
+        students = context.graph.learning_from([generation.name])
+        if all(map(done, (generation.ensemble, generation.labels, *(student.stage for student in students)))):
+            continue
+        with context.stage(f"generations/{generation.number}", "labels of its students, and who learns from them"):
+            if not done(generation.ensemble):
+                _make_generation_ensemble(context, generation)
+            if not done(generation.labels):
+                _make_labels(context, {generation.name: generation.labels})
+            _train_students(context, [generation.name])
 
 
 def _make_generation_ensemble(context: Context, generation: Generation) -> None:
@@ -254,10 +260,10 @@ def _make_generation_ensemble(context: Context, generation: Generation) -> None:
         save_ensemble(folder, members=members, rule=rule, tokenizer=tokenizer)
 
 
-def evaluate(context: Context, history: list[RoundRecord]) -> None:
+def evaluate(context: Context) -> None:
     """Decodes and scores every system on the test splits, and works out the figures."""
     graph, config, stage = context.graph, context.config, context.graph.evaluation
-    history = with_votes(history, read_manifest(graph.ensemble.path).members)
+    history = with_votes(finished_rounds(graph), read_manifest(graph.ensemble.path).members)
     members = members_of(history)
     prefixes = VoterGroup(name="rounds", voters=tuple(prefix_voters(graph, members)))
     tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
@@ -265,7 +271,7 @@ def evaluate(context: Context, history: list[RoundRecord]) -> None:
     voters = groups(graph, members)
     work = [EvaluationWork(split, path, group, decoded=True) for group in voters for split, path in tests.items()]
     work += [EvaluationWork(split, path, prefixes, decoded=False) for split, path in paths.items()]
-    weak = [group for group in voters if group.name == "weak"]
+    weak = [group for group in voters if group.name == WEAK]
     work += [EvaluationWork("validation", paths["validation"], group, decoded=False) for group in weak]
     if config.data.sizes.hard_validation:
         paths["hard_validation"] = graph.data.path / "hard_validation.parquet"
@@ -319,11 +325,9 @@ def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, Tr
     graph = context.graph
     given_up = [m.first_try for m in members if m.first_try is not None]
     boosted = _cost([graph.expert_folder(m.name) for m in members], given_up)
-    costs = {"ensemw2s": boosted, "sequence_vote": boosted, "bagging": _cost([e.stage.path for e in graph.bagging])}
-    for name, expert in (("expert_single", graph.single), ("expert_compute_matched", graph.compute_matched)):
-        if expert is not None:
-            costs[name] = _cost([expert.stage.path])
-    return costs | {student.name: _cost([student.stage.path]) for student in graph.students}
+    costs = {name: _cost([expert.stage.path for expert in experts]) for name, experts in graph.baselines.items()}
+    costs |= {student.name: _cost([student.stage.path]) for student in graph.students}
+    return costs | {ENSEMW2S: boosted, SEQUENCE_VOTE: boosted}
 
 
 def _cost(models: list[Path], given_up: Sequence[TrainingSpent] = ()) -> TrainingCost:

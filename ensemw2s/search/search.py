@@ -17,10 +17,10 @@ from ensemw2s.cluster.resources import DRIVER, ResourcePlan, Resources, plan_res
 from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.errors import ConfigError, SearchError
-from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph, run_directory
+from ensemw2s.pipeline.phases import prepare
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
 from ensemw2s.search.live import Watcher, live_table
@@ -149,20 +149,7 @@ def _shared_stages(config: Config, stages: Path, resources: Resources, shown: Pr
     plan = plan_resources(config, resources)
     with Lanes(config.training, plan.lanes, stages / ".ray", keep=False, on_progress=shown.update) as lanes:
         context = Context(graph, plan, shown, lanes, on_stage=lambda *_: None)
-        if not steps.done(graph.data):
-            with context.stage("data", "examples and splits"):
-                steps.make_data(context)
-        if graph.corpus is not None:
-            if not steps.done(graph.corpus):
-                with context.stage("corpus", "text for the tiny bases"):
-                    steps.make_corpus(context)
-            bases = [base.stage for base in graph.bases if base.tiny is not None]
-            if not all(map(steps.done, bases)):
-                with context.stage("models", f"pre-training of {len(bases)} tiny bases"):
-                    steps.pretrain(context)
-        if not steps.done(graph.tokens):
-            with context.stage("tokens", "easy examples as tokens"):
-                steps.make_tokens(context)
+        prepare(context)
 
 
 def divide(config: Config, resources: Resources) -> tuple[ResourcePlan, int]:

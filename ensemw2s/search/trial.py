@@ -23,6 +23,7 @@ from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
+from ensemw2s.config.systems import ENSEMW2S
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.chunks import Rows
@@ -159,13 +160,13 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
             value = metrics[search.metric]
             if len(history) >= least and (best is None or better(search, value, best)):
                 best, best_rounds = value, len(history)
-            yield facts(value, final=is_last(context, history) and search.objective == "ensemble")
+            yield facts(value, final=is_last(context.graph, history) and search.objective == "ensemble")
     except BoostingError as error:
         nothing = math.log(context.vocabulary) if search.metric == "nll" else 0.0
         yield facts(nothing, final=True, reason=str(error))
         return
     if search.objective == "student":
-        metrics = _student(context, search, history[:best_rounds])
+        metrics = _student(context, search, best_rounds)
         best = metrics[search.metric]
         yield facts(best, final=True)
 
@@ -202,13 +203,13 @@ def metrics_of(rows: Rows, answers: list[str]) -> dict[str, float]:
     return found
 
 
-def _student(context: Context, search: SearchConfig, history: list[RoundRecord]) -> dict[str, float]:
+def _student(context: Context, search: SearchConfig, rounds: int) -> dict[str, float]:
     """Trains the student on the labels of the ensemble after these rounds, and measures it."""
-    config = space.apply(context.config, {space.ROUNDS: len(history)})
+    config = space.apply(context.config, {space.ROUNDS: rounds})
     graph = build_graph(config, context.graph.root)
     smaller = Context(graph, context.plan, context.progress, context.lanes, context.on_stage)
-    _once(graph.ensemble, lambda: steps.make_ensemble(smaller, history))
-    _once(graph.labels["ensemw2s"], lambda: steps.make_labels(smaller))
+    _once(graph.ensemble, lambda: steps.make_ensemble(smaller))
+    _once(graph.labels[ENSEMW2S], lambda: steps.make_labels(smaller))
     [student] = graph.students
     with store.alone(student.stage.path):
         steps.train_students(smaller)

@@ -73,11 +73,9 @@ def survey(cells: list[Cell]) -> StudyPlan:
 
 
 def _models(graph: Graph) -> list[Stage]:
-    experts = [expert.stage for r in graph.rounds for expert in r.experts]
-    bases = [base.stage for base in graph.bases if base.tiny is not None]
-    others = [expert.stage for expert in graph.baseline_experts]
-    students = graph.learning_from([None, *graph.all_labels])
-    return [*bases, *experts, *others, *(student.stage for student in students)]
+    experts = (*graph.boosted, *graph.baseline_experts)
+    trained = (*(base.stage for base in graph.pretrained), *(expert.stage for expert in experts))
+    return [*trained, *(student.stage for student in graph.learning_from([None, *graph.all_labels]))]
 
 
 def print_plan(plan: StudyPlan, console: Console) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ensemw2s.config import GENERATIONS
+from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, GENERATIONS, TABLE
 from ensemw2s.labeling.parts import read_labels
-from ensemw2s.pipeline.graph import LABEL_MAKERS, Graph
+from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage import store
 from ensemw2s.study import diagnosis
 from ensemw2s.study.cells import Cell
@@ -142,7 +142,7 @@ def _chosen(results: Facts) -> list[Facts]:
 def _cost(system: str, results: Facts, labelled: dict[str, int]) -> Facts:
     """What a system took; of the student of the last generation, all generations before count as its supervisors."""
     cost = results["systems"][system]["cost"]
-    maker = "ensemw2s" if system == GENERATIONS else LABEL_MAKERS.get(system)
+    maker = TABLE[system].labels_by
     if maker is None:
         return dict(cost)
     earlier = results["generations"] if system == GENERATIONS else []
@@ -165,7 +165,7 @@ def _recovered(found: Facts | None) -> Facts:
 def _tokens_labelled(graph: Graph, results: Facts) -> dict[str, int]:
     """Tokens that the members of each label maker decoded for its labels, every sample of every member."""
     voting = sum(expert["weight"] > 0 for entry in results["rounds"] for expert in entry["experts"])
-    members = {"ensemw2s": voting, "bagging": len(graph.bagging), "expert_single": 1}
+    members = {ENSEMW2S: voting} | {name: len(experts) for name, experts in graph.baselines.items()}
     members |= {generation.name: len(generation.students) for generation in graph.generations}
     samples = graph.config.labeling.samples
     return {
@@ -176,6 +176,6 @@ def _tokens_labelled(graph: Graph, results: Facts) -> dict[str, int]:
 
 def _parameters(graph: Graph) -> dict[str, int]:
     """Weights of each student and of the single expert, whose base is the first; experts of others may be smaller."""
-    assert graph.single is not None
-    models = {"expert_single": graph.single.stage, **{student.name: student.stage for student in graph.students}}
+    [single] = graph.baselines[EXPERT_SINGLE]
+    models = {EXPERT_SINGLE: single.stage, **{student.name: student.stage for student in graph.students}}
     return {name: store.read_json(stage.path / "train.json")["parameters"] for name, stage in models.items()}

@@ -26,7 +26,8 @@ from ensemw2s.config.study import StudyConfig
 from ensemw2s.errors import EnsemW2SError, StudyError
 from ensemw2s.pipeline import preflight, steps
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.run import evaluate, git_commit, run_stages, versions
+from ensemw2s.pipeline.phases import evaluate, run_stages
+from ensemw2s.pipeline.run import git_commit, versions
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
 from ensemw2s.study import report, rows
@@ -176,8 +177,8 @@ class _Workshop:
             context = Context(graph, plan, self.progress, lanes, on_stage=self._note)
             missing = [stage for stage in graph.stages() if not steps.done(stage)]
             lanes.start(sum(stage.name.startswith(("models/", "rounds/")) for stage in missing))
-            history = run_stages(context)
-            evaluate(context, history)
+            run_stages(context)
+            evaluate(context)
         place = self.folder / "cells"
         place.mkdir(exist_ok=True)
         facts = {

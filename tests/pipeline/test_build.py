@@ -8,8 +8,9 @@ import pytest
 
 from ensemw2s.config import SYSTEMS, Config, parse_config
 from ensemw2s.errors import ArtifactError
-from ensemw2s.pipeline.build import build_graph, model_identity
+from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph, Stage, run_directory
+from ensemw2s.pipeline.identity import model_identity
 from ensemw2s.pipeline.run import check_stages
 from ensemw2s.storage import store
 
@@ -206,8 +207,8 @@ def test_without_zero_shot_figures_such_bases_do_not_matter():
 def test_a_corpus_for_other_roles_is_another_one():
     """The corpus is shared between runs, and holds only what the tiny models of its run read."""
     both, weak = graph(), graph(**{"models.strong.base": "some/hub-model"})
-    assert both.corpus.fingerprint != weak.corpus.fingerprint
-    assert both.corpus.path != weak.corpus.path
+    assert both.corpus.stage.fingerprint != weak.corpus.stage.fingerprint
+    assert both.corpus.stage.path != weak.corpus.stage.path
 
 
 def test_runs_of_one_storage_share_bases_and_nothing_else():
@@ -294,8 +295,10 @@ def test_bases_take_turns_over_rounds_and_width():
         ["weak-0", "weak-1", "weak-0"],
         ["weak-1", "weak-0", "weak-1"],
     ]
-    assert [expert.base.name for expert in made.bagging] == ["weak-0", "weak-1"] * 3
-    seeds = [e.seed for r in made.rounds for e in (*r.experts, *r.retries)] + [e.seed for e in made.bagging]
+    assert [expert.base.name for expert in made.baselines["bagging"]] == ["weak-0", "weak-1"] * 3
+    seeds = [e.seed for r in made.rounds for e in (*r.experts, *r.retries)] + [
+        e.seed for e in made.baselines["bagging"]
+    ]
     assert len(set(seeds)) == 18
 
 
@@ -314,9 +317,9 @@ def test_members_override_model_rate_epochs_and_rank_in_turn():
     assert second.recipe.learning_rate == 0.5
     assert third == made.rounds[2].experts[0]
     assert (third.base.name, third.lora.rank) == ("weak-1", 2)
-    assert made.single.recipe.epochs == 2  # twice those of the first member
-    assert made.compute_matched.recipe.epochs == 1 + 7 + 1
-    assert [expert.lora.rank for expert in made.bagging] == [2, 4, 2]
+    assert [e.recipe.epochs for e in made.baselines["expert_single"]] == [2]  # twice those of the first member
+    assert [e.recipe.epochs for e in made.baselines["expert_compute_matched"]] == [1 + 7 + 1]
+    assert [expert.lora.rank for expert in made.baselines["bagging"]] == [2, 4, 2]
 
 
 def test_a_warm_start_is_from_the_same_place_in_the_round_before():

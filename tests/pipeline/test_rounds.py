@@ -91,6 +91,11 @@ def script(tmp_path, monkeypatch) -> Callable[..., Script]:
     return make
 
 
+def history_after(run: Script) -> list[RoundRecord]:
+    rounds.run_rounds(run)
+    return rounds.finished_rounds(run.graph)
+
+
 def wrong_at(run: Script, t: int, column: str = "round") -> list[int]:
     return np.flatnonzero(read_mask(run.graph.rounds[t - 1].stage.path / "errors.parquet", column)).tolist()
 
@@ -101,7 +106,7 @@ def odds(error: float) -> float:
 
 def test_three_rounds_are_adaboost_by_hand(script):
     run = script([[0, 1]], [[2]], [[3, 4]])
-    history = rounds.run_rounds(run)
+    history = history_after(run)
     # a token wrong in a round of odds 4 weighs four times as much in the next
     second_error = 1 / 16
     third = np.array([4, 4, 15, 1, 1, 1, 1, 1, 1, 1], float)
@@ -122,7 +127,7 @@ def test_three_rounds_are_adaboost_by_hand(script):
 
 def test_shrinkage_and_clip_reach_the_weights_and_not_the_alphas(script):
     run = script([[0, 1]], [[0, 1]], shrinkage=0.5, weight_clip=1.5, rounds=2)
-    history = rounds.run_rounds(run)
+    history = history_after(run)
     assert history[0].alpha == pytest.approx(odds(0.2))
     assert history[1].weighted_error == pytest.approx(0.3)  # unclipped: 2 · 2 / 12 = 1/3
     assert history[1].weights.max == pytest.approx(1.5)
@@ -130,21 +135,21 @@ def test_shrinkage_and_clip_reach_the_weights_and_not_the_alphas(script):
 
 def test_finished_rounds_are_not_run_again(script):
     run = script([[0, 1]], [[2]], [[3, 4]])
-    history = rounds.run_rounds(run)
+    history = history_after(run)
     trained = len(run.trained)
-    assert rounds.run_rounds(run) == history
+    assert history_after(run) == history
     assert len(run.trained) == trained
 
 
 def test_boosting_goes_on_from_the_last_finished_round(script):
     whole = script([[0, 1]], [[2]], [[3, 4]])
-    expected = rounds.run_rounds(whole)
+    expected = history_after(whole)
     cut = script([[0, 1]], [[2]])
     with pytest.raises(RuntimeError, match="StopIteration"):  # the script ends inside round 3
-        rounds.run_rounds(cut)
+        history_after(cut)
     assert not cut.graph.rounds[2].stage.path.exists()
     cut.attempts = iter([[[3, 4]]])
-    history = rounds.run_rounds(cut)
+    history = history_after(cut)
     assert [f.alpha for f in history] == [f.alpha for f in expected]
     masks = [r.stage.path / "errors.parquet" for r in (*whole.graph.rounds, *cut.graph.rounds)]
     assert [m.read_bytes() for m in masks[:3]] == [m.read_bytes() for m in masks[3:]]
@@ -154,7 +159,7 @@ BAD = [[0, 1, 2, 3, 4, 5]]
 
 
 def test_stop_ends_at_the_first_round_without_a_vote(script):
-    history = rounds.run_rounds(run := script([[0]], BAD, on_failure="stop"))
+    history = history_after(run := script([[0]], BAD, on_failure="stop"))
     assert [f.accepted for f in history] == [True, False]
     assert history[1].alpha < 0
     assert history[1].experts[0].weight == 0
@@ -162,7 +167,7 @@ def test_stop_ends_at_the_first_round_without_a_vote(script):
 
 
 def test_skip_goes_on_with_the_weights_of_the_round_before(script):
-    history = rounds.run_rounds(run := script([[0]], BAD, [[1]], on_failure="skip"))
+    history = history_after(run := script([[0]], BAD, [[1]], on_failure="skip"))
     assert [f.accepted for f in history] == [True, False, True]
     second, third = (spec.weights for spec in run.trained[1:])
     assert second.masks == third.masks
@@ -171,7 +176,7 @@ def test_skip_goes_on_with_the_weights_of_the_round_before(script):
 
 def test_retry_sets_the_weights_back_to_uniform_once(script):
     attempts = [[0]], BAD, [[4]], [[1]]
-    history = rounds.run_rounds(run := script(*attempts, on_failure="retry"))
+    history = history_after(run := script(*attempts, on_failure="retry"))
     assert [f.accepted for f in history] == [True, True, True]
     assert [f.reset for f in history] == [False, True, False]
     assert history[1].weighted_error == pytest.approx(0.1)
@@ -187,14 +192,14 @@ def test_retry_sets_the_weights_back_to_uniform_once(script):
 
 
 def test_a_retry_that_fails_too_ends_boosting(script):
-    history = rounds.run_rounds(script([[0]], BAD, BAD, on_failure="retry"))
+    history = history_after(script([[0]], BAD, BAD, on_failure="retry"))
     assert [f.accepted for f in history] == [True, False]
     assert history[1].reset
 
 
 def test_a_warm_start_takes_the_try_that_counts(script):
     run = script([[0]], BAD, [[4]], [[1]], on_failure="retry", warm_start="previous")
-    rounds.run_rounds(run)
+    history_after(run)
     starts = {spec.name: Path(spec.start.path).relative_to(run.graph.root).as_posix() for spec in run.trained[1:]}
     assert starts == {
         "rounds/2/experts/0": "rounds/1/experts/0",
@@ -206,17 +211,17 @@ def test_a_warm_start_takes_the_try_that_counts(script):
 def test_a_first_round_cannot_be_retried_its_weights_are_uniform(script):
     run = script(BAD, on_failure="retry")
     with pytest.raises(BoostingError, match=r"round 1 had a weighted error of 0.600.*expert.epochs.*prior to samme"):
-        rounds.run_rounds(run)
+        history_after(run)
     assert len(run.trained) == 1
 
 
 def test_no_vote_in_any_round_is_an_error(script):
     with pytest.raises(BoostingError, match="no round gave an expert with a positive alpha"):
-        rounds.run_rounds(script(BAD, BAD, BAD, on_failure="skip"))
+        history_after(script(BAD, BAD, BAD, on_failure="skip"))
 
 
 def test_a_coin_flip_has_no_vote_and_perfection_a_large_finite_one(script):
-    history = rounds.run_rounds(script([[]], [[0, 1, 2, 3, 4]], rounds=2))
+    history = history_after(script([[]], [[0, 1, 2, 3, 4]], rounds=2))
     assert history[0].alpha == pytest.approx(odds(1e-6))
     assert history[1].weighted_error == pytest.approx(0.5)  # a perfect round makes no token heavier
     assert not history[1].accepted
@@ -224,7 +229,7 @@ def test_a_coin_flip_has_no_vote_and_perfection_a_large_finite_one(script):
 
 def test_the_reference_of_prior_pretrained_is_the_base_on_the_same_weights(script):
     run = script([[0], [0, 1, 2]], [[1], [0, 1]], prior="pretrained", rounds=2)
-    first, second = rounds.run_rounds(run)
+    first, second = history_after(run)
     assert first.reference_error == pytest.approx(0.3)
     assert first.alpha == pytest.approx(alpha(0.1, prior="pretrained", reference=0.3))
     heavier = math.exp(first.alpha)
@@ -235,14 +240,14 @@ def test_the_reference_of_prior_pretrained_is_the_base_on_the_same_weights(scrip
 
 
 def test_prior_samme_adds_what_a_guesser_over_the_vocabulary_gets(script):
-    [facts] = rounds.run_rounds(script(BAD, prior="samme", rounds=1))
+    [facts] = history_after(script(BAD, prior="samme", rounds=1))
     assert facts.alpha == pytest.approx(odds(0.6) + math.log(63))
     assert facts.reference_error is None
 
 
 def test_a_wide_round_votes_by_alpha_and_shares_its_alpha(script):
     run = script([[0, 1], [0, 2], [0, 3, 4]], width=3, rounds=1)
-    [facts] = rounds.run_rounds(run)
+    [facts] = history_after(run)
     assert wrong_at(run, 1) == [0]
     assert [wrong_at(run, 1, f"expert_{k}") for k in range(3)] == [[0, 1], [0, 2], [0, 3, 4]]
     assert facts.alpha == pytest.approx(odds(0.1))
@@ -254,7 +259,7 @@ def test_a_wide_round_votes_by_alpha_and_shares_its_alpha(script):
 
 
 def test_an_expert_without_a_vote_is_silent_in_a_wide_round(script):
-    [facts] = rounds.run_rounds(run := script([[0], [1, 2, 3, 4, 5, 6, 7]], width=2, rounds=1))
+    [facts] = history_after(run := script([[0], [1, 2, 3, 4, 5, 6, 7]], width=2, rounds=1))
     assert wrong_at(run, 1) == [0]
     assert [e.weight for e in facts.experts] == pytest.approx([facts.alpha, 0])
 
@@ -263,7 +268,7 @@ def test_errors_can_be_those_of_the_whole_ensemble_so_far(script):
     # a round is scored alone, then with all before it: two are as wrong as the heavier one, of three no two agree
     one, two, three = [0, 1], [2], [5]
     run = script([one], [one], [two], [one, two], [three], [one, two, three], error_from="ensemble")
-    history = rounds.run_rounds(run)
+    history = history_after(run)
     assert wrong_at(run, 1) == [0, 1]
     assert wrong_at(run, 2) == [2]
     assert wrong_at(run, 3) == []
@@ -274,7 +279,7 @@ def test_errors_can_be_those_of_the_whole_ensemble_so_far(script):
 
 
 def test_a_window_counts_as_wrong_if_a_token_in_it_is(script):
-    [facts] = rounds.run_rounds(run := script([[0, 6]], unit="window", window=2, rounds=1))
+    [facts] = history_after(run := script([[0, 6]], unit="window", window=2, rounds=1))
     assert facts.weighted_error == pytest.approx(2 / 6)  # windows of 2 1, 2 and 2 2 1 tokens
     assert wrong_at(run, 1) == [0, 6]
     assert facts.experts[0].error == 0.2
@@ -317,7 +322,7 @@ def test_a_round_leaves_its_facts_beside_its_experts(script):
     expert = run.graph.rounds[0].experts[0].stage
     expert.path.mkdir(parents=True)
     (expert.path / "model.safetensors").write_bytes(b"weights")
-    [facts] = rounds.run_rounds(run)
+    [facts] = history_after(run)
     folder = run.graph.rounds[0].stage.path
     assert store.is_done(folder, run.graph.rounds[0].stage.description)
     assert RoundRecord.read(folder) == facts

@@ -75,7 +75,7 @@ def test_a_tiny_base_reads_the_corpus_of_its_role_with_its_recipe(graph):
     ]
     assert (strong.recipe.epochs, weak.recipe.epochs) == (5, 2)
     assert (strong.start.tiny, weak.start.tiny) == ("tiny-strong", "tiny-weak")
-    assert weak.start.path == str((made.corpus.path / "tokenizer").resolve())
+    assert weak.start.path == str((made.corpus.stage.path / "tokenizer").resolve())
     assert len({spec.seed for spec in (strong, weak, other)}) == 3
     assert weak.weights is None
 
@@ -95,7 +95,7 @@ def test_an_expert_starts_from_its_base_on_the_weights_of_its_round(graph):
 
 def test_the_single_expert_keeps_its_best_epoch_on_validation(graph):
     made = graph()
-    spec = expert_spec(made, made.single)
+    spec = expert_spec(made, *made.baselines["expert_single"])
     assert (spec.keep, spec.recipe.epochs) == ("best", 8)
     assert spec.validation == str((made.tokens.path / "easy_validation.parquet").resolve())
     assert spec.weights is None
@@ -103,13 +103,13 @@ def test_the_single_expert_keeps_its_best_epoch_on_validation(graph):
 
 def test_the_matched_expert_has_the_budget_of_all_rounds_and_no_look_at_validation(graph):
     made = graph(boosting={"rounds": 3, "width": 2})
-    spec = expert_spec(made, made.compute_matched)
+    spec = expert_spec(made, *made.baselines["expert_compute_matched"])
     assert (spec.recipe.epochs, spec.keep, spec.validation) == (4 * 6, "last", None)
 
 
 def test_bagged_experts_each_draw_their_own_examples(graph):
     made = graph()
-    first, second = (expert_spec(made, expert).weights for expert in made.bagging)
+    first, second = (expert_spec(made, expert).weights for expert in made.baselines["bagging"])
     assert (first.unit, first.weighting, first.bootstrap, first.masks) == ("example", "bootstrap", "count", [])
     assert first.seed != second.seed
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +70,7 @@ def prepared(run: Any) -> Any:
     steps.make_data(run)
     steps.make_corpus(run)
     for base in (*run.graph.weak, run.graph.strong):
-        shutil.copytree(run.graph.corpus.path / "tokenizer", base.path, dirs_exist_ok=True)
+        shutil.copytree(run.graph.corpus.stage.path / "tokenizer", base.path, dirs_exist_ok=True)
     steps.make_tokens(run)
     return run
 
@@ -127,13 +128,13 @@ def test_the_corpus_has_a_table_for_each_role_and_a_tokenizer_without_hard_answe
     run = context()
     steps.make_data(run)
     steps.make_corpus(run)
-    folder = run.graph.corpus.path
+    folder = run.graph.corpus.stage.path
     assert {p.name for p in folder.glob("*.parquet")} == {"weak.parquet", "strong.parquet"}
     assert "hard" not in "".join(load_tokenizer(folder / "tokenizer").get_vocab())
     run = context("other", models={"weak": [{"base": "tiny-weak"}], "strong": {"base": "some/model"}})
     steps.make_data(run)
     steps.make_corpus(run)
-    assert {p.name for p in run.graph.corpus.path.glob("*.parquet")} == {"weak.parquet"}
+    assert {p.name for p in run.graph.corpus.stage.path.glob("*.parquet")} == {"weak.parquet"}
 
 
 def test_easy_examples_become_tokens_in_their_order(context):
@@ -238,13 +239,15 @@ def test_students_of_a_generation_become_an_ensemble_of_equal_votes_before_the_n
     write_labels(run)
     shutil.copytree(run.graph.labels["ensemw2s"].path, generation.labels.path)
     store.finish(generation.labels.path, generation.labels.description)
-    trained = []
+    trained, shown = [], []
     run.lanes = SimpleNamespace(train=lambda specs: trained.extend(spec.name for spec in specs))
-    steps.make_generation(run, generation)
+    run.stage = lambda name, what: shown.append(name) or nullcontext()
+    steps.make_generations(run)
     ensemble = Ensemble.from_pretrained(generation.ensemble.path)
     assert [(m.name, m.alpha, m.weight) for m in ensemble.members] == [("student-0", 1, 1), ("student-1", 1, 1)]
     assert steps.done(generation.ensemble)
     assert trained == ["students/student_generations"]
+    assert shown == ["generations/1"]
 
 
 def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):

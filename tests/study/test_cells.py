@@ -122,10 +122,13 @@ def test_cells_share_stages_that_are_the_same_and_no_others(tmp_path) -> None:
     assert (default.data.path, default.tokens.path) == (more.data.path, more.tokens.path)
     assert [b.stage.path for b in default.bases] == [b.stage.path for b in more.bases]
     assert [r.stage.path for r in default.rounds] == [r.stage.path for r in more.rounds[:5]]
-    assert [e.stage.path for e in default.bagging] == [e.stage.path for e in more.bagging[:5]]
-    assert default.compute_matched.stage.path != more.compute_matched.stage.path
+    assert [e.stage.path for e in default.baselines["bagging"]] == [e.stage.path for e in more.baselines["bagging"][:5]]
+    assert (
+        default.baselines["expert_compute_matched"][0].stage.path
+        != more.baselines["expert_compute_matched"][0].stage.path
+    )
     assert default.rounds[0].experts[0].stage.path != unit.rounds[0].experts[0].stage.path
-    assert default.bagging[0].stage.path == unit.bagging[0].stage.path
+    assert default.baselines["bagging"][0].stage.path == unit.baselines["bagging"][0].stage.path
     mine, theirs = ({stage.path for stage in graph.stages()} for graph in (default, other))
     assert not mine & theirs, "another seed shares nothing: it is a replication of everything"
 
