@@ -84,7 +84,7 @@ def run(
         loaded = load_config(config, set_)
         with before_work():
             preflight.check(loaded)
-        run_pipeline(loaded, fresh=fresh, debug=debug, progress=Progress(Output()))
+        run_pipeline(loaded, fresh=fresh, debug=debug, progress=Progress(Output()), checked=True)
 
 
 def plan(

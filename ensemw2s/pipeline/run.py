@@ -31,14 +31,23 @@ from ensemw2s.storage import remote, store
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
 
 
-def run(config: Config, *, fresh: bool = False, debug: bool = False, progress: Progress | None = None) -> RunResults:
+def run(
+    config: Config,
+    *,
+    fresh: bool = False,
+    debug: bool = False,
+    progress: Progress | None = None,
+    checked: bool = False,
+) -> RunResults:
     """Runs a config to its end, or goes on where an earlier run of it stopped.
 
     Args:
         config: What to run.
         fresh: Delete stages that were made with another config, and redo them.
         debug: Show the logs of Ray and of all workers.
-        progress: Where to show progress; none: the terminal.
+        progress: Where to show progress; default: the terminal.
+        checked: `preflight.check` has passed already. The command line calls it by itself, because what it raises
+            there is a mistake of the config and not a failure of the work.
 
     Returns:
         The run's figures, as in its results.json.
@@ -48,7 +57,8 @@ def run(config: Config, *, fresh: bool = False, debug: bool = False, progress: P
     """
     shown = progress or Progress()
     shown.run = config.name
-    preflight.check(config)
+    if not checked:
+        preflight.check(config)
     graph = build_graph(config)
     with store.only_one(graph.root):
         status = check_stages(graph, fresh=fresh)

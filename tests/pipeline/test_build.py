@@ -10,7 +10,6 @@ from ensemw2s.config import SYSTEMS, Config, parse_config
 from ensemw2s.errors import ArtifactError
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph, Stage, run_directory
-from ensemw2s.pipeline.identity import model_identity
 from ensemw2s.pipeline.run import check_stages
 from ensemw2s.storage import store
 
@@ -327,34 +326,6 @@ def test_a_warm_start_is_from_the_same_place_in_the_round_before():
     assert [expert.warm_from for expert in made.rounds[0].experts] == [None, None]
     assert [expert.warm_from for expert in made.rounds[1].experts] == [e.stage for e in made.rounds[0].experts]
     assert [expert.warm_from for expert in graph().rounds[1].experts] == [None]
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "README.md").write_text("read me")
-    return folder
-
-
-def test_a_ready_model_is_known_by_what_its_files_hold(model):
-    def names() -> dict[str, str]:
-        return fingerprints(**{"models.strong.base": str(model)})
-
-    before = names()
-    assert "models/strong" not in before, "there is nothing to do for it"
-    (model / "README.md").write_text("read me again")
-    assert names() == before
-    (model / "model.safetensors").write_bytes(b"WEIGHTS")
-    assert {name for name, found in names().items() if found != before[name]} == TABLES | EVALUATION
-
-
-def test_a_model_on_the_hub_is_known_by_its_revision():
-    one, other = (config(**{"models.strong": {"base": "a/b", "revision": r}}).models.strong for r in ("v1", "v2"))
-    assert model_identity(one) == {"base": "a/b", "revision": "v1"}
-    assert model_identity(one) != model_identity(other)
 
 
 def test_data_in_files_is_known_by_its_content(tmp_path):

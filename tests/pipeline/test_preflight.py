@@ -11,7 +11,7 @@ import pytest
 from ensemw2s.config import Config, parse_config
 from ensemw2s.errors import ConfigError, DataError, ModelError, ResourceError
 from ensemw2s.models import loading, tiny
-from ensemw2s.pipeline import preflight
+from ensemw2s.pipeline import preflight, run
 
 
 @pytest.fixture(autouse=True)
@@ -198,3 +198,17 @@ def test_tracking_by_a_package_that_is_not_here_is_refused(make, monkeypatch):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[mlflow\]'"):
         preflight.check(config)
+
+
+@pytest.mark.parametrize(("checked", "said"), [(False, "checked"), (True, "went on")])
+def test_a_run_checks_its_config_once(checked, said, make, monkeypatch):
+    def raising(text: str) -> Any:
+        def call(*_: Any) -> None:
+            raise ConfigError(text)
+
+        return call
+
+    monkeypatch.setattr(preflight, "check", raising("checked"))
+    monkeypatch.setattr(run, "build_graph", raising("went on"))
+    with pytest.raises(ConfigError, match=said):
+        run.run(make(), checked=checked)
