@@ -13,10 +13,10 @@ STAMP := $(VENV)/.setup-done
 CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
 UNTESTED := make: the page in the browser was not tested, because there is no Chromium here. To test it, install Chromium \
 	(Debian, Ubuntu: apt-get install chromium), then run .venv/bin/pytest tests/serving/test_ui.py
+UNCOMPILED := /(tests?|_tests|rllib)/|/transformers/models/(?!auto|llama)
 UNITS := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
-# Unit tests side by side; what starts processes of its own has the machine to itself.
-UNIT := $(BIN)/pytest -n auto --dist loadfile -q
-REST := not gpu and not ($(UNITS))
+# Files side by side, in the order of tests/conftest.py: what starts processes of its own waits for them half of its time.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,16 +27,14 @@ demo: setup  ## Run the whole pipeline on the embedded default; ends with a tabl
 	$(BIN)/ensemw2s run quickstart $(ARGS)
 
 test: check browser  ## Format, lint, types and every test but the long ones and those for a GPU.
-	$(UNIT) -m "$(UNITS)" $(ARGS)
-	$(BIN)/pytest -m "not long and $(REST)" $(ARGS)
+	$(PYTEST) -m "not gpu and not long" $(ARGS)
 	@{ $(CHROMIUM); } >/dev/null || echo "$(UNTESTED)"
 
 test-fast: check  ## The same without Ray, the pipeline and what takes seconds: a minute.
-	$(UNIT) -m "not slow and $(UNITS)" $(ARGS)
+	$(PYTEST) -m "not slow and $(UNITS)" $(ARGS)
 
 test-long: check browser  ## Every test but those for a GPU, the slow suites too.
-	$(UNIT) -m "$(UNITS)" $(ARGS)
-	$(BIN)/pytest -m "$(REST)" $(ARGS)
+	$(PYTEST) -m "not gpu" $(ARGS)
 	@{ $(CHROMIUM); } >/dev/null || echo "$(UNTESTED)"
 
 check: setup
@@ -88,7 +86,8 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "setup: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "setup: installing the pinned versions into $(VENV); the first time takes some minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -q ensemw2s  # as pip does with the others, for where PYTHONDONTWRITEBYTECODE is set
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@# on all cores, which pip does not do, and without what nobody imports; some packages hold files of Python 2
+	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib ensemw2s || true
 	@touch $@
 	@echo "setup: done"

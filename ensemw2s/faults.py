@@ -10,6 +10,7 @@ A plan is one line: rules, separated by semicolons. A rule names a point, a coun
 - `enospc`: the call raises the operating system's error for a full disk.
 - `hang`: the call never returns.
 - `wait:FILE`: the call returns when FILE exists.
+- `note`: nothing; only the reach is counted.
 
 Reaches are counted over all processes that see the folder, and stay counted when a process starts again: a fault
 happens once. The n-th reach of a point leaves the file `reached/POINT@N` (with `+` for `/`), which holds the process's
@@ -42,6 +43,8 @@ POINTS = {
     "labeling/row": "the driver learns that a chunk is labelled",
     "pipeline/stage": "the driver begins a stage",
     "storage/publish": "a stage's folder is written beside its place, and is not put there",
+    "serving/piece": "a replica has decoded a piece of an answer, and has not sent it",
+    "training/abandoned": "the driver has told its lanes to end at once",
     "training/begin": "a worker begins a training that is not finished",
     "training/checkpoint": "a worker begins to write a checkpoint",
     "training/checkpoint-written": "a checkpoint is in place, and older ones are not removed",
@@ -49,7 +52,7 @@ POINTS = {
 }
 """Every point, and the moment that it stands for."""
 
-_RULE = re.compile(r"(?P<point>[a-z/-]+)@(?P<count>[1-9]\d*)(?P<on>\+?)=(?P<action>die|enospc|hang|wait:(?P<file>\S+))")
+_RULE = re.compile(r"(?P<point>[a-z/-]+)@(?P<count>[1-9]\d*)(?P<on>\+?)=(?P<action>die|enospc|hang|note|wait:\S+)")
 _PAUSE = 0.02
 
 
@@ -61,7 +64,7 @@ class Rule:
         point: One of `POINTS`.
         count: At which reach, from 1.
         on: Whether at every later reach, too.
-        action: `die`, `enospc`, `hang` or `wait:FILE`.
+        action: `die`, `enospc`, `hang`, `note` or `wait:FILE`.
     """
 
     point: str
@@ -130,6 +133,8 @@ def _count(folder: Path, point: str) -> int:
 
 def _happen(rule: Rule, folder: Path) -> None:
     action, _, file = rule.action.partition(":")
+    if action == "note":
+        return
     if action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), rule.point)
     # nobody is held for ever: when the test has removed its folder, what still waits ends

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import fcntl
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
+from ensemw2s.faults import VARIABLE, reached, read_plan
 
 LIMIT = 480.0
 """Seconds that anything may take before a test gives up; on two quiet cores nothing takes a sixth of it."""
@@ -43,8 +46,7 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_GONE = 100.0
 """Seconds in which these must be gone."""
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes wait for each other by spinning
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes wait for each other by spinning
 
 Tree = dict[str, Any]
 
@@ -160,12 +162,19 @@ class Running:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, what: str, happened: Callable[[], Any], limit: float = LIMIT) -> Any:
-        """Looks many times a second whether something happened, and gives back what `happened` did."""
+        """Looks many times a second whether something happened that stays so; gives back what `happened` did."""
         while not (found := happened()):
-            assert self.process.poll() is None, f"ended before: {what}\n{self.tail()}"
+            if self.process.poll() is not None:
+                found = happened()
+                assert found, f"ended before: {what}\n{self.tail()}"
+                return found
             assert time.monotonic() - self.began < limit, f"not within {limit:.0f} s: {what}\n{self.tail()}"
-            time.sleep(0.003)
+            time.sleep(0.01)
         return found
+
+    def wait_until_reached(self, faults: Faults, point: str, count: int = 1) -> int:
+        """Waits until a point was reached this often, and gives back the process that did. It may be over by then."""
+        return int(self.wait_for(f"{point}@{count}", lambda: faults.process(point, count)))
 
     def wait_for_text(self, text: str) -> None:
         self.wait_for(f"output of {text!r}", lambda: text in self.output)
@@ -187,38 +196,63 @@ class Running:
                     found.append(process)
         return found
 
-    def interrupt(self) -> Finished:
-        """Ctrl-C; no process may be left."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, meanwhile: Callable[[], object] = lambda: None) -> Finished:
+        """Ctrl-C; no process may be left. `meanwhile` happens between the signal and the end."""
         began = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        meanwhile()
         finished = self.wait()
         assert time.monotonic() - began < 60, self.tail()
         assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
         return finished
 
-    def hold(self, name: str) -> list[psutil.Process]:
-        """Stops its processes with this in their title where they are, until they are killed or resumed."""
-        held = self.descendants(name)
-        for process in held:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
-        return held
-
-    def kill(self, held: Iterable[psutil.Process] = ()) -> None:
-        """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself.
-
-        Only those that are held cannot, and are killed too.
-        """
-        self.process.kill()
-        for process in held:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
+    def killed(self) -> None:
+        """Waits for the driver's death by a fault; what it started must go by itself."""
+        assert self.wait().code == -signal.SIGKILL, self.tail()
         assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
         survivors(set(), 0.0)  # these would go within a minute
 
+    def kill(self) -> None:
+        """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself."""
+        self.process.kill()
+        self.killed()
+
     def tail(self, lines: int = 60) -> str:
         return "\n".join(["the end of its output:", *self.output.splitlines()[-lines:]])
+
+
+class Faults:
+    """Plans what happens to processes at which point, and sees that it has happened (`ensemw2s.faults`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the processes need that the plans are for."""
+        return {VARIABLE: str(self.folder)}
+
+    def plan(self, text: str) -> None:
+        """Takes the place of the plan before; reaches are counted from one. What still waits at a point ends."""
+        read_plan(text)
+        (self.folder / "plan").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "reached", ignore_errors=True)
+        (self.folder / "new").write_text(text, encoding="utf-8")
+        (self.folder / "new").rename(self.folder / "plan")
+
+    def count(self, point: str) -> int:
+        """How often a point of the plan was reached."""
+        return sum(1 for _ in (self.folder / "reached").glob(reached(self.folder, point, 0).name[:-1] + "*"))
+
+    def process(self, point: str, count: int) -> int:
+        """The number of the process that reached a point the n-th time; 0 if none has."""
+        file = reached(self.folder, point, count)
+        return int(file.read_text()) if file.exists() else 0
+
+    def gate(self, name: str) -> Path:
+        """A file to wait for; `touch` it to let those go on who do."""
+        return self.folder / name
 
 
 class Workplace:
@@ -228,6 +262,7 @@ class Workplace:
         self.folder = folder
         self.storage = folder / "runs"
         self.ray = Path(tempfile.mkdtemp(prefix="ew-", dir="/tmp"))  # paths of sockets must be short
+        self.faults = Faults(folder / "faults")
         self._started: list[Running] = []
 
     @property
@@ -255,6 +290,7 @@ class Workplace:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "160",
+            **self.faults.environment,
         }
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background, and inherited
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -369,6 +405,16 @@ def workplace_in(folder: Path) -> Iterator[Workplace]:
         left = survivors(known, but=AGENTS) + survivors(known, AGENTS_GONE)
         shutil.rmtree(place.ray, ignore_errors=True)
     assert left == [], f"outlived the test: {left}"
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    """Plans for this process, and for the Ray that a module starts in it after this."""
+    made = Faults(tmp_path_factory.mktemp("faults"))
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in made.environment.items():
+            patch.setenv(key, value)
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -545,15 +591,65 @@ def bucket(make_bucket: Callable[[], Bucket], tmp_path: Path, monkeypatch: pytes
     return made
 
 
+HEAVY = {"processes", "ray", "e2e", "faults", "cluster", "browser"}
+"""Marks of tests that start processes of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first, so that quick ones fill the end. Where several processes test, one makes
+    the `undisturbed` run for all; while it does, the others have files that can do without.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+
+    def heavy(tests: list[pytest.Item]) -> bool:
+        return any(HEAVY & {mark.name for mark in test.iter_markers()} for test in tests)
+
+    def waits(tests: list[pytest.Item]) -> bool:
+        return any("undisturbed" in getattr(test, "fixturenames", ()) for test in tests)
+
+    quick = [tests for tests in files.values() if not heavy(tests)]
+    waiting = [tests for tests in files.values() if heavy(tests) and waits(tests)]
+    others = [tests for tests in files.values() if heavy(tests) and not waits(tests)]
+    items[:] = [test for tests in (*waiting[:1], *others, *waiting[1:], *quick) for test in tests]
+
+
 @pytest.fixture(scope="session")
-def own_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that test at the same time."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextlib.contextmanager
+def first_in(folder: Path) -> Iterator[bool]:
+    """Whether this process is the first that comes to a folder; others wait until it is done with it."""
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        finished = folder / "finished"
+        if first := not finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield first
+        finished.touch()
+
+
+@pytest.fixture(scope="session")
+def own_jsonl(shared: Path) -> Path:
     """A jsonl file of one's own with two levels of difficulty."""
-    return write_jsonl(tmp_path_factory.mktemp("data") / "own.jsonl", questions())
+    file = shared / "data" / "own.jsonl"  # a run knows its input by its path, too
+    with first_in(file.parent) as first:
+        return write_jsonl(file, questions()) if first else file
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, own_jsonl: Path) -> Workplace:
+def undisturbed(shared: Path, own_jsonl: Path) -> Iterator[Workplace]:
     """A finished run of all systems that nobody disturbed. Read it; copy its storage to change anything."""
-    with workplace_in(tmp_path_factory.mktemp("undisturbed")) as place:
-        place.done("run", place.study(own_jsonl, **{"training.lanes": 2, "labeling.max_actors": 2}))
-    return place
+    folder = shared / "undisturbed"
+    with first_in(folder) as first:
+        if first:
+            with workplace_in(folder) as place:
+                place.done("run", place.study(own_jsonl, **{"training.lanes": 2, "labeling.max_actors": 2}))
+    yield (place := Workplace(folder))
+    shutil.rmtree(place.ray, ignore_errors=True)

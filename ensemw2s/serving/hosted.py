@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import cached_file
 
+from ensemw2s import faults
 from ensemw2s.config import DataConfig, FilesSource
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.engine import Engine
@@ -93,6 +94,7 @@ class HostedModel:
             details = job.tokens or bool(job.likeliest or job.votes)
 
             def deliver(decoded: Decoded) -> None:
+                faults.reach("serving/piece")
                 shown, added = text.push(decoded.token_ids, each=details)
                 tokens = self._tokens(job, decoded.details, added) if decoded.details else []
                 finish = None

@@ -24,7 +24,7 @@ import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from ensemw2s import errors
+from ensemw2s import errors, faults
 from ensemw2s.cluster.resources import share_of
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import EnsemW2SError, TrainingError
@@ -179,6 +179,8 @@ class Lanes:
         self._board, self._runs = None, []
         with suppress(ray.exceptions.RayError) if abandon else nullcontext():
             ray.get(board.close.remote(abandon))
+        if abandon:
+            faults.reach("training/abandoned")
         wait(runs, timeout=PATIENCE if abandon else None)
         ray.kill(board)
 

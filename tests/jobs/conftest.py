@@ -22,22 +22,21 @@ LIMIT = 300.0
 class Head:
     """The head node; `address` is that of its dashboard, which takes jobs."""
 
-    def __init__(
-        self, folder: Path, temporary: Path, free_port: Callable[[], int], options: list[str], autoscaling: Path | None
-    ) -> None:
-        self.folder, port, dashboard = folder, free_port(), free_port()
+    def __init__(self, place, free_port: Callable[[], int], options: list[str], autoscaling: Path | None) -> None:
+        self.folder, port, dashboard = place.folder, free_port(), free_port()
         self.address, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
         self.environment = kept | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_TMPDIR": str(temporary),
+            "RAY_TMPDIR": str(place.ray),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_metrics_report_interval_ms": "1000",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "160",
             "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+            **place.faults.environment,
         }
         ports = [
             f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}",
@@ -46,7 +45,7 @@ class Head:
         options = ["--object-store-memory=150000000", *options]
         if autoscaling:
             options.append(f"--autoscaling-config={self._own_address_in(autoscaling)}")
-        self.log = folder / "head.txt"
+        self.log = self.folder / "head.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", *ports, *options],
@@ -101,6 +100,14 @@ class Head:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
+    def wait_until_reached(self, faults, point: str, count: int, job: subprocess.Popen[str]) -> None:
+        """Waits until a process of a job has reached a point this often."""
+        until = time.monotonic() + LIMIT
+        while not faults.process(point, count):
+            assert job.poll() is None, job.communicate()[0]
+            assert time.monotonic() < until, f"{point}@{count} was not reached"
+            time.sleep(0.05)
+
     def submit(self, *entrypoint: str | Path, upload: bool = True) -> tuple[int, str]:
         """Exit code and output of a job."""
         process = self.start(*entrypoint, upload=upload)
@@ -122,17 +129,9 @@ class Head:
                     found.append(process)
         return found
 
-    def hold(self, title: str) -> list[psutil.Process]:
-        """Stops its processes with this in their command line where they are, until they are killed."""
-        held = self.processes(title)
-        for process in held:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
-        return held
-
-    def kill(self, title: str, *more: psutil.Process) -> None:
-        """SIGKILL for its processes with this in their command line, and more; some go as soon as others have gone."""
-        for process in [*self.processes(title), *more]:
+    def kill(self, title: str) -> None:
+        """SIGKILL for its processes with this in their command line; some go as soon as others have gone."""
+        for process in self.processes(title):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -164,7 +163,7 @@ def start_head(module_workplace, free_port) -> Iterator[Callable[..., Head]]:
     started: list[Head] = []
 
     def start(*options: str, autoscaling: Path | None = None) -> Head:
-        started.append(Head(module_workplace.folder, module_workplace.ray, free_port, list(options), autoscaling))
+        started.append(Head(module_workplace, free_port, list(options), autoscaling))
         return started[-1]
 
     yield start

@@ -17,6 +17,9 @@ from ensemw2s.progress import stage_metrics
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
 ROOT = Path(__file__).parents[2]
+HALF_WAY = 64 + 30
+"""The step of a run's trainings that lies in the second round: an expert has 64."""
+
 SAME = ("rounds/*/errors.parquet", "rounds/**/*.safetensors", "ensemble/**/*", "labels/*.parquet")
 
 
@@ -46,22 +49,18 @@ def run(head, study, module_workplace, undisturbed):
     """The folder of a run whose driver was killed half way, and that was submitted again."""
     module_workplace.take_storage(undisturbed, only_cache=True)
     command = ("python", "jobs/run.py", "--config", study)
+    module_workplace.faults.plan(f"training/step@{HALF_WAY}=hang")
     first = head.start(*command)
     [discovery] = yaml.safe_load((ROOT / "cluster/prometheus.yaml").read_text())["scrape_configs"][0]["http_sd_configs"]
-    until = time.monotonic() + 200
-    while not (module_workplace.run_folder / "rounds/1/.complete.json").exists():
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    head.wait_until_reached(module_workplace.faults, "training/step", HALF_WAY, first)
     # the driver tells of the second round for as long as nobody has seen that it does
-    held = head.hold("RayTrainWorker")
-    head.stages = {}
+    head.stages, until = {}, time.monotonic() + 200
     while "rounds/2" not in {stage for _, stage in head.stages}:
         assert time.monotonic() < until, head.stages
         time.sleep(1)  # as often as Ray reports on this cluster
         with contextlib.suppress(requests.RequestException):
             head.stages |= stages_in(head.metrics(urlsplit(discovery["url"]).path))
-    head.kill("jobs/run.py", *held)
+    head.kill("jobs/run.py")
     output, _ = first.communicate(timeout=60)
     assert first.returncode != 0, output
     assert not (module_workplace.run_folder / "labels/.complete.json").exists()
@@ -127,12 +126,9 @@ def test_a_killed_search_that_is_submitted_again_goes_on(run, head, own_jsonl, m
     space = {"boosting.rounds": {"integer": [1, 2]}, "expert.learning_rate": {"log_uniform": [0.003, 0.01]}}
     search = {"trials": 2, "searcher": "random", "scheduler": "none", "space": space}
     command = ("python", "jobs/tune.py", "--config", module_workplace.study(own_jsonl, name="searched", search=search))
+    module_workplace.faults.plan("boosting/scored@2=hang")
     first, folder = head.start(*command), run.parent / "searched/search"
-    until = time.monotonic() + 200
-    while not list(folder.glob("stages/rounds-1-*/.complete.json")):
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    head.wait_until_reached(module_workplace.faults, "boosting/scored", 2, first)
     head.kill("jobs/tune.py")
     output, _ = first.communicate(timeout=60)
     assert first.returncode != 0, output

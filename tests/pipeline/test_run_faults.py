@@ -1,68 +1,39 @@
 """Real kills of whole runs: the same command again goes on, and ends with the bytes of a run that nobody disturbed.
 
-Moments are not slept for but seen: in what a run says, and in the files that appear.
+Moments are points in the code (`ensemw2s.faults`), at which the process itself dies, or is held until it is killed.
 """
 
-import contextlib
 import random
-import time
-from collections.abc import Callable
 
 import psutil
 import pytest
+
+from ensemw2s.faults import POINTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 SYSTEMS = ["ensemw2s", "student_ensemw2s"]  # the baselines are not needed to come to labels and a student
 
 SAME = ("rounds/*/errors.parquet", "rounds/**/*.safetensors", "ensemble/**/*", "labels/*.parquet")
-MEBIBYTE = 2**20
-"""A file that the weights of the strong model fit into, but not their optimizer's state."""
-
-SCORING = "ray::Map(_in_pooled_process)"
 STUDENT = ("tokens/students/student_ensemw2s/*.parquet", "students/student_ensemw2s/*.safetensors")
 
+ROUND = 64
+"""Optimizer steps of an expert: eight epochs of 120 examples, 16 at a time."""
 
-def after(pattern: str, count: int = 1) -> Callable:
-    """When so many files of this name are there."""
-    return lambda place, running: len(list(place.storage.glob(pattern))) >= count
+OFTEN = {"training.checkpoint_seconds": 0}
+"""A checkpoint before every step but the first."""
 
-
-def said(text: str) -> Callable:
-    """When the run says this."""
-    return lambda place, running: text in running.output
-
-
-MOMENTS = {
-    "the first base is half trained": after("cache/.checkpoints-models-*/step-*"),
-    "the first base is trained": after("cache/models-*/.complete.json"),
-    "round 1 begins": said("boosting round 1"),
-    "the expert of round 1 is trained, not scored": after("small/rounds/1/experts/0/.complete.json"),
-    "round 1 is over": after("small/rounds/1/round.json"),
-    "round 2 begins": said("boosting round 2"),
-    "the expert of round 2 is half trained": after("small/rounds/2/experts/.checkpoints-0/step-*"),
-    "the expert of round 2 is trained, not scored": after("small/rounds/2/experts/0/.complete.json"),
-    "the ensemble is put together": after("small/ensemble/.complete.json"),
-    "some prompts are labelled": after("small/labels/part-*.parquet"),
-    "the student begins": after("small/tokens/students/student_ensemw2s/.complete.json"),
-    "the evaluation begins": said("every system on both test splits"),
-}
-UNFINISHED = {
-    "the first base is half trained": "rounds/1/experts/0/.complete.json",
-    "round 1 begins": "rounds/1/.complete.json",
-    "the expert of round 1 is trained, not scored": "rounds/1/.complete.json",
-    "round 2 begins": "rounds/2/.complete.json",
-    "the expert of round 2 is half trained": "rounds/2/experts/0/.complete.json",
-    "some prompts are labelled": "labels/.complete.json",
-    "the student begins": "evaluation/.complete.json",
-}
-FROZEN = {"the expert of round 2 is half trained"}
+AT_RANDOM = {
+    "boosting/chunk": 2, "boosting/scored": 2, "boosting/trained": 2, "evaluation/chunk": 2, "labeling/chunk": 3,
+    "labeling/part": 3, "labeling/row": 3, "pipeline/stage": 6, "storage/publish": 12, "training/begin": 3,
+    "training/checkpoint": 60, "training/checkpoint-written": 60, "training/step": 150,
+}  # fmt: skip
+"""Points that a run comes by, and about how often."""
 
 
 @pytest.fixture
 def study(workplace, own_jsonl):
-    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.2}
-    return workplace.study(own_jsonl, **own)
+    return workplace.study(own_jsonl, **{"evaluation.systems": SYSTEMS, **OFTEN})
 
 
 def outcome(place) -> tuple:
@@ -79,46 +50,60 @@ def parts(place) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in place.run_folder.glob("labels/part-*.parquet")}
 
 
-def kill_when(place, study, moment: str) -> None:
-    """Starts the run and kills its driver at a moment."""
-    running = place.start("run", study)
-    running.wait_for(moment, lambda: MOMENTS[moment](place, running))
-    # held, or else it may be done before Ray sees that its driver is gone
-    running.kill(running.hold("RayTrainWorker") if moment in FROZEN else ())
-    assert not is_over(place, moment), "killed too late to be in the middle"
+def begun(place, pattern: str) -> list[int]:
+    """The steps that trainings began after; more than one where a training was gone on with."""
+    return sorted(int(path.suffix[1:]) for path in place.run_folder.glob(f"tensorboard/{pattern}/events.*"))
 
 
-def kill_about(place, study, moment: str, *, later: float) -> None:
-    """The same some time after a moment, or at once where an earlier kill came after what it is a moment of."""
+def kill_the_driver_at(place, study, point: str, count: int = 1) -> None:
+    """Runs until the driver dies at a point of its own."""
+    place.faults.plan(f"{point}@{count}=die")
+    place.start("run", study).killed()
+    assert place.faults.count(point) == count
+
+
+def kill_the_driver_while(place, study, point: str, count: int) -> None:
+    """Runs until a process that the driver started is at a point; kills the driver, and that process goes by itself."""
+    place.faults.plan(f"{point}@{count}=hang")
     running = place.start("run", study)
-    running.wait_for(moment, lambda: MOMENTS[moment](place, running) or is_over(place, moment))
-    time.sleep(later)
+    running.wait_until_reached(place.faults, point, count)
     running.kill()
 
 
-def kill_at_random(place, study, seed: int, kills: int) -> None:
-    """Starts the run so many times and kills its driver each time, later and later in it, unless a run is done."""
-    chance, names = random.Random(seed), list(MOMENTS)
-    for number in sorted(chance.randrange(len(names)) for _ in range(kills)):
-        kill_about(place, study, names[number], later=chance.choice([0.0, 0.2, 1.0, 3.0]) * chance.random())
-        if (place.run_folder / "results.json").exists():
-            break
-
-
-def is_over(place, moment: str) -> bool:
-    """Whether what was to be disturbed at this moment is finished."""
-    return moment in UNFINISHED and (place.run_folder / UNFINISHED[moment]).exists()
-
-
-def kill_controllers_when(place, study, moment: str) -> None:
-    """Starts the run and kills Ray Train's own processes at a moment: the run ends by itself and says how to go on."""
+def stop_the_driver_while(place, study, point: str, count: int) -> None:
+    """Presses Ctrl-C while a training is at a point: the run ends soon, says how to go on, and leaves no process."""
+    gate = place.faults.gate("stopped")
+    place.faults.plan(f"{point}@{count}=wait:{gate}; training/abandoned@1=note")
     running = place.start("run", study)
-    running.wait_for(moment, lambda: MOMENTS[moment](place, running))
-    assert kill_all(running.descendants("ray::TrainController")) == 1
-    finished = running.wait()
-    assert finished.code == 1
-    assert "controller died: the same command goes on" in finished.text
-    assert not is_over(place, moment), "killed too late to be in the middle"
+    running.wait_until_reached(place.faults, point, count)
+
+    def let_go() -> None:
+        running.wait_until_reached(place.faults, "training/abandoned")
+        gate.touch()
+
+    finished = running.interrupt(let_go)
+    assert finished.code == 130, running.tail()
+    assert "the same command continues" in finished.text
+
+
+def kill_at_random(place, study, seed: int, kills: int) -> None:
+    """Starts the run so many times and kills its driver while a process is held at a point: one that the seed draws,
+    or the evaluation, which comes last. So a run never ends before it is killed.
+    """
+    chance = random.Random(seed)
+    for _ in range(kills):
+        point = chance.choice(sorted(AT_RANDOM))
+        rules = {"evaluation/chunk": 1, point: chance.randint(1, AT_RANDOM[point])}
+        place.faults.plan("; ".join(f"{name}@{count}=hang" for name, count in rules.items()))
+        running = place.start("run", study)
+        running.wait_for(str(rules), lambda rules=rules: any(place.faults.process(*rule) for rule in rules.items()))
+        running.kill()
+    place.faults.plan("")
+
+
+def test_random_kills_know_every_point_of_a_run():
+    others = {name for name in POINTS if name.startswith("serving/")} | {"training/abandoned"}
+    assert AT_RANDOM.keys() == POINTS.keys() - others
 
 
 @pytest.mark.long
@@ -126,25 +111,15 @@ def test_a_run_stopped_and_killed_between_and_inside_rounds_ends_as_if_nothing_h
     workplace, undisturbed, study
 ) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
-    stop_when(workplace, workplace.start("run", study), "the expert of round 1 is trained, not scored")
-    kill_when(workplace, study, "the expert of round 2 is half trained")
+    kill_the_driver_at(workplace, study, "boosting/trained")
+    kill_the_driver_while(workplace, study, "training/checkpoint-written", 30)  # the expert of round 1 is trained
     first = workplace.json("rounds/1/round.json")
     workplace.done("run", study)
     assert outcome(workplace) == outcome(undisturbed)
     assert workplace.json("rounds/1/round.json") == first, "a finished round was done again"
-    begun = [int(path.suffix[1:]) for path in workplace.run_folder.glob("tensorboard/rounds/2/experts/0/events.*")]
-    assert sorted(begun)[0] == 0
-    assert sorted(begun)[1] > 0, "the expert did not go on from its checkpoint"
+    assert begun(workplace, "rounds/1/experts/0") == [0], "a trained expert was trained again"
+    assert begun(workplace, "rounds/2/experts/0") == [0, 30], "the expert did not go on from its checkpoint"
     assert not list(workplace.storage.rglob(".checkpoints-*"))
-
-
-def stop_when(place, running, moment: str) -> None:
-    """Presses Ctrl-C at a moment: the run ends soon, says how to go on, and leaves no process."""
-    running.wait_for(moment, lambda: MOMENTS[moment](place, running))
-    finished = running.interrupt()
-    assert finished.code == 130
-    assert "the same command continues" in finished.text
-    assert not is_over(place, moment), "stopped too late to be in the middle"
 
 
 @pytest.mark.long
@@ -152,72 +127,48 @@ def test_a_run_that_loses_its_controllers_and_its_labels_driver_ends_as_if_nothi
     workplace, undisturbed, study
 ) -> None:
     workplace.take_storage(undisturbed, only_cache=True)
-    kill_controllers_when(workplace, study, "the expert of round 2 is half trained")
-    kill_when(workplace, study, "some prompts are labelled")
+    count = ROUND - 1 + 30
+    workplace.faults.plan(f"training/checkpoint-written@{count}=hang")
+    running = workplace.start("run", study)
+    running.wait_until_reached(workplace.faults, "training/checkpoint-written", count)
+    [controller] = running.descendants("ray::TrainController")
+    controller.kill()
+    finished = running.wait()
+    assert finished.code == 1
+    assert "controller died: the same command goes on" in finished.text
+    kill_the_driver_at(workplace, study, "labeling/row")
+    assert begun(workplace, "rounds/2/experts/0") == [0, 30]
     kept = parts(workplace)
+    assert len(kept) > 0
     workplace.done("run", study)
     assert outcome(workplace) == outcome(undisturbed)
     assert kept.items() <= parts(workplace).items(), "prompts were labelled twice"
 
 
-def test_a_run_that_is_stopped_and_whose_workers_are_killed_ends_as_if_nothing_had_happened(
-    workplace, undisturbed, own_jsonl
+def test_a_run_that_is_stopped_and_whose_workers_die_ends_as_if_nothing_had_happened(
+    workplace, undisturbed, study
 ) -> None:
-    """Of trainings, of scoring and of labels; and the new training workers have no room for large checkpoints."""
-    often = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.1}
-    study = workplace.study(own_jsonl, **often)
-    stop_when(workplace, workplace.start("run", study), "the first base is half trained")
-    stopped = steps_of_bases(workplace)
+    """Of trainings, of scoring and of labels; and the disk is full for the new training workers' checkpoints."""
+    stop_the_driver_while(workplace, study, "training/checkpoint-written", 3)
+    [stopped] = workplace.storage.glob("cache/.checkpoints-models-*")
+    last = max(int(path.name.removeprefix("step-")) for path in stopped.glob("step-*"))
+    assert last >= 3
+    assert not list(workplace.storage.glob("cache/models-*/.complete.json")), "stopped too late to be in the middle"
+    deaths = ("training/checkpoint-written@2", "boosting/chunk@2", "labeling/chunk@1")
+    rules = [*(f"{death}=die" for death in deaths), "training/checkpoint@3+=enospc"]
+    workplace.faults.plan("; ".join(rules))
     running = workplace.start("run", study)
-    running.wait_for("a checkpoint", lambda: steps_of_bases(workplace) - stopped)
-    dead, before = running.descendants("ray::RayTrainWorker"), gone_on(workplace)
-    assert kill_all(dead) == 1
-    assert len(list(workplace.storage.glob("cache/models-*/.complete.json"))) < 3, "killed too late to be in the middle"
-    running.wait_for("new workers", lambda: (new := running.descendants("ray::RayTrainWorker")) and new != dead)
-    for process in running.descendants("ray::RayTrainWorker"):
-        process.rlimit(psutil.RLIMIT_FSIZE, (MEBIBYTE, MEBIBYTE))
-    running.wait_for("a trained expert", lambda: after("small/rounds/1/experts/0/.complete.json")(workplace, running))
-    running.wait_for("a scoring process", lambda: running.descendants(SCORING))
-    assert kill_all(running.descendants(SCORING)) > 0
-    assert not (workplace.run_folder / "rounds/1/.complete.json").exists(), "killed too late to be in the middle"
-    running.wait_for("the labels begin", lambda: after("small/labels/.started.json")(workplace, running))
-    running.wait_for("a decoding actor", lambda: running.descendants("ray::MapWorker"))
-    assert kill_all(running.descendants("ray::MapWorker")) > 0
-    tried: set[str] = set()
-    running.wait_for("a trained student", lambda: tried.update(of_the_student(workplace)) or student_is(workplace))
     finished = running.wait()
     assert finished.code == 0, running.tail()
-    assert any(name.startswith(".working") for name in tried), "no checkpoint was tried"
-    assert not any(name.startswith("step") for name in tried), "a checkpoint found room"
+    for death in deaths:
+        point, count = death.split("@")
+        assert not psutil.pid_exists(workplace.faults.process(point, int(count))), f"nobody died at {death}"
+    assert workplace.faults.count("training/checkpoint") > 2 * ROUND, "others than the dead wrote no checkpoints"
     assert outcome(workplace) == outcome(undisturbed)
-    assert gone_on(workplace) > before, "no base went on from a checkpoint after its worker was killed"
-
-
-def steps_of_bases(place) -> set[str]:
-    """Checkpoints of models that are being pre-trained."""
-    found = place.storage.glob("cache/.checkpoints-models-*/step-*")
-    return {path.relative_to(place.storage).as_posix() for path in found}
-
-
-def gone_on(place) -> set[str]:
-    """Curves of bases that were gone on with from a checkpoint: each ends with the step that it begins after."""
-    return {str(path) for path in place.run_folder.glob("tensorboard/models/*/events.*") if path.suffix != ".0"}
-
-
-def of_the_student(place) -> list[str]:
-    """Its checkpoints, those included that are being written."""
-    return [path.name for path in place.run_folder.glob("students/.checkpoints-*/*")]
-
-
-def student_is(place) -> bool:
-    return (place.run_folder / "students/student_ensemw2s/.complete.json").exists()
-
-
-def kill_all(processes: list[psutil.Process]) -> int:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    return len(processes)
+    steps = begun(workplace, "models/*")
+    assert steps[:3] == [0, 0, 0]
+    assert steps[3:] in ([last, last + 2], [2, last]), "after Ctrl-C, or its worker's death, a base began anew"
+    assert not list(workplace.storage.rglob(".checkpoints-*"))
 
 
 @pytest.mark.long

@@ -13,12 +13,14 @@ import pytest
 
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.storage import remote
-from ensemw2s.training.checkpoints import MANIFEST
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 SYSTEMS = ["ensemw2s", "student_ensemw2s"]  # the baselines are not needed to come to labels and a student
 SAME = ("rounds/*errors.parquet", "rounds/*.safetensors", "ensemble/*", "labels/*.parquet", "students/*.safetensors")
+STEPS = 64
+"""Of the training of an expert, with a checkpoint before each but the first."""
+
 OWN = ("*/.complete.json", "*/.contents.json")
 """Files that say more than what a stage holds."""
 
@@ -50,11 +52,6 @@ def same(names: Any) -> set[str]:
     return {name for name in names if any(fnmatch(name, p) for p in SAME) and not any(fnmatch(name, p) for p in OWN)}
 
 
-def whole(checkpoints: Path) -> bool:
-    """Whether there is a checkpoint that is not just being uploaded."""
-    return any(remote.exists(checkpoints / name / MANIFEST) for name in remote.names(checkpoints))
-
-
 @pytest.fixture(scope="module")
 def study(module_workplace: Any, undisturbed: Any, own_jsonl: Path, bucket: Any) -> Path:
     """A config with storage in the bucket, where the pre-trained bases lie already, copied there by other means."""
@@ -63,28 +60,29 @@ def study(module_workplace: Any, undisturbed: Any, own_jsonl: Path, bucket: Any)
         if file.is_file():
             key = f"runs/cache/{file.relative_to(cache).as_posix()}"
             bucket.client.upload_file(str(file), bucket.name, key)
-    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0.3}
+    own = {"evaluation.systems": SYSTEMS, "training.checkpoint_seconds": 0}
     return module_workplace.study(own_jsonl, storage=f"s3://{bucket.name}/runs", **own)
 
 
 def test_a_run_that_died_inside_a_round_is_gone_on_with_on_another_machine(
     module_workplace: Any, undisturbed: Any, study: Path, bucket: Any, machine: Callable[[], None]
 ) -> None:
+    count = STEPS - 1 + 2  # there is none before the first step
+    module_workplace.faults.plan(f"training/checkpoint-written@{count}=hang")
     running = module_workplace.start("run", study)
-    begun = remote.local(f"s3://{bucket.name}/runs/small/rounds/2/experts/.checkpoints-0")
-    running.wait_for("a whole checkpoint of round 2", lambda: whole(begun))
-    running.kill(running.hold("RayTrainWorker"))  # else it may be done before Ray sees that its driver is gone
+    running.wait_until_reached(module_workplace.faults, "training/checkpoint-written", count)
+    running.kill()
     before = run_objects(bucket)
     assert "rounds/1/.complete.json" in before
-    assert "rounds/2/experts/0/.complete.json" not in before, "killed too late to be in the middle"
+    assert "rounds/2/experts/0/.complete.json" not in before
 
     machine()
     finished = module_workplace.done("run", study, "--set", "training.checkpoint_seconds=300")
     assert f"s3://{bucket.name}/runs/small: 1 node" in finished.text
     after = run_objects(bucket)
     assert after["rounds/1/experts/0/.contents.json"] == before["rounds/1/experts/0/.contents.json"], "made again"
-    events = [name for name in after if name.startswith("tensorboard/rounds/2/experts/0/")]
-    assert any(not name.endswith(".0") for name in events), "round 2 did not go on from its checkpoint"
+    events = sorted(Path(name).suffix for name in after if name.startswith("tensorboard/rounds/2/experts/0/events."))
+    assert events == [".0", ".2"], "round 2 did not go on from its checkpoint"
     expected = undisturbed.files(*(pattern.replace("/*", "/**/*") for pattern in SAME))
     found = {name: hashlib.sha256(body).hexdigest() for name, body in after.items()}
     wanted = {name for name in same(expected) if not name.startswith("students/") or SYSTEMS[1] in name}
@@ -119,10 +117,9 @@ def test_saved_models_in_object_storage_label_and_are_evaluated(
     more = ("--chunk-size", "10", "--min-agreement", "0.5")
 
     machine()
-    running = module_workplace.start(*label, *more)
-    parts = remote.local(f"{store}/labels")
-    running.wait_for("a part", lambda: any(name.startswith("part-") for name in remote.names(parts)))
-    running.kill()
+    module_workplace.faults.plan("labeling/row@1=die; labeling/chunk@20+=hang")
+    module_workplace.start(*label, *more).killed()
+    module_workplace.faults.plan("")
     before = {key: body for key, body in bucket.objects().items() if key.startswith("labels/part-")}
 
     machine()
@@ -132,7 +129,7 @@ def test_saved_models_in_object_storage_label_and_are_evaluated(
     assert f"settings: those of {store}/runs/small/config.yaml" in text
     after = bucket.objects()
     assert before.items() <= after.items()
-    assert len(before) < rows // 10, "killed too late to be in the middle"
+    assert 0 < len(before) < 20
     assert not any(key.startswith("labels/.prompts") for key in after)
     machine()
     assert len(read_labels(remote.local(f"{store}/labels"))) == rows
@@ -152,9 +149,9 @@ def test_a_search_in_object_storage_goes_on_on_another_machine(
     search = {"trials": 2, "searcher": "random", "space": {"expert.learning_rate": {"log_uniform": [0.002, 0.01]}}}
     storage = f"s3://{bucket.name}/runs"
     config = module_workplace.study(own_jsonl, name="searched", storage=storage, search=search)
-    folder = remote.local(f"{storage}/searched/search")
+    module_workplace.faults.plan("boosting/scored@2=hang")
     running = module_workplace.start("tune", config)
-    running.wait_for("a trial", lambda: any(name.startswith("rounds-1-") for name in remote.names(folder / "stages")))
+    running.wait_until_reached(module_workplace.faults, "boosting/scored", 2)
     running.kill()
     machine()
     text = module_workplace.done("tune", config, "--resume").text

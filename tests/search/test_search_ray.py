@@ -119,8 +119,9 @@ def test_a_search_that_was_killed_goes_on_and_finds_the_same(workplace, undistur
     workplace.take_storage(undisturbed, only_cache=True)
     study = workplace.study(own_jsonl, **TWO, search=SEARCH)
     folder = workplace.run_folder / "search"
+    workplace.faults.plan("boosting/scored@3=hang")
     running = workplace.start("tune", study)
-    running.wait_for("two rounds", lambda: len(list(folder.glob("stages/rounds-*/round.json"))) >= 2)
+    running.wait_until_reached(workplace.faults, "boosting/scored", 3)
     running.kill()
     refused = workplace.run("tune", study)
     assert refused.code == 2

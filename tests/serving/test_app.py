@@ -93,14 +93,14 @@ def test_clients_that_hang_up_free_their_slots(endpoint):
     assert nothing_is_under_way(endpoint)
 
 
-def test_an_answer_goes_on_when_its_replica_dies(endpoint, client):
+def test_an_answer_goes_on_when_its_replica_dies(endpoint, client, module_workplace):
     wanted = "".join(texts(client.completions.create(**LONG, stream=True)))
-    stream = client.completions.create(**LONG, stream=True)
-    found = [next(iter(stream)).choices[0].text]
     [replica] = replicas(endpoint)
-    replica.kill()
-    found += texts(stream)
-    assert "".join(found) == wanted
+    module_workplace.faults.plan("serving/piece@2=die")
+    assert "".join(texts(client.completions.create(**LONG, stream=True))) == wanted
+    assert module_workplace.faults.process("serving/piece", 2) == replica.pid
+    assert not replica.is_running()
+    module_workplace.faults.plan("")
 
 
 def test_a_changed_folder_is_served_and_no_request_is_lost(endpoint, client, folders):
@@ -244,16 +244,19 @@ def test_many_clients_and_replicas_that_are_killed(endpoint, seconds, kills):
 
 def test_the_end_waits_for_what_is_under_way_and_lets_nobody_in(endpoint, client, module_workplace):
     wanted = "".join(texts(client.completions.create(**LONG, stream=True)))
+    gate = module_workplace.faults.gate("nobody is let in")
+    module_workplace.faults.plan(f"serving/piece@2=wait:{gate}")  # the answer is under way until then
     stream = client.completions.create(**LONG, stream=True)
     found = [next(iter(stream)).choices[0].text]
     ended: list = []
     stopping = threading.Thread(target=lambda: ended.append(endpoint.interrupt()))
     stopping.start()
+    endpoint.wait_for("it is not ready", lambda: not requests.get(f"{endpoint.url}/readyz", timeout=20).ok)
     other = {"prompt": PROMPT, "max_tokens": 1}
-    while (answer := requests.post(f"{endpoint.url}/v1/completions", json=other, timeout=20)).ok:
-        time.sleep(0.01)
+    answer = requests.post(f"{endpoint.url}/v1/completions", json=other, timeout=20)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
     assert int(answer.headers["Retry-After"]) > 0
+    gate.touch()
     found += texts(stream)
     stopping.join()
     assert "".join(found) == wanted

@@ -67,10 +67,10 @@ def test_a_study_shares_stages_and_goes_on_after_a_kill(workplace, write, undist
     workplace.take_storage(undisturbed, only_cache=True)
     study = write(SYSTEMS, seeds=[1], variants={"vote": {"ensemble.combine": "vote"}})
     folder = workplace.storage / "small"
-    running = workplace.start("study", study)
-    running.wait_for("a round", lambda: list(folder.glob("stages/rounds-1-*/round.json")))
-    running.kill()
+    workplace.faults.plan("boosting/scored@2=die")
+    workplace.start("study", study).killed()
     before = made(folder)
+    assert any("rounds-1-" in str(path) for path in before)
     workplace.done("study", study)
     after = made(folder)
     assert {path: after[path] for path in before} == before, "a finished stage was made again"

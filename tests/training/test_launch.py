@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +25,7 @@ TRAINING = TrainingConfig(cpus_per_worker=0.5, lanes=2, max_failures=2, node_res
 
 
 @pytest.fixture(scope="module")
-def _ray_here(tmp_path_factory, ray_environment):
+def _ray_here(ray_environment, faults):
     """A Ray of this process, which notices within seconds that a node is gone; it is gone at the end."""
     from ensemw2s.cluster.connect import connect
 
@@ -113,67 +114,64 @@ def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> No
 
 @pytest.mark.faults
 @pytest.mark.long
-def test_a_lane_whose_worker_is_killed_goes_on_from_its_checkpoint(lanes, spec, tmp_path) -> None:
+def test_a_lane_whose_worker_dies_goes_on_from_its_checkpoint(lanes, spec, faults, tmp_path) -> None:
     curves = tmp_path / "curves"
     options = {"checkpoint_seconds": 0, "tracking": Tracking(place=str(curves), every=1)}
     cut, whole = spec("cut", epochs=25).model_copy(update=options), spec("whole", epochs=25)
-    folder = checkpoints.folder_of(Path(cut.output))
-
-    def kill() -> None:
-        while not list(folder.glob("step-0000001??")):
-            time.sleep(0.01)
-        [worker] = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
-        worker.kill()
-
+    faults.plan("training/checkpoint-written@100=die")
     with lanes(keep=False) as one_lane:
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
         facts = one_lane.train([cut])["cut"]
-        killer.join()
         one_lane.train([whole])
+    assert not psutil.pid_exists(faults.process("training/checkpoint-written", 100))
     assert facts["steps"] == 250
-    begun = sorted(int(file.suffix[1:]) for file in curves.glob("events.*"))
-    assert begun[0] == 0
-    assert 100 <= begun[1] < 250, "it did not go on from a checkpoint"
-    assert not folder.exists()
+    assert starts(curves) == [0, 100], "it did not go on from its checkpoint"
+    assert not checkpoints.folder_of(Path(cut.output)).exists()
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
     assert weights[0] == weights[1]
+
+
+def starts(curves: Path) -> list[int]:
+    """The steps that a training has gone on from."""
+    return sorted(int(file.suffix[1:]) for file in curves.glob("events.*"))
 
 
 @pytest.mark.faults
 @pytest.mark.long
 @pytest.mark.usefixtures("_ray_here")
-def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(nodes, spec, tmp_path, monkeypatch):
+def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(nodes, spec, faults, tmp_path, monkeypatch):
     from ensemw2s.training import launch
 
     monkeypatch.setattr(launch, "GROW", 3.0)
-    options = {"checkpoint_seconds": 1, "tracking": Tracking(place=str(tmp_path / "curves"), every=1)}
-    cut, whole = spec("cut", epochs=600).model_copy(update=options), spec("whole", epochs=600)
+    curves = tmp_path / "curves"
+    options = {"checkpoint_seconds": 0, "tracking": Tracking(place=str(curves), every=1)}
+    cut, whole = spec("cut", epochs=60).model_copy(update=options), spec("whole", epochs=60)
     training = TrainingConfig(workers={"min": 1, "max": 2}, cpus_per_worker=2, lanes=1)
+    grown, lost = faults.gate("grown"), faults.gate("lost")
+    # held at a checkpoint until the node is there, then at another one until it is gone
+    faults.plan(f"training/checkpoint-written@50=wait:{grown}; training/checkpoint-written@150=wait:{lost}")
 
-    def starts() -> list[int]:
-        """The steps that the training has gone on from."""
-        return sorted(int(file.suffix[1:]) for file in (tmp_path / "curves").glob("events.*"))
+    def wait_for(happened: Callable[[], object]) -> None:
+        until = time.monotonic() + 240
+        while not happened():
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
     def disturb() -> None:
-        folder = checkpoints.folder_of(Path(cut.output))
-        while not list(folder.glob("step-*")):
-            time.sleep(0.05)
+        wait_for(lambda: faults.process("training/checkpoint-written", 50))
         node = nodes.add(cpus=2)
-        while len(starts()) < 2:
-            time.sleep(0.05)
-        while max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) <= starts()[-1]:
-            time.sleep(0.05)
+        wait_for(lambda: len(starts(curves)) == 2)
+        wait_for(lambda: faults.process("training/checkpoint-written", 150))
         nodes.kill(node)
+        lost.touch()
 
     with launch.Lanes(training, 1, tmp_path / "scratch", keep=False) as lanes:
         helper = threading.Thread(target=disturb, daemon=True)
         helper.start()
         facts = lanes.train([cut])["cut"]
+        helper.join()
     with launch.Lanes(TRAINING, 1, tmp_path / "scratch", keep=False) as lanes:
         expected = lanes.train([whole])["whole"]
-    assert not helper.is_alive()
-    assert len(starts()) == 3
+    assert starts(curves) == [0, 50, 150]
     assert facts["loss"] == pytest.approx(expected["loss"], abs=0.02)
 
 
