@@ -32,8 +32,7 @@ def example(text: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            for name in ("configs", "cluster"):
-                Path(name).symlink_to(ROOT / name)
+            Path("cluster").symlink_to(ROOT / "cluster")
             for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
                 exec(compile(code, str(PAGE), "exec"), {})
             for name, content in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", text, re.DOTALL):

@@ -28,25 +28,30 @@ INTRODUCTION = """\
 
 <!-- Written by `python docs/refresh_results.py docs/studies/*.json`; change nothing here by hand. -->
 
-What the studies in `configs/studies/` gave, good or bad. How they are made and what the words mean:
-[study.md](study.md), [method.md](method.md). Intervals are over seeds, each of which draws examples and all trainings
-anew, and pre-training where a model is made here. A claim *held* where the 95 % interval of its difference is above 0,
-and *did not hold* where 0 is in it; of fewer than three seeds neither is said.
+What the studies in `configs/studies/` gave, good or bad. [Running a study](study.md) says how they are made, and
+[the method](method.md) what the words mean.
 
-Two figures stand beside a difference. The interval is of the mean over seeds, with as many values as there are seeds;
-p is of a test that flips the signs of pairs, a pair for each task and seed. They can disagree: tasks that differ make
-p large where seeds agree, and many pairs make it small where three seeds leave the interval wide. Trust what both say.
-Neither speaks of tasks that are not in the study.
+Intervals are over seeds. Each seed draws examples and all trainings anew, and also the pre-training where a model is
+made here. A claim *held* if the 95 % interval of its difference is above 0, and *did not hold* if 0 is in it. With
+fewer than three seeds neither is said.
 
-In tiny, ablation and confirm the bases are models of 30 thousand parameters that were made here, and have read solved
-hard problems before ([method.md](method.md#what-the-tiny-models-have-read)): hold every figure on OOD against the weak
-bases as they are (ablation was run without these). A commit with `-dirty` behind it is that commit with changes of its
-day, which are in no commit by themselves.
+Two figures stand beside a difference:
+
+- The interval is of the mean over seeds. It is made from as many values as there are seeds.
+- p is of a test that flips the signs of pairs, one pair for each task and seed.
+
+They can disagree. Tasks that differ make p large where seeds agree. Many pairs make p small where three seeds leave the
+interval wide. Trust what both say. Neither says anything about tasks that are not in the study.
+
+In tiny, ablation and confirm, the bases are models of 30 thousand parameters that were made here and have read solved
+hard problems before ([what they have read](method.md#what-the-tiny-models-have-read)). So compare every OOD figure with
+the weak bases as they are (ablation was run without these). A commit with `-dirty` behind it is that commit with
+uncommitted changes of its day.
 """
 
 OTHERS_CODE = """\
-**Does other people's code see the same accuracy?** A trained ensemble gives `lm_eval`, through its Hugging Face
-interface, the accuracy of our own evaluation example by example: `tests/ensemble/test_model_lm_eval.py`.
+**Does other people's code see the same accuracy?** Yes: `lm_eval`, through the Hugging Face interface of a trained
+ensemble, gets the accuracy of our own evaluation, example by example (`tests/ensemble/test_model_lm_eval.py`).
 """
 
 

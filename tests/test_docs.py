@@ -133,3 +133,26 @@ def test_every_file_of_the_repository_that_a_page_names_exists(page: Path) -> No
     text = page.read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w./-])(?:configs|jobs|cluster|benchmarks|ensemw2s|tests)/[\w./-]+\.\w+", text))
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+@pytest.mark.slow
+def test_the_snippets_that_need_an_ensemble_alone_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in a folder in which runs/quickstart/ has an ensemble and a student with random weights."""
+    from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+    from ensemw2s.models import loading, tiny
+
+    tokenizer = tiny.train_tokenizer(["sort up down = 0 1 2 3 4 5 6 7 8 9"] * 5, 60)
+    run = tmp_path / "runs" / "quickstart"
+    folders = [run / "students" / "student_ensemw2s", run / "experts" / "other"]
+    for seed, folder in enumerate(folders):
+        loading.save_trained(tiny.create_tiny("tiny-weak", tokenizer, seed), tokenizer, folder)
+    members = [MemberSource(f"m{i}", folder, 1.0, 1.0, i + 1) for i, folder in enumerate(folders)]
+    save_ensemble(run / "ensemble", members=members, rule="probability", tokenizer=tokenizer)
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for page in PAGES:
+        for code in blocks(page, "python"):
+            if "from_pretrained" in code and page.parent.name == "docs":
+                exec(compile(code, page.name, "exec"), {})
+                ran += 1
+    assert ran >= 4
