@@ -130,6 +130,8 @@ def test_every_name_that_a_snippet_imports_exists(page: Path) -> None:
 
 @pages
 def test_every_file_of_the_repository_that_a_page_names_exists(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        pytest.skip("it names files of older releases")
     text = page.read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w./-])(?:configs|jobs|cluster|benchmarks|ensemw2s|tests)/[\w./-]+\.\w+", text))
     assert sorted(name for name in named if not (ROOT / name).exists()) == []

@@ -285,7 +285,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     os.close(reading)
     with os.fdopen(writing, "w") as nobody_reads:
         done = subprocess.run(
-            [sys.executable, "-c", "from ensemw2s.cli import main; main()", "report", str(tmp_path)],
+            [sys.executable, "-c", "from ensemw2s.cli.main import main; main()", "report", str(tmp_path)],
             stdout=nobody_reads,
             stderr=subprocess.PIPE,
             text=True,
