@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 
 from ensemw2s.progress import Progress
-from ensemw2s.search.trial import OBJECTIVE
+from ensemw2s.search.records import OBJECTIVE, Measurement
+from ensemw2s.search.space import Point
 
 SHOWN = 24
 """Rows of the table: the trials that run, and the newest of the others."""
@@ -24,7 +25,9 @@ _views: list[_View] = []
 class Watcher(tune.Callback):
     """Tells whoever looks. It holds nothing: Tune stores its callbacks with the experiment."""
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, object], **_: Any
+    ) -> None:
         for view in _views:
             view.result(trials, trial, result)
 
@@ -45,12 +48,13 @@ class _View:
     def __init__(self, progress: Progress, live: Live | None) -> None:
         self._progress, self._live = progress, live
 
-    def result(self, trials: list[Any], trial: Any, result: dict[str, Any]) -> None:
+    def result(self, trials: list[Any], trial: Any, result: Mapping[str, object]) -> None:
         self.draw(trials)
         if self._live is None:
+            found = Measurement.model_validate(result)
             self._progress.say(
-                f"  trial {number(trials, trial)}: {result['rounds']} rounds, value {result['value']:.4f}, "
-                f"best {result[OBJECTIVE]:.4f} ({words(trial.config)})"
+                f"  trial {number(trials, trial)}: {found.rounds} rounds, value {found.value:.4f}, "
+                f"best {found.objective:.4f} ({words(trial.config)})"
             )
 
     def failed(self, trials: list[Any], trial: Any) -> None:
@@ -102,7 +106,7 @@ def table(trials: list[Any]) -> Table:
     return shown
 
 
-def words(point: dict[str, Any]) -> str:
+def words(point: Point) -> str:
     """A point in a line."""
     return ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()

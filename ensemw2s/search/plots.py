@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import pandas as pd
@@ -14,6 +15,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ensemw2s.config import Config
 from ensemw2s.config.search import Parameter
+from ensemw2s.search.records import SearchResult, TrialRecord
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
 
 DPI = 150
 
@@ -21,18 +27,18 @@ FEWEST = 4
 """Trials below which nothing can be said of importance."""
 
 
-def write(config: Config, found: pd.DataFrame, summary: dict[str, Any], folder: Path) -> None:
+def write(config: Config, found: pd.DataFrame, result: SearchResult, folder: Path) -> None:
     """Writes sizes.png; and parallel.png and importance.png where at least two trials differ.
 
     Args:
         config: The search's config.
         found: `report.rows`.
-        summary: `report.summarise`.
+        result: `report.summarise`.
         folder: Where; made if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sizes(found, summary).savefig(folder / "sizes.png", dpi=DPI)
-    study = study_of(config, summary)
+    sizes(found, result).savefig(folder / "sizes.png", dpi=DPI)
+    study = study_of(config, result.trials)
     if len({trial.value for trial in study.trials}) < 2:
         return
     _draw(study, "plot_parallel_coordinate", folder / "parallel.png")
@@ -40,15 +46,14 @@ def write(config: Config, found: pd.DataFrame, summary: dict[str, Any], folder: 
         bars(importances).savefig(folder / "importance.png", dpi=DPI)
 
 
-def sizes(found: pd.DataFrame, summary: dict[str, Any]) -> Figure:
+def sizes(found: pd.DataFrame, result: SearchResult) -> Figure:
     """The metric against the number of rounds, a line for each trial, the best one in front."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    best = summary["best"]
     for trial, history in found.groupby("trial"):
-        measured = history[~history["final"].astype(bool)] if summary["objective"] == "student" else history
-        first = trial == best["trial"]
+        measured = history[~history["final"].astype(bool)] if result.objective == "student" else history
+        first = trial == result.best.trial
         axes.plot(
             measured["rounds"],
             measured["value"],
@@ -59,7 +64,7 @@ def sizes(found: pd.DataFrame, summary: dict[str, Any]) -> Figure:
             label=f"trial {trial} (best)" if first else None,
         )
     axes.set_xlabel("boosting rounds")
-    axes.set_ylabel(f"{summary['metric']} on {summary['validation']} validation")
+    axes.set_ylabel(f"{result.metric} on {result.validation} validation")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -78,7 +83,7 @@ def bars(importances: dict[str, float]) -> Figure:
     return figure
 
 
-def importance(study: Any) -> dict[str, float]:
+def importance(study: Study) -> dict[str, float]:
     """Importance of each parameter (PED-ANOVA, Watanabe et al. 2023, arXiv 2304.10255); empty if it cannot be told."""
     import optuna
 
@@ -95,7 +100,7 @@ def importance(study: Any) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def study_of(config: Config, summary: dict[str, Any]) -> Any:
+def study_of(config: Config, trials: Sequence[TrialRecord]) -> Study:
     """The trials as an Optuna study."""
     import optuna
 
@@ -103,19 +108,19 @@ def study_of(config: Config, summary: dict[str, Any]) -> Any:
     assert search is not None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if search.mode == "min" else "maximize")
-    for trial in summary["trials"]:
-        able = {key: value for key, value in trial["point"].items() if not isinstance(value, list)}
+    for trial in trials:
+        able = {key: value for key, value in trial.point.items() if not isinstance(value, list)}
         study.add_trial(
             optuna.create_trial(
                 params=able,
                 distributions={key: distribution(search.space[key]) for key in able},
-                value=trial["objective"],
+                value=trial.objective,
             )
         )
     return study
 
 
-def distribution(parameter: Parameter) -> Any:
+def distribution(parameter: Parameter) -> BaseDistribution:
     """A parameter of the space as Optuna's."""
     from optuna import distributions as d
 
@@ -127,7 +132,7 @@ def distribution(parameter: Parameter) -> Any:
     return d.FloatDistribution(low, high, log=parameter.log_uniform is not None)
 
 
-def _draw(study: Any, name: str, file: Path) -> None:
+def _draw(study: Study, name: str, file: Path) -> None:
     """One of Optuna's own plots."""
     from optuna.visualization import matplotlib as plots
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ from rich.text import Text
 from ensemw2s.config import Config, dump_config
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.search import plots, space
-from ensemw2s.search.trial import OBJECTIVE
+from ensemw2s.search.records import OBJECTIVE, BestTrial, FailedTrial, Measurement, SearchResult, TrialRecord
 from ensemw2s.storage import remote
 
-METRICS = ("exact_match", "token_accuracy", "nll", "option_accuracy")
-FACTS = ("rounds", "experts", "value", *METRICS, OBJECTIVE, "best_rounds", "seconds", "final", "reason")
+COLUMNS = tuple(Measurement.model_fields)
 SHOWN = 20
 
 
@@ -32,29 +32,30 @@ def rows(grid: Any, config: Config) -> pd.DataFrame:
         config: The search's config.
 
     Returns:
-        Columns `trial` (number, from 0), `state` (finished, stopped, failed), those of `FACTS` that were measured, and
-        one for each key of the space (null where its conditions did not hold; lists and mixed types as JSON).
+        Columns `trial` (number, from 0), `state` (finished, stopped, failed), the fields of `Measurement` that were
+        measured, and one for each key of the space (null where its conditions did not hold; lists and mixed types as
+        JSON).
     """
     assert config.search is not None
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, object]] = []
     for number, result in enumerate(grid):
         history = result.metrics_dataframe
         if history is None or not len(history):
             continue
-        known = [key for key in FACTS if key in history]
+        known = [key for key in COLUMNS if key in history]
         # a trial that was started again measured its first sizes twice
         history = history[known].drop_duplicates(["rounds", "final"], keep="last").sort_values(["rounds", "final"])
         last = history.iloc[-1]
         broken = result.error is not None or (isinstance(last.get("reason"), str) and last["reason"])
         state = "failed" if broken else "finished" if last["final"] else "stopped"
         found += [
-            {"trial": number, "state": state, **facts, **_point(result.config, config.search)}
-            for facts in history.to_dict("records")
+            {"trial": number, "state": state, **measured, **_point(result.config, config.search)}
+            for measured in history.to_dict("records")
         ]
     return pd.DataFrame(found)
 
 
-def _point(drawn: dict[str, Any], search: SearchConfig) -> dict[str, Any]:
+def _point(drawn: space.Point, search: SearchConfig) -> space.Point:
     return {
         key: _plain(drawn.get(key), parameter.extremes)
         for key, parameter in search.space.items()
@@ -83,8 +84,8 @@ def _reason(error: BaseException) -> str:
 
 def summarise(
     config: Config, found: pd.DataFrame, failed: dict[int, str], points: dict[int, space.Point]
-) -> dict[str, Any]:
-    """The content of search.json.
+) -> SearchResult:
+    """What the search found.
 
     Args:
         config: The search's config.
@@ -98,31 +99,32 @@ def summarise(
     for number, history in found.groupby("trial"):
         last = history.iloc[-1]
         trials.append(
-            {
-                "trial": int(number),
-                "state": last["state"],
-                "rounds": int(last["rounds"]),
-                "objective": float(last[OBJECTIVE]),
-                "best_rounds": int(last["best_rounds"]),
-                "seconds": round(float(last["seconds"]), 1),
-                "point": points[int(number)],
-            }
+            TrialRecord(
+                trial=int(number),
+                state=last["state"],
+                rounds=int(last["rounds"]),
+                objective=float(last[OBJECTIVE]),
+                best_rounds=int(last["best_rounds"]),
+                seconds=round(float(last["seconds"]), 1),
+                point=points[int(number)],
+            )
         )
-    chosen = _best(found, search, *space.sizes(config))
-    return {
-        "name": config.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "objective": search.objective,
-        "metric": search.metric,
-        "mode": search.mode,
-        "validation": search.validation,
-        "best": {**chosen, "point": points[chosen["trial"]]},
-        "trials": trials,
-        "failed": [{"trial": number, "reason": reason, "point": points[number]} for number, reason in failed.items()],
-    }
+    return SearchResult(
+        name=config.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        objective=search.objective,
+        metric=search.metric,
+        mode=search.mode,
+        validation=search.validation,
+        best=_best(found, search, points, *space.sizes(config)),
+        trials=trials,
+        failed=[FailedTrial(trial=number, reason=reason, point=points[number]) for number, reason in failed.items()],
+    )
 
 
-def _best(found: pd.DataFrame, search: SearchConfig, least: int, most: int) -> dict[str, Any]:
+def _best(
+    found: pd.DataFrame, search: SearchConfig, points: Mapping[int, space.Point], least: int, most: int
+) -> BestTrial:
     """The best value; of equal ones the smaller ensemble's, then the earlier trial's."""
     if search.objective == "student":
         able = found[found["final"].astype(bool)]
@@ -134,54 +136,54 @@ def _best(found: pd.DataFrame, search: SearchConfig, least: int, most: int) -> d
     able = voted if len(voted) else found
     order = able.sort_values(["value", size, "trial"], ascending=[search.mode == "min", True, True])
     first = order.iloc[0]
-    return {"trial": int(first["trial"]), "rounds": int(first[size]), "value": float(first["value"])}
+    trial = int(first["trial"])
+    return BestTrial(trial=trial, rounds=int(first[size]), value=float(first["value"]), point=points[trial])
 
 
-def best_config(config: Config, summary: dict[str, Any]) -> Config:
+def best_config(config: Config, best: BestTrial) -> Config:
     """The search's config at its best point, for `ensemw2s run`."""
-    best = summary["best"]
     plain = config.model_copy(update={"search": None, "name": f"{config.name}-best"})
-    return space.apply(plain, {**best["point"], space.ROUNDS: best["rounds"]})
+    return space.apply(plain, {**best.point, space.ROUNDS: best.rounds})
 
 
-def write(config: Config, found: pd.DataFrame, summary: dict[str, Any], folder: Path) -> None:
+def write(config: Config, found: pd.DataFrame, result: SearchResult, folder: Path) -> None:
     """Writes best.yaml and plots/."""
-    best = summary["best"]
+    best = result.best
     said = (
-        f"# Trial {best['trial']} of the search {config.name}: {summary['metric']} {best['value']:.4f} on "
-        f"{summary['validation']} validation examples, with {best['rounds']} rounds.\n"
+        f"# Trial {best.trial} of the search {config.name}: {result.metric} {best.value:.4f} on "
+        f"{result.validation} validation examples, with {best.rounds} rounds.\n"
     )
-    (folder / "best.yaml").write_text(said + dump_config(best_config(config, summary)), encoding="utf-8")
-    plots.write(config, found, summary, folder / "plots")
+    (folder / "best.yaml").write_text(said + dump_config(best_config(config, best)), encoding="utf-8")
+    plots.write(config, found, result, folder / "plots")
     for made in ("best.yaml", "plots"):
         remote.push(folder / made)
 
 
-def print_trials(summary: dict[str, Any], console: Console) -> None:
+def print_trials(result: SearchResult, console: Console) -> None:
     """The best trials as a table, then the best point and where it lies."""
-    sign = 1 if summary["mode"] == "min" else -1
-    ordered = sorted(summary["trials"], key=lambda t: (sign * t["objective"], t["best_rounds"], t["trial"]))
-    keys = list(dict.fromkeys(key for trial in ordered for key in trial["point"]))
+    sign = 1 if result.mode == "min" else -1
+    ordered = sorted(result.trials, key=lambda t: (sign * t.objective, t.best_rounds, t.trial))
+    keys = list(dict.fromkeys(key for trial in ordered for key in trial.point))
     table = Table(box=None, pad_edge=False)
-    for name in ("trial", "state", "rounds", summary["metric"], "best size", "seconds", *keys):
+    for name in ("trial", "state", "rounds", result.metric, "best size", "seconds", *keys):
         table.add_column(name, justify="left" if name == "state" else "right")
     for trial in ordered[:SHOWN]:
-        values = [_short(trial["point"].get(key, "")) for key in keys]
+        values = [_short(trial.point.get(key, "")) for key in keys]
         table.add_row(
-            str(trial["trial"]), trial["state"], str(trial["rounds"]), f"{trial['objective']:.4f}",
-            str(trial["best_rounds"]), f"{trial['seconds']:.0f}", *values,
+            str(trial.trial), trial.state, str(trial.rounds), f"{trial.objective:.4f}",
+            str(trial.best_rounds), f"{trial.seconds:.0f}", *values,
         )  # fmt: skip
     console.print(table)
-    for failed in summary["failed"]:
-        console.print(Text(f"trial {failed['trial']} failed: {failed['reason']}"))
-    best = summary["best"]
+    for failed in result.failed:
+        console.print(Text(f"trial {failed.trial} failed: {failed.reason}"))
+    best = result.best
     console.print(
         Text(
-            f"\nbest: trial {best['trial']} with {best['rounds']} rounds, {summary['metric']} {best['value']:.4f} on "
-            f"{summary['validation']} validation"
+            f"\nbest: trial {best.trial} with {best.rounds} rounds, {result.metric} {best.value:.4f} on "
+            f"{result.validation} validation"
         )
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -24,7 +24,8 @@ from ensemw2s.pipeline.phases import prepare
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
 from ensemw2s.search.live import Watcher, live_table
-from ensemw2s.search.trial import OBJECTIVE, Trial, trial_config
+from ensemw2s.search.records import OBJECTIVE, RESULT, SearchResult, read_result, write_result
+from ensemw2s.search.trial import Trial, trial_config
 from ensemw2s.storage import remote, store
 
 DRIVER_CPUS = 0.1
@@ -40,7 +41,7 @@ def search_directory(config: Config) -> Path:
 
 def run(
     config: Config, *, resume: bool = False, fresh: bool = False, debug: bool = False, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> SearchResult:
     """Runs a search to its end.
 
     Args:
@@ -48,10 +49,10 @@ def run(
         resume: Go on with a search that was stopped.
         fresh: Delete what an earlier search chose, and search anew; stages it made are used again.
         debug: Show Ray's logs.
-        progress: Where to show progress; none: the terminal.
+        progress: Where to show progress; default: the terminal.
 
     Returns:
-        The content of search.json.
+        What it found.
 
     Raises:
         ConfigError: If the space does not fit the config, or the folder holds a search and neither flag is given.
@@ -66,7 +67,7 @@ def run(
         found = earlier(folder, description)
         if found == "done":
             shown.say(f"{remote.shown(folder)} is complete: nothing to do")
-            summary: dict[str, Any] = store.read_json(folder / "search.json")
+            result = read_result(folder)
         else:
             if found == "begun" and not resume:
                 raise ConfigError(
@@ -74,20 +75,20 @@ def run(
                 )
             store.put_json(folder / "description.json", description)
             with connect(config.cluster, debug=debug) as resources:
-                summary = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
-    report.print_trials(summary, shown.console)
+                result = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
+    report.print_trials(result, shown.console)
     shown.say(f"\nensemw2s run {remote.shown(folder / 'best.yaml')}")
-    return summary
+    return result
 
 
-def describe(config: Config) -> dict[str, Any]:
+def describe(config: Config) -> dict[str, object]:
     """Everything that a search depends on; where it runs, and how many trials run at a time, is not among it."""
     tree = config.model_dump(mode="json", exclude={"cluster", "tracking", "evaluation"})
     tree["search"].pop("concurrent")
     return {"settings": tree, "inputs": {"data": build_graph(config).data.fingerprint}}
 
 
-def earlier(folder: Path, description: dict[str, Any]) -> str:
+def earlier(folder: Path, description: dict[str, object]) -> str:
     """`done`, `begun` or `none`. Raises `ConfigError` if the folder holds another search."""
     if not remote.exists(folder / "description.json"):
         return "none"
@@ -97,12 +98,12 @@ def earlier(folder: Path, description: dict[str, Any]) -> str:
             f"{remote.shown(folder)} holds another search: {store.difference(found, description)}. "
             "Use another name, or --fresh to search anew"
         )
-    return "done" if remote.exists(folder / "search.json") else "begun"
+    return "done" if remote.exists(folder / RESULT) else "begun"
 
 
 def clear(folder: Path) -> None:
     """Removes what a search decided; the stages stay."""
-    for name in ("description.json", "search.json", "trials.parquet", "best.yaml"):
+    for name in ("description.json", RESULT, "trials.parquet", "best.yaml"):
         remote.remove(folder / name)
     remote.remove(folder / EXPERIMENT)
     remote.remove(folder / "plots")
@@ -117,7 +118,7 @@ def _search(
     *,
     again: bool,
     debug: bool,
-) -> dict[str, Any]:
+) -> SearchResult:
     stages = folder / "stages"
     with shown:
         _shared_stages(config, stages, resources, shown)
@@ -135,10 +136,10 @@ def _search(
     rows.to_parquet(folder / "trials.parquet", index=False)
     remote.push(folder / "trials.parquet")
     points = {number: result.config for number, result in enumerate(grid)}
-    summary = report.summarise(config, rows, failed, points)
-    report.write(config, rows, summary, folder)
-    store.put_json(folder / "search.json", summary)
-    return summary
+    found = report.summarise(config, rows, failed, points)
+    report.write(config, rows, found, folder)
+    write_result(folder, found)
+    return found
 
 
 def _shared_stages(config: Config, stages: Path, resources: Resources, shown: Progress) -> None:

@@ -21,8 +21,8 @@ from ensemw2s.errors import ConfigError
 if TYPE_CHECKING:
     from optuna import Trial
 
-Point = dict[str, Any]
-"""Dotted config key → value."""
+Point = dict[str, object]
+"""Dotted config key → value, as JSON has it."""
 
 ROUNDS = "boosting.rounds"
 
@@ -108,7 +108,7 @@ def apply(config: Config, point: Point) -> Config:
     return parse_config(tree, origin="this point of the search space")
 
 
-def _nodes(tree: Any, parents: list[str]) -> Iterator[dict[str, Any]]:
+def _nodes(tree: Any, parents: list[str]) -> Iterator[dict[str, object]]:
     """The mappings under a key; models without adapters have none."""
     if not parents:
         if tree is not None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ray import tune
@@ -23,7 +22,7 @@ from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
-from ensemw2s.config.systems import ENSEMW2S
+from ensemw2s.config.systems import ENSEMW2S, STUDENT_ENSEMW2S
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.chunks import Rows
@@ -37,13 +36,9 @@ from ensemw2s.pipeline.systems import ensemble_voter, one
 from ensemw2s.pipeline.votes import weighed_members
 from ensemw2s.progress import Progress
 from ensemw2s.search import space
+from ensemw2s.search.records import Measurement
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage
-
-Facts = dict[str, Any]
-
-OBJECTIVE = "objective"
-"""What Tune sees: the value of the best size so far, or in the end that of the student."""
 
 
 class Trial(tune.Trainable):
@@ -58,7 +53,7 @@ class Trial(tune.Trainable):
         self,
         config: space.Point,
         *,
-        base: dict[str, Any],
+        base: Mapping[str, object],
         folder: str,
         home: str,
         lanes: int,
@@ -93,10 +88,10 @@ class Trial(tune.Trainable):
         context = Context(graph, plan, Progress(Console(quiet=True)), running, on_stage=lambda *_: None)
         self._rounds = measured(context, searched.search, *space.sizes(searched))
 
-    def step(self) -> Facts:
+    def step(self) -> dict[str, object]:
         """Runs a round, and measures its ensemble."""
-        facts = next(self._rounds)
-        return {**facts, "done": facts["final"]}
+        found = next(self._rounds)
+        return {**found.for_tune(), "done": found.final}
 
     def cleanup(self) -> None:
         """Ends the lanes; what they were training is left."""
@@ -109,16 +104,15 @@ def trial_config(config: Config, point: space.Point) -> Config:
     _, most = space.sizes(config)
     plain = config.model_copy(update={"search": None})
     chosen = space.apply(plain, {**point, space.ROUNDS: most})
-    systems = (
-        ["ensemw2s", "student_ensemw2s"] if config.search and config.search.objective == "student" else ["ensemw2s"]
-    )
+    student = config.search is not None and config.search.objective == "student"
+    systems = [ENSEMW2S, STUDENT_ENSEMW2S] if student else [ENSEMW2S]
     evaluation = chosen.evaluation.model_copy(update={"systems": systems})
     tracking = chosen.tracking.model_copy(update={"kind": "none"})
     return chosen.model_copy(update={"evaluation": evaluation, "tracking": tracking})
 
 
-def measured(context: Context, search: SearchConfig, least: int, most: int) -> Generator[Facts, None, None]:
-    """Runs the rounds, and yields after each what Tune is told.
+def measured(context: Context, search: SearchConfig, least: int, most: int) -> Generator[Measurement]:
+    """Runs the rounds, and measures the ensemble after each.
 
     Args:
         context: The trial's run.
@@ -127,28 +121,28 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
         most: Largest one.
 
     Yields:
-        `rounds`, `experts` (that vote), `value` (of the metric at this size), the metrics, `objective`, `best_rounds`
-        (the size it belongs to), `seconds`, `final` (nothing follows), and `reason`, not empty where no round gave
-        an expert with a vote: then the value is that of knowing nothing.
+        What Tune is told after each round that has an expert with a vote; a student's search ends with the student's.
     """
     began, best, best_rounds = time.monotonic(), None, least
     history: list[RoundRecord] = []
     metrics: dict[str, float] = {}
 
-    def facts(value: float, **others: Any) -> Facts:
+    def measurement(value: float, *, final: bool, reason: str = "") -> Measurement:
         voting = [member for member in members_of(history) if member.weight > 0]
-        return {
-            "rounds": len(history),
-            "experts": len(voting),
-            "value": value,
-            **metrics,
-            OBJECTIVE: value if best is None else best,
-            "best_rounds": best_rounds,
-            "seconds": time.monotonic() - began,
-            "final": False,
-            "reason": "",
-            **others,
-        }
+        return Measurement(
+            rounds=len(history),
+            experts=len(voting),
+            value=value,
+            exact_match=metrics.get("exact_match"),
+            token_accuracy=metrics.get("token_accuracy"),
+            nll=metrics.get("nll"),
+            option_accuracy=metrics.get("option_accuracy"),
+            objective=value if best is None else best,
+            best_rounds=best_rounds,
+            seconds=time.monotonic() - began,
+            final=final,
+            reason=reason,
+        )
 
     try:
         for history in each_round(context):
@@ -160,15 +154,15 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
             value = metrics[search.metric]
             if len(history) >= least and (best is None or better(search, value, best)):
                 best, best_rounds = value, len(history)
-            yield facts(value, final=is_last(context.graph, history) and search.objective == "ensemble")
+            yield measurement(value, final=is_last(context.graph, history) and search.objective == "ensemble")
     except BoostingError as error:
         nothing = math.log(context.vocabulary) if search.metric == "nll" else 0.0
-        yield facts(nothing, final=True, reason=str(error))
+        yield measurement(nothing, final=True, reason=str(error))
         return
     if search.objective == "student":
         metrics = _student(context, search, best_rounds)
         best = metrics[search.metric]
-        yield facts(best, final=True)
+        yield measurement(best, final=True)
 
 
 def better(search: SearchConfig, value: float, best: float) -> bool:

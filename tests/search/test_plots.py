@@ -3,8 +3,15 @@ import pytest
 
 from ensemw2s.config import parse_config
 from ensemw2s.search import plots
+from ensemw2s.search.records import TrialRecord
 
 from .test_space import TREE
+
+
+def measured(point: dict[str, object], objective: float) -> TrialRecord:
+    return TrialRecord(
+        trial=0, state="finished", rounds=1, objective=objective, best_rounds=1, seconds=1.0, point=point
+    )
 
 
 @pytest.fixture
@@ -24,8 +31,8 @@ def study():
         point = {"expert.learning_rate": rate, "expert.epochs": int(rng.integers(1, 10)), "boosting.prior": prior}
         if prior == "none":
             point["boosting.shrinkage"] = float(rng.uniform(0.1, 1.0))
-        trials.append({"point": point, "objective": -abs(np.log10(rate) + 3)})
-    return plots.study_of(config, {"trials": trials})
+        trials.append(measured(point, -abs(np.log10(rate) + 3)))
+    return plots.study_of(config, trials)
 
 
 @pytest.mark.slow
@@ -46,5 +53,5 @@ def test_bars_show_shares_the_largest_on_top(study) -> None:
 def test_two_trials_tell_no_importance() -> None:
     space = {"expert.epochs": {"integer": [1, 9]}}
     config = parse_config({**TREE, "search": {"space": space}})
-    one = plots.study_of(config, {"trials": [{"point": {"expert.epochs": 2}, "objective": 0.5}]})
+    one = plots.study_of(config, [measured({"expert.epochs": 2}, 0.5)])
     assert plots.importance(one) == {}

@@ -1,4 +1,3 @@
-import json
 from types import SimpleNamespace
 
 import pandas as pd
@@ -7,6 +6,7 @@ from rich.console import Console
 
 from ensemw2s.config import Config, load_config, parse_config
 from ensemw2s.search import report
+from ensemw2s.search.records import BestTrial, FailedTrial, SearchResult, read_result, write_result
 
 from .test_space import TREE
 
@@ -52,7 +52,7 @@ def config(tmp_path, **search) -> Config:
     return parse_config({**TREE, "search": {"space": SPACE, **search}})
 
 
-def summary_of(made: Config, grid: list) -> tuple[pd.DataFrame, dict]:
+def summary_of(made: Config, grid: list) -> tuple[pd.DataFrame, SearchResult]:
     found = report.rows(grid, made)
     return found, report.summarise(made, found, report.failures(grid, found), dict(enumerate(POINTS)))
 
@@ -62,15 +62,15 @@ def test_every_trial_has_a_row_for_each_size(tmp_path, grid) -> None:
     assert found[["trial", "rounds"]].values.tolist() == [[0, 1], [0, 2], [0, 3], [1, 1], [1, 2], [1, 3], [2, 1]]
     assert dict(zip(found["trial"], found["state"], strict=True)) == {0: "finished", 1: "finished", 2: "stopped"}
     assert found["boosting.bootstrap"].isna().tolist() == [True] * 3 + [False] * 3 + [True]
-    assert summary["failed"] == [{"trial": 3, "reason": "BoostingError: no round gave", "point": POINTS[3]}]
+    assert summary.failed == [FailedTrial(trial=3, reason="BoostingError: no round gave", point=POINTS[3])]
     found.to_parquet(tmp_path / "trials.parquet")
 
 
 def test_the_best_is_the_smallest_ensemble_of_the_highest_value_within_the_sizes(tmp_path, grid) -> None:
     made = config(tmp_path)
     _, summary = summary_of(made, grid)
-    assert summary["best"] == {"trial": 1, "rounds": 2, "value": 0.7, "point": POINTS[1]}
-    best = report.best_config(made, summary)
+    assert summary.best == BestTrial(trial=1, rounds=2, value=0.7, point=POINTS[1])
+    best = report.best_config(made, summary.best)
     assert best.boosting.rounds == 2
     assert best.boosting.bootstrap == "mask"
     assert best.search is None
@@ -83,14 +83,14 @@ def test_a_trial_without_a_vote_is_a_failure_with_its_reason_and_never_the_best(
     grid = [result(POINTS[0], [nothing]), result(POINTS[1], [{**row(2, 0.4, 0.4, 2, True), "reason": ""}])]
     found, summary = summary_of(made, grid)
     assert found["state"].tolist() == ["failed", "finished"]
-    assert summary["failed"] == [{"trial": 0, "reason": "no round gave an expert", "point": POINTS[0]}]
-    assert summary["best"]["trial"] == 1
+    assert summary.failed == [FailedTrial(trial=0, reason="no round gave an expert", point=POINTS[0])]
+    assert summary.best.trial == 1
 
 
 def test_a_likelihood_is_the_better_the_lower(tmp_path, grid) -> None:
     _, summary = summary_of(config(tmp_path, metric="nll"), grid)
-    assert summary["best"]["value"] == 0.5
-    assert summary["best"]["trial"] == 0
+    assert summary.best.value == 0.5
+    assert summary.best.trial == 0
 
 
 def test_a_students_search_chooses_among_those_that_have_one(tmp_path) -> None:
@@ -101,7 +101,7 @@ def test_a_students_search_chooses_among_those_that_have_one(tmp_path) -> None:
     ]
     found, summary = summary_of(made, grid)
     assert len(found) == 4
-    assert summary["best"] == {"trial": 1, "rounds": 2, "value": 0.8, "point": POINTS[1]}
+    assert summary.best == BestTrial(trial=1, rounds=2, value=0.8, point=POINTS[1])
 
 
 def test_files_and_table_are_written(tmp_path, grid) -> None:
@@ -110,11 +110,12 @@ def test_files_and_table_are_written(tmp_path, grid) -> None:
     report.write(made, found, summary, tmp_path)
     text = (tmp_path / "best.yaml").read_text()
     assert text.startswith("# Trial 1 of the search s: exact_match 0.7000 on easy validation examples, with 2 rounds.")
-    assert load_config(tmp_path / "best.yaml") == report.best_config(made, summary)
+    assert load_config(tmp_path / "best.yaml") == report.best_config(made, summary.best)
     assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"sizes.png", "parallel.png"}
     assert all(path.stat().st_size > 5000 for path in (tmp_path / "plots").iterdir())
     console = Console(record=True, width=160)
-    report.print_trials(json.loads(json.dumps(summary)), console)
+    write_result(tmp_path, summary)
+    report.print_trials(read_result(tmp_path), console)
     shown = console.export_text()
     assert "trial 3 failed: BoostingError: no round gave" in shown
     assert "best: trial 1 with 2 rounds, exact_match 0.7000 on easy validation" in shown

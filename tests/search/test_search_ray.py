@@ -98,8 +98,8 @@ def test_trials_that_are_stopped_free_all_that_they_had(workplace, undisturbed, 
     data = build_graph(trial_config(config, {}), search.search_directory(config) / "stages").data
     shutil.copytree(undisturbed.run_folder / "data", data.path)
     nobody_reads(search.search_directory(config))
-    summary = search.run(config)
-    states = [trial["state"] for trial in summary["trials"]]
+    found = search.run(config)
+    states = [trial.state for trial in found.trials]
     assert len(states) == 3
     assert "stopped" in states
     assert "finished" in states

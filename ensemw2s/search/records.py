@@ -1,0 +1,157 @@
+"""What a search measures and finds, as records: `Measurement` goes to Tune, `SearchResult` is search.json.
+
+Here alone is search.json read and written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ensemw2s.errors import SearchError
+from ensemw2s.search.space import Point
+from ensemw2s.storage import remote, store
+
+RESULT = "search.json"
+
+OBJECTIVE = "objective"
+"""The field of `Measurement` by which Tune compares trials."""
+
+State = Literal["finished", "stopped", "failed"]
+
+
+class _Record(BaseModel):
+    """Plain values that do not change; keys of a later version are skipped."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Measurement(_Record):
+    """What Tune is told of one ensemble size of a trial.
+
+    Attributes:
+        rounds: Boosting rounds so far.
+        experts: How many experts vote.
+        value: The searched metric at this size.
+        exact_match: Share of the examples whose tokens are all right under teacher forcing.
+        token_accuracy: Share of the answer tokens that are right under teacher forcing.
+        nll: Mean negative log-likelihood in nats per answer token.
+        option_accuracy: Share of the questions whose right option is the likeliest; None without options.
+        objective: The value of the best size so far; in the last measurement of a student's search the student's.
+        best_rounds: The size that `objective` belongs to.
+        seconds: Since the trial began.
+        final: Whether nothing follows.
+        reason: Not empty where no round gave an expert with a vote; `value` is then that of knowing nothing.
+    """
+
+    rounds: int
+    experts: int
+    value: float
+    exact_match: float | None = None
+    token_accuracy: float | None = None
+    nll: float | None = None
+    option_accuracy: float | None = None
+    objective: float
+    best_rounds: int
+    seconds: float
+    final: bool = False
+    reason: str = ""
+
+    def for_tune(self) -> dict[str, object]:
+        """As Tune takes it: a metric that was not measured is left out."""
+        return self.model_dump(exclude_none=True)
+
+
+class BestTrial(_Record):
+    """The trial and size that a search chose.
+
+    Attributes:
+        trial: Number of the trial, from 0.
+        rounds: Boosting rounds.
+        value: The searched metric there.
+        point: The trial's point.
+    """
+
+    trial: int
+    rounds: int
+    value: float
+    point: Point
+
+
+class TrialRecord(_Record):
+    """A trial that measured something.
+
+    Attributes:
+        trial: Its number, from 0.
+        state: `finished`, `stopped` by the scheduler, or `failed`.
+        rounds: Boosting rounds that it made.
+        objective: The value of its best size.
+        best_rounds: That size.
+        seconds: How long it took.
+        point: Its point.
+    """
+
+    trial: int
+    state: State
+    rounds: int
+    objective: float
+    best_rounds: int
+    seconds: float
+    point: Point
+
+
+class FailedTrial(_Record):
+    """A trial that failed, or in which no expert came to a vote, and why."""
+
+    trial: int
+    reason: str
+    point: Point
+
+
+class SearchResult(_Record):
+    """The whole of search.json.
+
+    Attributes:
+        name: The config's name.
+        created: When the search ended, ISO 8601 in UTC.
+        objective: `ensemble` or `student`: what was measured.
+        metric: The searched metric.
+        mode: `min` or `max`.
+        validation: Which validation examples judged: `easy` or `hard`.
+        best: What was chosen.
+        trials: All trials that measured something, by number.
+        failed: All others, and those of `trials` that failed in the end.
+    """
+
+    name: str
+    created: str
+    objective: str
+    metric: str
+    mode: str
+    validation: str
+    best: BestTrial
+    trials: list[TrialRecord]
+    failed: list[FailedTrial]
+
+
+def read_result(folder: Path) -> SearchResult:
+    """Reads the search.json of a search's folder.
+
+    Raises:
+        SearchError: If it is not what a search wrote.
+    """
+    try:
+        return SearchResult.model_validate(store.read_json(folder / RESULT))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SearchError(
+            f"{remote.shown(folder / RESULT)} is damaged ({where}: {first['msg']}); --fresh searches anew"
+        ) from None
+
+
+def write_result(folder: Path, result: SearchResult) -> None:
+    """Writes search.json, which says that the search is complete."""
+    store.put_json(folder / RESULT, result.model_dump(mode="json"))
