@@ -15,8 +15,8 @@ from ensemw2s.config import Config
 from ensemw2s.costs import needs
 from ensemw2s.costs.hardware import Cluster, NodeType
 from ensemw2s.costs.lengths import Lengths
-from ensemw2s.costs.memory import Voter
-from ensemw2s.costs.needs import Job, Need, Shapes
+from ensemw2s.costs.memory import Members
+from ensemw2s.costs.needs import Need, Shapes, TrainingJob
 from ensemw2s.costs.processes import check_speed
 from ensemw2s.costs.throughput import Measured, Share, decoding_rate, reading_rate, share_of, training_rate
 from ensemw2s.errors import ConfigError
@@ -110,7 +110,7 @@ def estimate(
         sizes: Sizes of the bases (`needs.shapes`).
         found: The cluster.
         lengths: Mean tokens of an example.
-        measured: Speeds of a run like this one; none: the table's model.
+        measured: Speeds of a run like this one; default: the table's model.
 
     Raises:
         ResourceError: If something can never be placed, does not fit into memory, or runs at a speed that nobody knows.
@@ -124,14 +124,14 @@ def estimate(
     actor, trainer = actors[0].node.name, (trainings or actors)[0].node.name
     found = found.within_limit({actor, trainer})
     division = plan_resources(config, found.resources())
-    work = _Work(graph, plan, sizes, found, lengths, measured, division, trainer, actor)
+    work = _Schedule(graph, plan, sizes, found, lengths, measured, division, trainer, actor)
     phases = work.phases(todo)
     rows = tuple(row for phase in phases for row in phase)
     bills, seconds = work.bills(phases)
     return Estimate(found, division, lengths, measured, (*trainings, *actors), rows, bills, seconds)
 
 
-class _Work:
+class _Schedule:
     """Times and nodes of the stages of one run."""
 
     def __init__(
@@ -153,7 +153,7 @@ class _Work:
         self.config: Config = graph.config
         self.waiting = set(plan.names("to do", "changed"))
 
-    def phases(self, todo: Sequence[Job]) -> list[list[Row]]:
+    def phases(self, todo: Sequence[TrainingJob]) -> list[list[Row]]:
         """Stages that run at the same time, phase after phase."""
         part = {
             name: [job for job in todo if job.part == name] for name in ("models", "rounds", "baselines", "students")
@@ -176,12 +176,12 @@ class _Work:
         ]
         return [phase for phase in phases if phase]
 
-    def _of_makers(self, students: Sequence[Job], makers: Collection[str | None]) -> list[Job]:
+    def _of_makers(self, students: Sequence[TrainingJob], makers: Collection[str | None]) -> list[TrainingJob]:
         """Those that learn from the labels of these."""
         names = {student.stage.name for student in self.graph.learning_from(makers)}
         return [job for job in students if job.name in names]
 
-    def _generations(self, students: Sequence[Job], lanes: int) -> Iterator[list[Row]]:
+    def _generations(self, students: Sequence[TrainingJob], lanes: int) -> Iterator[list[Row]]:
         """A generation labels, then the students of the next one are trained."""
         for g in self.graph.generations:
             yield self._labels(f"labels, generation {g.number}", [g.name])
@@ -226,7 +226,7 @@ class _Work:
         money = busy / each / HOUR * node.price(self.found.prices)
         return Row(name, what, node, at_a_time / each, seconds, busy * gpus, money)
 
-    def _seconds(self, job: Job) -> float:
+    def _seconds(self, job: TrainingJob) -> float:
         """Time of a training."""
         tokens = job.steps * job.recipe.batch_size * self.lengths.whole
         measured = self.measured.student if job.part == "students" else self.measured.expert
@@ -239,7 +239,7 @@ class _Work:
             )
         return tokens / measured / self.workers
 
-    def _trainings(self, name: str, todo: Sequence[Job], lanes: int) -> list[Row]:
+    def _trainings(self, name: str, todo: Sequence[TrainingJob], lanes: int) -> list[Row]:
         if not todo:
             return []
         times = [self._seconds(job) for job in todo]
@@ -247,7 +247,7 @@ class _Work:
         what = f"{len(times)} trainings, {used} at a time" if len(times) > 1 else "1 training"
         return [self._row(name, what, self.trainer, used * self.workers, seconds, sum(times) * self.workers)]
 
-    def _rounds(self, todo: Sequence[Job]) -> Row | None:
+    def _rounds(self, todo: Sequence[TrainingJob]) -> Row | None:
         """Experts of a round train side by side, rounds one after the other."""
         if not todo:
             return None
@@ -260,12 +260,12 @@ class _Work:
         what = f"{len(todo)} experts, one round after the other"
         return self._row("rounds", what, self.trainer, used * self.workers, seconds, busy)
 
-    def _scoring(self, todo: Sequence[Job]) -> Row | None:
+    def _scoring(self, todo: Sequence[TrainingJob]) -> Row | None:
         """Every expert reads the easy examples once, after its round."""
         if not todo:
             return None
         examples = self.config.data.sizes.easy_train
-        once = [self._read(examples, [Voter(self.sizes[job.base.name], 1, False)]) for job in todo]
+        once = [self._read(examples, [Members(self.sizes[job.base.name], 1, False)]) for job in todo]
         busy = sum(once) * (2 if self.config.boosting.prior == "pretrained" else 1)
         return self._decoding("scoring", f"{len(todo)} × {examples} examples", busy, examples)
 
@@ -310,11 +310,11 @@ class _Work:
         used = max(1, min(self.actors, math.ceil(prompts / self.config.labeling.chunk_size)))
         return self._row(name, f"{what}, {used} actors" if used > 1 else what, self.actor, used, busy / used, busy)
 
-    def _read(self, examples: int, team: Sequence[Voter]) -> float:
+    def _read(self, examples: int, team: Sequence[Members]) -> float:
         """Actor-seconds in which a team reads examples with their answers."""
         return examples * self.lengths.whole / self._reading(team)
 
-    def _answer(self, prompts: int, team: Sequence[Voter]) -> float:
+    def _answer(self, prompts: int, team: Sequence[Members]) -> float:
         """Actor-seconds in which a team reads prompts and answers them."""
         members = sum(voter.members for voter in team)
         measured = self.measured.members if members > 1 else self.measured.alone
@@ -326,7 +326,7 @@ class _Work:
         rate = decoding_rate(team, share, assumed, slots=d.batch_size, context=context)
         return prompts * (self.lengths.prompt / self._reading(team) + self.lengths.answer / rate)
 
-    def _reading(self, team: Sequence[Voter]) -> float:
+    def _reading(self, team: Sequence[Members]) -> float:
         d = self.config.labeling
         if not d.gpus_per_actor and self.measured.alone is not None:  # reading is no slower than decoding
             return self.measured.alone / sum(voter.members for voter in team)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ensemw2s.cluster.resources import Node, Resources
 from ensemw2s.config.messages import explain, nearest
@@ -32,7 +32,7 @@ class Processor(Section):
     """What a GPU (or the CPUs of a node that has none) can do at its peak."""
 
     memory_gib: Positive = Field(description="Memory of one GPU that programs can use; of a CPU the table's own.")
-    bf16_tflops: Positive | None = Field(None, description="Dense bfloat16; none: the processor has none.")
+    bf16_tflops: Positive | None = Field(None, description="Dense bfloat16; leave it out for a processor without.")
     fp32_tflops: Positive = Field(description="float32, without TF32.")
     gb_per_second: Positive = Field(description="Bandwidth of its memory.")
 
@@ -40,14 +40,16 @@ class Processor(Section):
 class Instance(Section):
     """An instance type of a cloud."""
 
-    cloud: str | None = Field(None, description="Whose it is; others of the same are advised.")
-    gpu: str | None = Field(None, description="Name of its GPUs in the table; none: it has none.")
+    cloud: str | None = Field(None, description="The provider; advice keeps to it.")
+    gpu: str | None = Field(None, description="Name of its GPUs in the table; leave it out for a node without.")
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="How many.")
     cpus: PositiveInt = Field(description="vCPUs.")
     memory_gib: Positive = Field(description="Memory of the machine.")
     processor: str | None = Field(None, description="Of one without GPUs: name of its CPUs in the table, if known.")
-    on_demand: Annotated[float, Field(ge=0)] = Field(description="Price an hour.")
-    spot: Annotated[float, Field(ge=0)] | None = Field(None, description="Spot price; none: spot_share of the other.")
+    on_demand: Annotated[float, Field(ge=0)] = Field(description="Price per hour.")
+    spot: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Spot price per hour; default: spot_share of the on-demand price."
+    )
 
 
 class Assumptions(Section):
@@ -92,6 +94,55 @@ class Prices(Section):
         return self
 
 
+class _Launcher(BaseModel):
+    """A part of the file of Ray's cluster launcher; what costs do not depend on is skipped."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class _Market(_Launcher):
+    kind: str | None = Field(None, alias="MarketType")
+
+
+class _Scheduling(_Launcher):
+    preemptible: bool = False
+    model: str | None = Field(None, alias="provisioningModel")
+
+
+class LauncherSettings(_Launcher):
+    """`node_config` of a kind of node, in the words of AWS or of Google Cloud."""
+
+    aws_type: str | None = Field(None, alias="InstanceType")
+    google_type: str | None = Field(None, alias="machineType")
+    market: _Market | None = Field(None, alias="InstanceMarketOptions")
+    scheduling: list[_Scheduling] | _Scheduling | None = None
+
+    @property
+    def is_spot(self) -> bool:
+        """Whether nodes are asked for at the spot price."""
+        parts = self.scheduling if isinstance(self.scheduling, list) else [self.scheduling]
+        google = any(part is not None and (part.preemptible or part.model == "SPOT") for part in parts)
+        return google or (self.market is not None and self.market.kind == "spot")
+
+
+class LauncherNode(_Launcher):
+    """A kind of node: its settings, the resources that Ray counts on it by name, and how many there may be."""
+
+    node_config: LauncherSettings | None = None
+    resources: dict[str, float] | None = None
+    max_workers: int | None = None
+
+
+class LauncherFile(_Launcher):
+    """A file of `ray up`; defaults are Ray's."""
+
+    cluster_name: str | None = None
+    max_workers: int = MAX_WORKERS
+    idle_timeout_minutes: float = 5
+    head_node_type: str | None = None
+    available_node_types: dict[str, LauncherNode | None]
+
+
 @dataclass(frozen=True)
 class NodeType:
     """A kind of node of a cluster, with what the table says of its instance type.
@@ -121,7 +172,7 @@ class NodeType:
     resources: frozenset[str] = frozenset()
 
     def price(self, prices: Prices, *, spot: bool | None = None) -> float:
-        """Price of one an hour, as it is asked for or as said."""
+        """Price per hour of one node, in the market that the cluster asks for or that is given."""
         if not (self.spot if spot is None else spot):
             return self.instance.on_demand
         own = self.instance.spot
@@ -136,7 +187,7 @@ class Cluster:
         name: Its name.
         nodes: Its kinds of node.
         limit: How many nodes there may be at a time, the head among them.
-        idle_minutes: A node without work goes after so long.
+        idle_minutes: Minutes without work after which a node goes.
         prices: The table.
     """
 
@@ -197,38 +248,45 @@ def read_cluster(path: Path, prices: Path | None = None) -> Cluster:
 
     Args:
         path: The file.
-        prices: The table; none: `prices.yaml` beside the file.
+        prices: The table; default: `prices.yaml` beside the file.
 
     Raises:
         ConfigError: If one of them cannot be read, or an instance type is not in the table.
     """
     tree = read_tree(path)
-    types = tree.get("available_node_types")
-    if not isinstance(types, dict) or not types:
+    if not tree.get("available_node_types"):
         raise ConfigError(f"{path} is no file of Ray's cluster launcher: it has no available_node_types")
+    try:
+        file = LauncherFile.model_validate(tree)
+    except ValidationError as error:
+        lines = dict.fromkeys(line for item in error.errors() for line in explain(item, LauncherFile))
+        said = "\n".join(f"  {line}" for line in lines)
+        raise ConfigError(f"{path} is no file of Ray's cluster launcher:\n{said}") from None
     table = prices or path.parent / PRICES
     if not table.exists():
         raise ConfigError(f"there is no table of prices {table}: give one with --prices FILE (cluster/{PRICES} is one)")
     known = read_prices(table)
-    head, limit = tree.get("head_node_type"), int(tree.get("max_workers", MAX_WORKERS))
-    nodes = [_node(path, name, facts or {}, known, table, head, limit) for name, facts in types.items()]
-    idle = float(tree.get("idle_timeout_minutes", 5))  # Ray's own default
-    return Cluster(str(tree.get("cluster_name", path.stem)), tuple(nodes), limit + 1, idle, known)
+    nodes = [
+        _node(path, name, entry or LauncherNode(), file, known, table)
+        for name, entry in file.available_node_types.items()
+    ]
+    return Cluster(file.cluster_name or path.stem, tuple(nodes), file.max_workers + 1, file.idle_timeout_minutes, known)
 
 
-def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: Path, head: Any, limit: int) -> NodeType:
-    settings = facts.get("node_config") or {}
-    kind = str(settings.get("InstanceType") or settings.get("machineType") or name).rsplit("/", 1)[-1]
+def _node(path: Path, name: str, entry: LauncherNode, file: LauncherFile, prices: Prices, table: Path) -> NodeType:
+    settings = entry.node_config or LauncherSettings()
+    kind = (settings.aws_type or settings.google_type or name).rsplit("/", 1)[-1]
     if kind not in prices.instances:
         raise ConfigError(
             f"{path}: node type {name} is {kind}, which {table} does not know{nearest(kind, prices.instances)}. Add "
             "what it holds and costs"
         )
     instance = prices.instances[kind]
-    counted = facts.get("resources") or {}
-    is_head = name == head
+    counted = entry.resources or {}
+    is_head = name == file.head_node_type
     # beside the head itself no more of its kind, unless the file says so
-    most = 1 + int(facts.get("max_workers", 0)) if is_head else int(facts.get("max_workers", limit))
+    more = entry.max_workers if entry.max_workers is not None else (0 if is_head else file.max_workers)
+    most = more + is_head
     return NodeType(
         name=name,
         kind=kind,
@@ -236,18 +294,8 @@ def _node(path: Path, name: str, facts: dict[str, Any], prices: Prices, table: P
         processor=prices.processors.get(instance.gpu or instance.processor or ""),
         cpus=float(counted.get("CPU", instance.cpus)),
         gpus=float(counted.get("GPU", instance.gpus)),
-        most=min(most, limit + is_head),
-        spot=_is_spot(settings),
+        most=min(most, file.max_workers + is_head),
+        spot=settings.is_spot,
         is_head=is_head,
         resources=frozenset(resource for resource, amount in counted.items() if amount),
-    )
-
-
-def _is_spot(settings: dict[str, Any]) -> bool:
-    """Whether nodes are asked for as spot ones, in the words of AWS or of Google Cloud."""
-    market = settings.get("InstanceMarketOptions") or {}
-    scheduling = settings.get("scheduling") or {}
-    parts = scheduling if isinstance(scheduling, list) else [scheduling]
-    return market.get("MarketType") == "spot" or any(
-        part.get("preemptible") or part.get("provisioningModel") == "SPOT" for part in parts
     )

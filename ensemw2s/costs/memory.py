@@ -171,13 +171,13 @@ def cache_bytes(shape: Shape, *, members: int, slots: int, length: int, width: i
 
 
 @dataclass(frozen=True)
-class Voter:
+class Members:
     """Members of one shape that decode together.
 
     Attributes:
-        shape: Of each.
-        members: How many.
-        shared: They are adapters on one base, and take one pass.
+        shape: Sizes of each.
+        members: How many there are.
+        shared: Whether they are adapters on one base, which take one pass together.
     """
 
     shape: Shape
@@ -187,7 +187,7 @@ class Voter:
 
 def decoding_memory(
     models: Sequence[tuple[Shape, int]],
-    voters: Sequence[Voter],
+    voters: Sequence[Members],
     *,
     slots: int,
     length: int,

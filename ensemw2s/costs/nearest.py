@@ -7,22 +7,24 @@ lesser changes first.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ensemw2s.config import Lora
 from ensemw2s.costs.memory import Training
 
 T = TypeVar("T")
-Change = tuple[str, dict[str, Any]]
+Values = Mapping[str, int | str]
+"""Settings by name, with their other values."""
+Change = tuple[str, Values]
 """What a user writes, and what it changes; no words: nothing."""
 
 LORA = Lora(rank=16)
 """Adapters that are advised where all weights are trained."""
 
 
-def smallest(changes: Sequence[Sequence[Change]], fits: Callable[[dict[str, Any]], bool]) -> list[str] | None:
+def smallest(changes: Sequence[Sequence[Change]], fits: Callable[[Values], bool]) -> list[str] | None:
     """The first combination of changes that fits, the fewest first, then those that stand first.
 
     Args:
@@ -33,7 +35,8 @@ def smallest(changes: Sequence[Sequence[Change]], fits: Callable[[dict[str, Any]
     Returns:
         The words of the changes; None if nothing fits.
     """
-    choices = [[("", {}), *values] for values in changes]
+    nothing: Change = ("", {})
+    choices = [[nothing, *values] for values in changes]
     ranked = []
     for places in itertools.product(*(range(len(values)) for values in choices)):
         changed = tuple(i for i, place in enumerate(places) if place)
@@ -71,8 +74,8 @@ def training_changes(t: Training, section: str, base: str, workers: Iterable[int
     ]
 
 
-def changed_training(t: Training, values: dict[str, Any]) -> Training | None:
+def changed_training(t: Training, values: Values) -> Training | None:
     """A training with other values; None where they contradict each other."""
-    other = replace(t, **values)
+    other = replace(t, **values)  # type: ignore[arg-type]  # fields of a training, from `training_changes`
     least = {"none": 0, "optimizer": 1, "parameters": 3}[other.offload]
     return other if other.zero_stage >= least else None

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import Config, Recipe
 from ensemw2s.config.systems import BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.costs import nearest
 from ensemw2s.costs.hardware import Cluster, NodeType, Prices
-from ensemw2s.costs.memory import GIB, Memory, Training, Voter, decoding_memory, training_memory
+from ensemw2s.costs.memory import GIB, Members, Memory, Training, decoding_memory, training_memory
 from ensemw2s.costs.processes import Process, Work, candidates
 from ensemw2s.costs.shapes import Shape, shape_of, tiny_shape
 from ensemw2s.errors import ResourceError
@@ -43,7 +42,7 @@ def shapes(graph: Graph) -> Shapes:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A model that is still to be trained.
 
     Attributes:
@@ -61,18 +60,18 @@ class Job:
     steps: int
 
 
-def jobs(graph: Graph, plan: Plan) -> list[Job]:
+def jobs(graph: Graph, plan: Plan) -> list[TrainingJob]:
     """All trainings that are not done yet."""
     waiting = set(plan.names("to do", "changed"))
     steps = {name: n for item in plan.items for name, n in item.steps.items()}
     found = [
-        Job("models", base.stage.name, base, getattr(graph.config.models.pretraining, base.role), 0)
+        TrainingJob("models", base.stage.name, base, getattr(graph.config.models.pretraining, base.role), 0)
         for base in graph.pretrained
     ]
-    found += [Job("rounds", e.stage.name, e.base, e.recipe, 0) for e in graph.boosted]
-    found += [Job("baselines", e.stage.name, e.base, e.recipe, 0) for e in graph.baseline_experts]
+    found += [TrainingJob("rounds", e.stage.name, e.base, e.recipe, 0) for e in graph.boosted]
+    found += [TrainingJob("baselines", e.stage.name, e.base, e.recipe, 0) for e in graph.baseline_experts]
     students = graph.learning_from([None, *graph.all_labels])
-    found += [Job("students", s.stage.name, graph.strong, graph.config.student, 0) for s in students]
+    found += [TrainingJob("students", s.stage.name, graph.strong, graph.config.student, 0) for s in students]
     return [replace(job, steps=steps[job.name]) for job in found if job.name in waiting]
 
 
@@ -112,7 +111,7 @@ def available(node: NodeType, prices: Prices, *, cpus: float, gpus: float) -> fl
     return (node.processor.memory_gib * gpus - prices.assumptions.overhead_gib * max(1.0, gpus)) * GIB
 
 
-def training_of(job: Job, config: Config, shape: Shape, node: NodeType) -> Training:
+def training_of(job: TrainingJob, config: Config, shape: Shape, node: NodeType) -> Training:
     """What decides about the memory of a training on a kind of node."""
     t, context = config.training, shape.context or math.inf
     answer = max(config.data.max_answer_tokens, config.labeling.max_new_tokens if job.part == "students" else 0)
@@ -132,7 +131,7 @@ def training_of(job: Job, config: Config, shape: Shape, node: NodeType) -> Train
     )
 
 
-def place_trainings(graph: Graph, todo: Sequence[Job], sizes: Shapes, found: Cluster) -> list[Need]:
+def place_trainings(graph: Graph, todo: Sequence[TrainingJob], sizes: Shapes, found: Cluster) -> list[Need]:
     """Chooses the kind of node for trainings, the cheapest on which all of them fit, and says what they take there.
 
     Raises:
@@ -172,7 +171,7 @@ def _fits_training(t: Training, config: Config, node: NodeType, prices: Prices) 
     return memory.peak <= room and memory.host * side_by_side <= node.instance.memory_gib * GIB
 
 
-def _refuse_training(entry: tuple[Job, Need, Training], config: Config, node: NodeType, found: Cluster) -> str:
+def _refuse_training(entry: tuple[TrainingJob, Need, Training], config: Config, node: NodeType, found: Cluster) -> str:
     job, need, t = entry
     c = config.training
     most = node.most * pieces((node.cpus, node.gpus), c.cpus_per_worker, c.gpus_per_worker)
@@ -183,7 +182,7 @@ def _refuse_training(entry: tuple[Job, Need, Training], config: Config, node: No
     base = f"models.weak.{names.index(job.base.name)}" if job.base.name in names else "models.strong"
     changes = nearest.training_changes(t, section, base, [n for n in (2, 4, 8, 16, 32, 64) if n <= most])
 
-    def fits(values: dict[str, object]) -> bool:
+    def fits(values: nearest.Values) -> bool:
         other = nearest.changed_training(t, values)
         return other is not None and _fits_training(other, config, node, found.prices)
 
@@ -244,7 +243,7 @@ class Crowd:
 
     name: str
     models: tuple[tuple[Shape, int], ...]
-    teams: tuple[tuple[Voter, ...], ...]
+    teams: tuple[tuple[Members, ...], ...]
 
     def memory(self, config: Config, node: NodeType) -> Memory:
         """What it takes on a kind of node."""
@@ -262,13 +261,13 @@ class Crowd:
         return available(node, prices, cpus=d.cpus_per_actor, gpus=gpus)
 
 
-def team(experts: Iterable[Expert], sizes: Shapes) -> tuple[Voter, ...]:
+def team(experts: Iterable[Expert], sizes: Shapes) -> tuple[Members, ...]:
     """Experts that vote together, in as few passes as the engine makes of them."""
     counted: dict[tuple[Shape, str], int] = {}
     for expert in experts:
         key = (sizes[expert.base.name], expert.base.path if expert.lora is not None else "")
         counted[key] = counted.get(key, 0) + 1
-    return tuple(Voter(shape, n, shared=bool(base)) for (shape, base), n in counted.items())
+    return tuple(Members(shape, n, shared=bool(base)) for (shape, base), n in counted.items())
 
 
 def _loaded(experts: Iterable[Expert], sizes: Shapes) -> tuple[tuple[Shape, int], ...]:
@@ -307,14 +306,14 @@ def evaluation_crowds(graph: Graph, sizes: Shapes) -> list[Crowd]:
     experts = list({e.stage.name: e for group in groups for e in group}.values())
     found = []
     if groups or bases:
-        teams = [*((Voter(shape, 1, False),) for shape in bases), *(team(group, sizes) for group in groups)]
+        teams = [*((Members(shape, 1, False),) for shape in bases), *(team(group, sizes) for group in groups)]
         models = (*((shape, 0) for shape in bases), *_loaded(experts, sizes))
         found.append(Crowd(WEAK, models, tuple(teams)))
     strong = sizes[graph.strong.name]
     for student in graph.students:
         if student.name in systems:
             models = ((strong, strong.adapters(graph.strong.lora)),)
-            found.append(Crowd("evaluation of students", models, ((Voter(strong, 1, False),),)))
+            found.append(Crowd("evaluation of students", models, ((Members(strong, 1, False),),)))
     return found
 
 
@@ -350,7 +349,7 @@ def _refuse_actor(need: Need, crowds: Sequence[Crowd], config: Config, node: Nod
         [(f"labeling.gpus_per_actor={n}", {"gpus_per_actor": n}) for n in gpus],
     ]
 
-    def fits_on(node: NodeType, values: dict[str, Any]) -> bool:
+    def fits_on(node: NodeType, values: nearest.Values) -> bool:
         other = config.model_copy(update={"labeling": d.model_copy(update=values)})
         return all(crowd.memory(other, node).peak <= crowd.room(other, node, found.prices) for crowd in crowds)
 

@@ -45,9 +45,9 @@ def prepare(
     Args:
         config: The run.
         path: File of Ray's cluster launcher.
-        prices: Table of instance types; none: the one beside the file.
+        prices: Table of instance types; default: the one beside the file.
         measured: Finished run whose speeds are taken.
-        tokens: Mean tokens of prompts and answers; none: of the data's first rows.
+        tokens: Mean tokens of prompts and answers; default: those of the data's first rows.
 
     Raises:
         EnsemW2SError: If the data, a model's config, the cluster's file or the table cannot be used, or something does

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from ensemw2s.costs.hardware import Assumptions, Processor
-from ensemw2s.costs.memory import Voter
+from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import Shape
 from ensemw2s.errors import ConfigError
 from ensemw2s.storage import store
@@ -56,12 +56,14 @@ def training_rate(shape: Shape, adapters: int, share: Share, assumed: Assumption
     return share.flops * assumed.training_mfu / training_flops(shape, adapters, checkpointing=checkpointing)
 
 
-def reading_rate(voters: Sequence[Voter], share: Share, assumed: Assumptions) -> float:
+def reading_rate(voters: Sequence[Members], share: Share, assumed: Assumptions) -> float:
     """Tokens a second that an actor reads of prompts, or scores, with all members."""
     return share.flops * assumed.reading_mfu / sum(2 * v.members * v.shape.multiplied for v in voters)
 
 
-def decoding_rate(voters: Sequence[Voter], share: Share, assumed: Assumptions, *, slots: int, context: float) -> float:
+def decoding_rate(
+    voters: Sequence[Members], share: Share, assumed: Assumptions, *, slots: int, context: float
+) -> float:
     """Tokens a second of one actor with all slots at work; one token of all members is one.
 
     A step reads the weights once (of members that share a base, once for all) and each slot's cache, or is held up by

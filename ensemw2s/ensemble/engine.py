@@ -18,13 +18,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ensemw2s.ensemble.choices import choose_tokens, log_probs
-from ensemw2s.ensemble.forward import Member, make_groups, padded
+from ensemw2s.ensemble.forward import MemberNetwork, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, longest_first, member_weights
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import draws
 from ensemw2s.ensemble.schedule import Schedule
-from ensemw2s.ensemble.speculation import Draft, Measured, Pace, Speculation, make_draft
+from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, StepTokens, make_draft
 from ensemw2s.errors import EnsemW2SError, ResourceError
 
 CHUNK = 512
@@ -103,7 +103,7 @@ class Engine:
         check_positive(slots=slots, chunk=chunk)
         self.model = as_ensemble(model)
         self.slots, self.tokenizer, self.chunk, self.speculation = slots, tokenizer, chunk, speculation
-        self.groups = make_groups([Member(*part) for part in self.model.parts()], slots)
+        self.groups = make_groups([MemberNetwork(*part) for part in self.model.parts()], slots)
         self.counters = Counters()
         self._draft: Draft | None = make_draft(speculation, self.model, self.groups, slots) if speculation else None
         self._pace = Pace(always=speculation is not None and speculation.always)
@@ -220,7 +220,7 @@ class Engine:
 
         Args:
             requests: The requests.
-            failed: Takes what is wrong with those that cannot be decoded, by their index; none: the first is raised.
+            failed: Takes what is wrong with those that cannot be decoded, by their index; default: the first is raised.
 
         Raises:
             EnsemW2SError: If a request cannot be decoded; see `check_request`. Nothing has been decoded by then.
@@ -261,7 +261,7 @@ class Engine:
 
     def _answer(self) -> list[Update]:
         rows = self._schedule.answering
-        with self._pace.timed(len(rows)) if self._draft else nullcontext(Measured()) as measured:
+        with self._pace.timed(len(rows)) if self._draft else nullcontext(StepTokens()) as measured:
             drafts = self._draft.propose(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
             ids, counts = padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
             parts = [group.logits(ids, [row.read for row in rows], counts) for group in self.groups]

@@ -41,7 +41,7 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[int]]:
 
 
 @dataclass(frozen=True)
-class Member:
+class MemberNetwork:
     """A member as the groups see it.
 
     Attributes:
@@ -214,7 +214,7 @@ class RowGroup:
 class AloneGroup:
     """One member of any architecture, one prompt at a time, with transformers' own growing cache."""
 
-    def __init__(self, index: int, member: Member, why: str) -> None:
+    def __init__(self, index: int, member: MemberNetwork, why: str) -> None:
         """Args: place in the ensemble; the member; why it is alone."""
         self.kind, self.members, self.member = f"one prompt at a time ({why})", [index], member
         self.caches: dict[int, DynamicCache] = {}
@@ -260,7 +260,7 @@ class AloneGroup:
         return output.logits[0]
 
 
-def make_groups(members: Sequence[Member], slots: int) -> list[Group]:
+def make_groups(members: Sequence[MemberNetwork], slots: int) -> list[Group]:
     """Puts members into as few groups as they allow.
 
     Args:
@@ -278,7 +278,7 @@ def make_groups(members: Sequence[Member], slots: int) -> list[Group]:
     return groups
 
 
-def _candidates(members: Sequence[Member]) -> list[list[int]]:
+def _candidates(members: Sequence[MemberNetwork]) -> list[list[int]]:
     """Members that may share a pass: those on one base, and small full models of one class."""
     sets: dict[Any, list[int]] = {}
     for index, member in enumerate(members):
@@ -289,7 +289,7 @@ def _candidates(members: Sequence[Member]) -> list[list[int]]:
     return list(sets.values())
 
 
-def _group(members: Sequence[Member], together: list[int], slots: int) -> list[Group]:
+def _group(members: Sequence[MemberNetwork], together: list[int], slots: int) -> list[Group]:
     """One group, or where that does not work, several."""
     chosen = [members[i] for i in together]
     active = Active(slice(0, len(chosen)), len(chosen))
@@ -334,7 +334,7 @@ def _check_architecture(network: PreTrainedModel) -> None:
         raise NotStackable(f"{type(network).__name__} has layers of kind {', '.join(sorted(other))}")
 
 
-def _check_same(group: RowGroup, members: Sequence[Member]) -> None:
+def _check_same(group: RowGroup, members: Sequence[MemberNetwork]) -> None:
     """Raises unless the group gives what each member gives alone, for two rows of different length in three passes."""
     windows_seen.clear()
     vocabulary = group.network.config.get_text_config().vocab_size

@@ -226,8 +226,8 @@ def attend(
         key: `[members, slots × heads, length, head size]`, what `SlotCache.update` gave.
         value: The same.
         attention_mask: `[members, slots × heads, group × q, length]`, what `causal_mask` gave.
-        scaling: Factor on the products; none: one over the square root of the head size.
-        sliding_window: How far a token looks back; none: to the start.
+        scaling: Factor on the products; default: one over the square root of the head size.
+        sliding_window: How far a token looks back; default: to the start.
         dropout: Not used: nothing is trained here.
         softcap: Not known here.
         s_aux: Not known here.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ensemw2s.config import LabelingConfig
-from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups, padded
+from ensemw2s.ensemble.forward import Group, MemberNetwork, RowGroup, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import choose
@@ -206,14 +206,14 @@ def make_draft(
             f"speculation: draft {speculation.draft} has a vocabulary of {logits_vocabulary(network)} tokens and the "
             f"ensemble one of {model.vocabulary}"
         )
-    [own] = make_groups([Member(network, None, None)], slots)
+    [own] = make_groups([MemberNetwork(network, None, None)], slots)
     if not isinstance(own, RowGroup):
         raise ConfigError(f"speculation: draft {speculation.draft} runs {own.kind}; choose another")
     return ModelDraft(own, speculation.tokens, slots, None)
 
 
 @dataclass
-class Measured:
+class StepTokens:
     """One step: how many tokens came out of it."""
 
     tokens: int = 0
@@ -235,11 +235,11 @@ class Pace:
         self._trials: dict[int, _Trial] = {}
 
     @contextmanager
-    def timed(self, rows: int) -> Iterator[Measured]:
+    def timed(self, rows: int) -> Iterator[StepTokens]:
         """Decides whether the step inside drafts, and measures it."""
         trial = self._trials.setdefault(rows.bit_length(), _Trial())
         self.speculate = self.always or trial.better()
-        measured, start = Measured(), time.perf_counter()
+        measured, start = StepTokens(), time.perf_counter()
         yield measured
         trial.add(self.speculate, (time.perf_counter() - start) / max(1, measured.tokens))
 

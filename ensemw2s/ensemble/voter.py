@@ -82,7 +82,7 @@ def load_voters(voters: list[Voter], *, device: str | None = None, precision: st
 
     Args:
         voters: Descriptions.
-        device: Where; none: the GPU if there is one.
+        device: Where; default: the GPU if there is one.
         precision: See `weights_type`.
 
     Raises:

@@ -84,7 +84,7 @@ def serve(
         host: Address to listen on.
         port: Port to listen on.
         say: Takes lines for the user.
-        watch: Seconds between two looks at the models' folders, whose new content is then served; none: never.
+        watch: Seconds between two looks at the models' folders, whose new content is then served; default: never looks.
         debug: Show the logs of Ray.
 
     Raises:

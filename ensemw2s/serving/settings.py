@@ -23,18 +23,27 @@ class HostedSettings(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="What requests call it.")
     path: str = Field(description="Folder of an ensemble, a model or adapters; or a hub id.")
-    version: str = Field("", description="Changes when the folder's content does; replicas then load it again.")
-    slots: PositiveInt = Field(16, description="Requests in a forward pass of a replica.")
+    version: str = Field("", description="Changes with the folder's content; replicas then load it again.")
+    slots: PositiveInt = Field(16, description="Most requests in a forward pass of a replica.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
-    speculation: str = Field("none", min_length=1, description="Drafts, as labeling.speculation.")
-    prompt_template: str | None = Field(None, description="Around a chat message; none: that of the model's run.")
-    chat_template: bool | None = Field(None, description="Use the tokenizer's; none: as in the model's run, or if any.")
+    speculation: str = Field("none", min_length=1, description="How drafts are made: see labeling.speculation.")
+    prompt_template: str | None = Field(
+        None, description="Template around a chat message; default: that of the run that the model is from."
+    )
+    chat_template: bool | None = Field(
+        None,
+        description="Whether to use the tokenizer's chat template; default: as the model's run did, or if it has one.",
+    )
     min_replicas: PositiveInt = Field(1, description="Replicas that are always up.")
     max_replicas: PositiveInt = Field(1, description="Replicas under load.")
-    scale_up_after: Seconds = Field(30.0, description="Of more requests than slots; then a replica is added.")
-    scale_down_after: Seconds = Field(600.0, description="Of fewer; then one is taken away.")
-    cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs of a replica.")
-    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of a replica.")
+    scale_up_after: Seconds = Field(
+        30.0, description="Seconds with more requests than slots after which a replica is added."
+    )
+    scale_down_after: Seconds = Field(
+        600.0, description="Seconds with fewer requests than slots after which a replica is removed."
+    )
+    cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs per replica.")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs per replica.")
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> HostedSettings:
@@ -46,31 +55,40 @@ class HostedSettings(Section):
 class Limits(Section):
     """What a request may ask for, and how much there may be at a time."""
 
-    body_bytes: PositiveInt = Field(2**20, description="Size of a request's body.")
-    prompt_tokens: PositiveInt = Field(8192, description="Tokens of a prompt.")
-    max_tokens: PositiveInt = Field(1024, description="Tokens of an answer.")
-    n: PositiveInt = Field(8, description="Answers of a request, over its prompts.")
-    stop_strings: PositiveInt = Field(4, description="Stop strings of a request.")
-    stop_characters: PositiveInt = Field(64, description="Characters of a stop string.")
-    likeliest: PositiveInt = Field(20, description="Likeliest tokens and votes that are shown of a token.")
-    concurrent: PositiveInt = Field(256, description="Requests under way in a replica of the front; more are a 429.")
-    queue: PositiveInt = Field(256, description="Answers that wait for a replica of a model; more are a 429.")
-    request_seconds: Seconds = Field(300.0, description="Longest time of a request; then it ends with an error.")
+    body_bytes: PositiveInt = Field(2**20, description="Most bytes of a request's body.")
+    prompt_tokens: PositiveInt = Field(8192, description="Most tokens of a prompt.")
+    max_tokens: PositiveInt = Field(1024, description="Most tokens of an answer.")
+    n: PositiveInt = Field(8, description="Most answers per request, all its prompts together.")
+    stop_strings: PositiveInt = Field(4, description="Most stop strings per request.")
+    stop_characters: PositiveInt = Field(64, description="Most characters of a stop string.")
+    likeliest: PositiveInt = Field(
+        20, description="Most likeliest tokens, and votes per expert, that are shown at each place."
+    )
+    concurrent: PositiveInt = Field(
+        256, description="Most requests under way in a replica of the front; the next one gets status 429."
+    )
+    queue: PositiveInt = Field(
+        256, description="Most answers that wait for a replica of a model; the next one gets status 429."
+    )
+    request_seconds: Seconds = Field(300.0, description="Seconds after which a request ends with an error.")
 
 
 class ServeSettings(Section):
     """An endpoint."""
 
     models: list[HostedSettings] = Field(min_length=1, description="What it hosts; the first is the default.")
-    limits: Limits = Field(Limits(), description="Bounds.")
+    limits: Limits = Field(Limits(), description="What a request may ask for.")
     api_keys_file: str | None = Field(
-        None, description="File with one API key a line; beside it, ENSEMW2S_API_KEYS is read. None at all: no check."
+        None,
+        description="File with one API key per line, beside those in ENSEMW2S_API_KEYS. Default: no key is asked for.",
     )
     log_prompts: bool = Field(False, description="Write prompts into the replicas' logs.")
     stream_interval: Annotated[float, Field(ge=0)] = Field(
-        0.05, description="Seconds between two pieces of a stream, which hold all tokens that came meanwhile."
+        0.05, description="Seconds between two pieces of a stream; each piece holds all tokens since the last."
     )
-    retries: Annotated[int, Field(ge=0)] = Field(3, description="Other replicas that take over when one dies.")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        3, description="How often another replica takes over an answer when one dies."
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> ServeSettings:

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ensemw2s.config import Lora, Recipe
 from ensemw2s.costs.memory import (
     BUCKET,
+    Members,
     Training,
-    Voter,
     activation_bytes,
     cache_bytes,
     decoding_memory,
@@ -205,7 +205,7 @@ def test_the_whole_model_is_loaded_before_it_is_divided():
 
 def test_members_that_share_a_base_add_a_cache_and_no_weights():
     one, four = (
-        decoding_memory([(SEVEN, 0)], [Voter(SEVEN, n, shared=True)], slots=8, length=1000, width=2) for n in (1, 4)
+        decoding_memory([(SEVEN, 0)], [Members(SEVEN, n, shared=True)], slots=8, length=1000, width=2) for n in (1, 4)
     )
     assert four.device["weights"] == one.device["weights"] == 2 * SEVEN.parameters
     assert four.device["cache"] == 4 * one.device["cache"]

@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig
 
 from ensemw2s.costs.hardware import Assumptions, Processor
-from ensemw2s.costs.memory import Voter
+from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import measure
 from ensemw2s.costs.throughput import (
     Measured,
@@ -68,7 +68,7 @@ def test_half_of_a_gpu_trains_half_as_fast_and_bfloat16_by_its_own_peak():
 
 
 def test_few_rows_decode_at_the_speed_of_the_memory_and_many_at_that_of_arithmetic():
-    share, one = share_of(GPU, width=2, parts=1), [Voter(SHAPE, 1, shared=False)]
+    share, one = share_of(GPU, width=2, parts=1), [Members(SHAPE, 1, shared=False)]
     few = decoding_rate(one, share, assumed(), slots=1, context=0)
     assert few == pytest.approx(500e9 / (2 * SHAPE.multiplied))
     many = decoding_rate(one, share, assumed(), slots=100_000, context=0)
@@ -78,14 +78,14 @@ def test_few_rows_decode_at_the_speed_of_the_memory_and_many_at_that_of_arithmet
 def test_members_on_one_base_read_its_weights_once():
     share = share_of(GPU, width=2, parts=1)
     rate = {
-        shared: decoding_rate([Voter(SHAPE, 4, shared=shared)], share, assumed(), slots=1, context=0)
+        shared: decoding_rate([Members(SHAPE, 4, shared=shared)], share, assumed(), slots=1, context=0)
         for shared in (True, False)
     }
     assert rate[True] == pytest.approx(4 * rate[False])
-    slower = decoding_rate([Voter(SHAPE, 4, shared=True)], share, assumed(), slots=1, context=10_000)
+    slower = decoding_rate([Members(SHAPE, 4, shared=True)], share, assumed(), slots=1, context=10_000)
     assert slower < rate[True] / 2, "every slot's cache is read"
     started = assumed(seconds_a_layer=0.001)
-    assert decoding_rate([Voter(SHAPE, 4, shared=True)], share, started, slots=1, context=0) < 1 / 0.002
+    assert decoding_rate([Members(SHAPE, 4, shared=True)], share, started, slots=1, context=0) < 1 / 0.002
 
 
 def test_speeds_of_a_finished_run_are_read(tmp_path):

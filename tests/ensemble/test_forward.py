@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from ensemw2s.ensemble import forward
-from ensemw2s.ensemble.forward import Group, Member, RowGroup, make_groups
+from ensemw2s.ensemble.forward import Group, MemberNetwork, RowGroup, make_groups
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 
@@ -14,8 +14,8 @@ STACKED = "stacked full weights, one pass"
 SHARED = "adapters on one base, one pass"
 
 
-def members_of(models: Sequence[object]) -> list[Member]:
-    return [Member(*part) for part in EnsembleForCausalLM(models, [1.0] * len(models)).parts()]
+def members_of(models: Sequence[object]) -> list[MemberNetwork]:
+    return [MemberNetwork(*part) for part in EnsembleForCausalLM(models, [1.0] * len(models)).parts()]
 
 
 def with_adapters(base: torch.nn.Module, **configs: LoraConfig) -> PeftModel:
@@ -36,7 +36,7 @@ SLOW_KINDS = ["sliding window", "convolutions"]
 
 
 @pytest.fixture(params=[*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)])
-def members(request, make_model, make_other, adapter_folders) -> list[Member]:
+def members(request, make_model, make_other, adapter_folders) -> list[MemberNetwork]:
     if request.param == "stacked":
         return members_of([make_model(seed) for seed in range(3)])
     if request.param == "adapters":
@@ -47,14 +47,16 @@ def members(request, make_model, make_other, adapter_folders) -> list[Member]:
 
 
 @torch.no_grad()
-def alone(member: Member, ids: Sequence[int]) -> torch.Tensor:
+def alone(member: MemberNetwork, ids: Sequence[int]) -> torch.Tensor:
     """Log-probabilities of a member by itself, `[tokens, vocabulary]`."""
     if member.peft is not None:
         member.peft.set_adapter(member.adapter)
     return member.network(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
-def check(groups: Sequence[Group], members: Sequence[Member], rows: Sequence[list[int]], starts: list[int]) -> None:
+def check(
+    groups: Sequence[Group], members: Sequence[MemberNetwork], rows: Sequence[list[int]], starts: list[int]
+) -> None:
     """The logits after the tokens from `starts` on are those of each member alone."""
     counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
     ids = torch.zeros(len(rows), max(counts), dtype=torch.int64)
@@ -191,7 +193,7 @@ def test_adapters_that_cannot_share_a_pass_run_one_prompt_at_a_time(config, make
     plain = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     other = LoraConfig(r=2, **{"target_modules": ["q_proj", "v_proj"], **config})
     model = with_adapters(make_model(10), plain=plain, other=other)
-    members = [Member(model.get_base_model(), model, name) for name in ("plain", "other")]
+    members = [MemberNetwork(model.get_base_model(), model, name) for name in ("plain", "other")]
     groups = make_groups(members, 2)
     assert [index for group in groups for index in group.members] == [0, 1]
     assert groups[-1].kind.startswith("one prompt at a time (adapters of ")
@@ -245,7 +247,7 @@ def test_a_sliding_window_that_is_in_the_mask_alone_is_not_missed(windows, kind)
         initializer_range=0.3,
     )
     model = Qwen2MoeForCausalLM(config).eval()
-    [group] = make_groups([Member(model, None, None)], 2)
+    [group] = make_groups([MemberNetwork(model, None, None)], 2)
     assert kind in group.kind
 
 
@@ -253,6 +255,6 @@ def test_a_sliding_window_that_is_in_the_mask_alone_is_not_missed(windows, kind)
 def test_rotations_that_depend_on_the_longest_row_keep_a_member_alone(make_model, kind):
     model = make_model(0)
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": kind}
-    [group] = make_groups([Member(model, None, None)], 2)
+    [group] = make_groups([MemberNetwork(model, None, None)], 2)
     assert kind in group.kind
     assert "one prompt at a time" in group.kind
