@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from ensemw2s.errors import ArtifactError
-from ensemw2s.storage import remote, store
+from ensemw2s.storage import store
+from ensemw2s.storage.record import Record, only_where_known
 
 ROUND = "round.json"
 """File of a round's record, in the round's folder."""
@@ -22,33 +19,11 @@ FIT = "fit.json"
 """File beside ensemble.json: how the votes were fitted, if they were."""
 
 
-class _Record(BaseModel):
-    """Plain values that do not change; keys of a later version are skipped."""
-
-    model_config = ConfigDict(frozen=True)
-
-    @classmethod
-    def _read(cls, path: Path) -> Self:
-        try:
-            return cls.model_validate(store.read_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ArtifactError(
-                f"{remote.shown(path)} is damaged ({where}: {first['msg']}): delete its folder to redo it"
-            ) from None
-
-
-def _left_out() -> Any:
-    """A field that the JSON does not have where it is None."""
-    return Field(None, exclude_if=lambda value: value is None)
-
-
-class TrainingSpent(_Record):
+class TrainingSpent(Record):
     """What a training took.
 
     Attributes:
-        tokens_trained: Answer tokens seen, each epoch counted.
+        tokens_trained: Tokens of prompts and answers that were read, each epoch counted.
         seconds: Wall-clock seconds.
     """
 
@@ -56,7 +31,7 @@ class TrainingSpent(_Record):
     seconds: float
 
 
-class ExpertRecord(_Record):
+class ExpertRecord(Record):
     """A boosted expert and how it did on the easy training split.
 
     Attributes:
@@ -68,7 +43,7 @@ class ExpertRecord(_Record):
         error: Share of wrong answer tokens, all alike, in [0, 1].
         train_loss: Weighted loss of the last epoch, in nats per token.
         seconds: Wall-clock seconds of its training.
-        tokens_trained: Answer tokens seen in training, each epoch counted.
+        tokens_trained: Tokens of prompts and answers that its training read, each epoch counted.
         first_try: What the first expert of its place took, where a retry replaced it.
         temperature: What its logits are divided by; None where temperatures were not fitted.
     """
@@ -82,8 +57,8 @@ class ExpertRecord(_Record):
     train_loss: float
     seconds: float
     tokens_trained: int
-    first_try: TrainingSpent | None = _left_out()
-    temperature: float | None = _left_out()
+    first_try: TrainingSpent | None = only_where_known()
+    temperature: float | None = only_where_known()
 
 
 class Member(ExpertRecord):
@@ -92,7 +67,7 @@ class Member(ExpertRecord):
     round: int
 
 
-class WeightQuantiles(_Record):
+class WeightQuantiles(Record):
     """How unequal a round's weights are, as multiples of the uniform weight 1/U of U units.
 
     Attributes:
@@ -112,14 +87,14 @@ class WeightQuantiles(_Record):
     effective_fraction: float
 
 
-class RoundSeconds(_Record):
+class RoundSeconds(Record):
     """Wall-clock seconds of a round's parts, of the try that counts."""
 
     training: float
     scoring: float
 
 
-class RoundRecord(_Record):
+class RoundRecord(Record):
     """A boosting round: what its experts' vote is worth, and what it was trained on.
 
     Attributes:
@@ -144,7 +119,7 @@ class RoundRecord(_Record):
     reset: bool
     experts: tuple[ExpertRecord, ...]
     weights: WeightQuantiles
-    seconds: RoundSeconds | None = _left_out()
+    seconds: RoundSeconds | None = only_where_known()
     started: float
     finished: float
 
@@ -155,35 +130,35 @@ class RoundRecord(_Record):
         Raises:
             ArtifactError: If the file is missing or damaged, or lacks something.
         """
-        return cls._read(folder / ROUND)
+        return cls.of_file(folder / ROUND, store.read_json(folder / ROUND), "delete its folder to redo the round")
 
     def write(self, folder: Path) -> None:
         """Writes the record into a round's folder."""
-        store.write_json(folder / ROUND, self.model_dump(mode="json"))
+        self.into(folder / ROUND)
 
 
-class HalfCounts(_Record):
+class HalfCounts(Record):
     """Numbers of validation examples on which votes were fitted, and which were held out."""
 
     fitted: int
     held_out: int
 
 
-class HalfLoss(_Record):
+class HalfLoss(Record):
     """Loss of the ensemble on each half of the validation examples, in nats per answer token."""
 
     fitted: float
     held_out: float
 
 
-class FitLoss(_Record):
+class FitLoss(Record):
     """Loss with the votes before they were fitted, and after."""
 
     before: HalfLoss
     after: HalfLoss
 
 
-class VoteFit(_Record):
+class VoteFit(Record):
     """How the ensemble's votes were fitted on half of easy validation."""
 
     examples: HalfCounts
@@ -192,11 +167,11 @@ class VoteFit(_Record):
     @classmethod
     def read(cls, folder: Path) -> VoteFit:
         """Reads the record beside an ensemble. Raises `ArtifactError` if the file is missing or damaged."""
-        return cls._read(folder / FIT)
+        return cls.of_file(folder / FIT, store.read_json(folder / FIT), "delete its folder to redo the ensemble")
 
     def write(self, folder: Path) -> None:
         """Writes the record into an ensemble's folder."""
-        store.write_json(folder / FIT, self.model_dump(mode="json"))
+        self.into(folder / FIT)
 
 
 def members_of(history: Sequence[RoundRecord]) -> list[Member]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from ensemw2s.boosting.records import RoundRecord, VoteFit
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import store
-from ensemw2s.storage.record import Record
+from ensemw2s.storage.record import Record, only_where_known
 from ensemw2s.storage.remote import shown
 
 RESULTS = "results.json"
@@ -290,11 +290,6 @@ class StageTime(ResultRecord):
     status: str | None = None
 
 
-def _only_where_known() -> Any:
-    """A field that the JSON does not have where it is None."""
-    return Field(None, exclude_if=lambda value: value is None)
-
-
 class RunResults(ResultRecord):
     """All figures of a run.
 
@@ -325,20 +320,20 @@ class RunResults(ResultRecord):
     config_fingerprint: str | None = None
     systems: ByName[SystemResult] = {}
     validation: ByName[Metrics] = {}
-    hard_validation: ByName[Metrics] | None = _only_where_known()
+    hard_validation: ByName[Metrics] | None = only_where_known()
     bases: ByName[BySplit[Metrics]] = {}
     pgr: ByName[BySplit[Pgr]] = {}
     comparisons: tuple[Comparison, ...] = ()
     rounds: tuple[RoundRecord, ...] = ()
-    fit: VoteFit | None = _only_where_known()
+    fit: VoteFit | None = only_where_known()
     curves: Curves = Curves()
     labels: ByName[LabelResult] = {}
-    generations: tuple[GenerationResult, ...] | None = _only_where_known()
+    generations: tuple[GenerationResult, ...] | None = only_where_known()
     examples: tuple[ExampleShown, ...] = ()
-    created: str | None = _only_where_known()
-    versions: ByName[str] | None = _only_where_known()
-    stages: tuple[StageTime, ...] | None = _only_where_known()
-    total_seconds: float | None = _only_where_known()
+    created: str | None = only_where_known()
+    versions: ByName[str] | None = only_where_known()
+    stages: tuple[StageTime, ...] | None = only_where_known()
+    total_seconds: float | None = only_where_known()
 
     @classmethod
     def read(cls, path: Path) -> RunResults:

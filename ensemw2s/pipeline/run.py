@@ -6,29 +6,23 @@ one that is complete.
 
 from __future__ import annotations
 
-import subprocess
 import time
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
-from ensemw2s import __version__
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import plan_resources
 from ensemw2s.config import Config, dump_config
 from ensemw2s.errors import ArtifactError
-from ensemw2s.evaluation.records import RESULTS, RunResults, StageTime
+from ensemw2s.evaluation.records import RESULTS, RunResults
 from ensemw2s.evaluation.report import print_table, write_report
 from ensemw2s.pipeline import preflight
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.manifest import Logbook, versions
 from ensemw2s.pipeline.phases import evaluate, run_stages
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
-
-PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
 
 
 def run(
@@ -110,7 +104,7 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
     from ensemw2s.training.launch import Lanes
 
     began = time.time()
-    manifest = _Manifest(graph, status)
+    logbook = Logbook(graph)
     with connect(graph.config.cluster, debug=debug) as resources:
         plan = plan_resources(graph.config, resources)
         progress.say(
@@ -119,72 +113,21 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
         training, scratch = graph.config.training, graph.root / ".ray"
         with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
             lanes.start(sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/"))))
-            context = Context(graph, plan, progress, lanes, on_stage=manifest.add)
+            context = Context(graph, plan, progress, lanes, on_stage=logbook.add)
             run_stages(context)
             lanes.close()
             evaluate(context)
         remote.remove(scratch)
-    manifest.save()
+    logbook.save()
     evaluated = RunResults.read(graph.evaluation.path / RESULTS)
     results = evaluated.model_copy(
         update={
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
-            "stages": tuple(map(StageTime.model_validate, manifest.stages)),
+            "stages": logbook.stages,
             "total_seconds": round(time.time() - began, 1),
         }
     )
     results.to_file(graph.root / RESULTS)
     write_report(results, graph.root)
     return results
-
-
-class _Manifest:
-    """manifest.json: versions, seeds, fingerprints, and when each stage ran, over all attempts of the run."""
-
-    def __init__(self, graph: Graph, status: dict[str, bool]) -> None:
-        self._graph, self._path = graph, graph.root / "manifest.json"
-        earlier = store.read_json(self._path)["stages"] if remote.exists(self._path) else []
-        self.stages: list[dict[str, Any]] = [{**stage, "status": "reused"} for stage in earlier]
-        self.save()
-
-    def add(self, name: str, started: float, finished: float) -> None:
-        """Records a stage that ran."""
-        facts = {"name": name, "started": started, "finished": finished, "seconds": round(finished - started, 2)}
-        self.stages.append({**facts, "status": "ran"})
-        self.save()
-
-    def save(self) -> None:
-        """Writes the file."""
-        store.put_json(
-            self._path,
-            {
-                "name": self._graph.config.name,
-                "seed": self._graph.config.seed,
-                "versions": versions(),
-                "git_commit": git_commit(),
-                "stages": self.stages,
-                "fingerprints": {stage.name: stage.fingerprint for stage in self._graph.stages()},
-            },
-        )
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of those that decide its numbers."""
-    return {"ensemw2s": __version__, **{name: metadata.version(name) for name in PACKAGES}}
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this package lies in, with `-dirty` if it was changed; none outside a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -37,8 +37,6 @@ from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage, read_table
 
-Facts = dict[str, Any]
-
 FORCED_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("split", "voter", "id")),
@@ -308,7 +306,7 @@ def evaluate(context: Context) -> None:
         examples=tuple(figures.examples(truths["ood"])),
     )
     with store.publish(stage.path, stage.description) as folder:
-        results.to_file(folder / RESULTS)
+        results.into(folder / RESULTS)
         _write_answers(folder / "answers.parquet", truths, columns)
         _write_forced(folder / "forced.parquet", truths, columns)
 
@@ -350,7 +348,7 @@ def _generation_result(generation: Generation) -> GenerationResult:
     )
 
 
-def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:
+def _write_answers(path: Path, truths: dict[str, pa.Table], columns: Mapping[str, Mapping[str, Rows]]) -> None:
     """Every system's answer to every test example, for whoever wants to look or to compute something else."""
     rows = [
         {"split": split, "voter": voter, "id": identity, "answer": answer, "truth": truth}
@@ -364,7 +362,7 @@ def _write_answers(path: Path, truths: dict[str, pa.Table], columns: dict[str, A
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def _write_forced(path: Path, truths: dict[str, pa.Table], columns: dict[str, Any]) -> None:
+def _write_forced(path: Path, truths: dict[str, pa.Table], columns: Mapping[str, Mapping[str, Rows]]) -> None:
     """What each member of an ensemble predicts at every token of the true answers: how their errors go together."""
     rows = [
         {"split": split, "voter": voter, "id": identity, "answer_ids": answer, "member_ids": members}

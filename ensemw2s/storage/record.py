@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import store
@@ -37,6 +37,15 @@ class Record(BaseModel):
             said = f"{where}: {first['msg']}" if where else first["msg"]
             raise ArtifactError(f"{shown(path)} is damaged ({said}): {advice}") from None
 
+    def into(self, path: Path) -> None:
+        """Writes the record as JSON into a folder that `store.publish` puts in place later."""
+        store.write_json(path, self.model_dump(mode="json"))
+
     def to_file(self, path: Path) -> None:
-        """Writes the record as JSON, atomically, and where `path` mirrors object storage, there."""
+        """Writes the record as JSON where its path says that it belongs, which may be object storage."""
         store.put_json(path, self.model_dump(mode="json"))
+
+
+def only_where_known() -> Any:
+    """A field of a record that the JSON does not have where it is None."""
+    return Field(None, exclude_if=lambda value: value is None)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ensemw2s.config.study import StudyConfig
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
-from ensemw2s.pipeline.run import git_commit, versions
+from ensemw2s.pipeline.manifest import git_commit, versions
 from ensemw2s.storage import store
 from ensemw2s.study import plots, tables
 from ensemw2s.study.cells import with_other_data

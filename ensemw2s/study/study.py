@@ -26,8 +26,8 @@ from ensemw2s.config.study import StudyConfig
 from ensemw2s.errors import EnsemW2SError, StudyError
 from ensemw2s.pipeline import preflight, steps
 from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.manifest import git_commit, versions
 from ensemw2s.pipeline.phases import evaluate, run_stages
-from ensemw2s.pipeline.run import git_commit, versions
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
 from ensemw2s.study import report, rows

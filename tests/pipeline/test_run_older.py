@@ -12,6 +12,7 @@ from ensemw2s.boosting.records import RoundRecord, members_of
 from ensemw2s.config import load_config
 from ensemw2s.ensemble.manifest import read_manifest
 from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.manifest import RunManifest
 from ensemw2s.pipeline.votes import with_votes
 from ensemw2s.storage import store
 
@@ -22,9 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("source", ["configs/quickstart.yaml", "tests/older_run/config.yaml"])
 def test_every_stage_has_the_fingerprint_it_had(source: str) -> None:
     stages = build_graph(load_config(ROOT / source)).stages()
-    assert {stage.name: stage.fingerprint for stage in stages} == store.read_json(OLDER / "manifest.json")[
-        "fingerprints"
-    ]
+    assert {stage.name: stage.fingerprint for stage in stages} == RunManifest.read(OLDER).fingerprints
 
 
 @pytest.mark.parametrize("name", ["rounds/1", "ensemble"])
