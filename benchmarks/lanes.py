@@ -23,6 +23,7 @@ from train import make_table, tiny_start
 from ensemw2s.cluster.connect import connect
 from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig, Workers
 from ensemw2s.models import loading
+from ensemw2s.storage.store import Description
 from ensemw2s.training.launch import Lanes
 from ensemw2s.training.spec import TrainSpec
 
@@ -68,7 +69,7 @@ def main(
                 TrainSpec(
                     name=f"{name}-{i}",
                     output=str(root / f"{name}-{i}"),
-                    fingerprint={"name": f"{name}-{i}"},
+                    fingerprint=Description(stage=f"{name}-{i}"),
                     start=start,
                     tokens=[str(data)],
                     recipe=Recipe(epochs=1, batch_size=batch_size, learning_rate=1e-4),

@@ -29,6 +29,7 @@ from ensemw2s.config import Lora, Recipe
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.models import loading, tiny
 from ensemw2s.storage import store
+from ensemw2s.storage.store import Description
 from ensemw2s.training import loop
 from ensemw2s.training.batches import Layout, step_batches
 from ensemw2s.training.spec import Start, Tracking, TrainSpec
@@ -175,7 +176,7 @@ def main(
                 return TrainSpec(
                     name=name,
                     output=str(root / name),
-                    fingerprint={"name": name},
+                    fingerprint=Description(stage=name),
                     start=start,
                     tokens=[str(table)],
                     recipe=Recipe(epochs=1, batch_size=batch_size, learning_rate=1e-4),

@@ -34,6 +34,9 @@ import yaml
 
 from ensemw2s.faults import VARIABLE, reached, read_plan
 
+OLDER_RUN = Path(__file__).parent / "older_run"
+"""Files of a run that version 0.1 made."""
+
 LIMIT = 480.0
 """Seconds that anything may take before a test gives up; on two quiet cores nothing takes a sixth of it."""
 
@@ -653,3 +656,11 @@ def undisturbed(shared: Path, own_jsonl: Path) -> Iterator[Workplace]:
                 place.done("run", place.study(own_jsonl, **{"training.lanes": 2, "labeling.max_actors": 2}))
     yield (place := Workplace(folder))
     shutil.rmtree(place.ray, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def older_training() -> Any:
+    """What a run of version 0.1 says of the training of an expert."""
+    from ensemw2s.training.records import TrainRecord
+
+    return TrainRecord.read(OLDER_RUN / "rounds/1/experts/0")

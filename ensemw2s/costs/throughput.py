@@ -16,6 +16,7 @@ from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import Shape
 from ensemw2s.errors import ConfigError
 from ensemw2s.storage import store
+from ensemw2s.training.records import TRAINED, TrainRecord
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,17 @@ def read_measured(run: Path) -> Measured:
         raise ConfigError(f"--measured {run}: there is no results.json, which a finished run has")
     systems = store.read_json(run / "results.json")["systems"]
     return Measured(
-        expert=_trained(run, "rounds/*/experts/*/train.json"),
-        student=_trained(run, "students/*/train.json"),
+        expert=_trained(run, "rounds/*/experts/*"),
+        student=_trained(run, "students/*"),
         members=_decoded(systems.get("ensemw2s")),
         alone=_decoded(systems.get("expert_single")),
     )
 
 
 def _trained(run: Path, pattern: str) -> float | None:
-    facts = [store.read_json(path) for path in sorted(run.glob(pattern))]
-    rates = [f["tokens_trained"] / f["seconds"] / f["workers"] for f in facts if f["seconds"]]
+    """Tokens per second and worker, the median of the models that the pattern finds."""
+    records = [TrainRecord.read(path.parent) for path in sorted(run.glob(f"{pattern}/{TRAINED}"))]
+    rates = [record.tokens_trained / record.seconds / record.workers for record in records if record.seconds]
     return median(rates) if rates else None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.pool import Pool
@@ -27,6 +26,7 @@ from ensemw2s.labeling.summary import SUMMARY, write_summary
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.remote import shown
+from ensemw2s.storage.store import Description
 
 PROMPTS = ".prompts"
 ORIGIN = "labels.json"
@@ -57,20 +57,19 @@ class LabelWork:
         return LabelJob(voter, self.output / PROMPTS / "prompts.parquet", self.output)
 
     @cached_property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         """What the labels depend on; how many actors make them is not part of it."""
         data, labeling = self.settings.data, self.settings.labeling
-        return {
-            "stage": "label",
-            "settings": {
+        return Description(
+            stage="label",
+            settings={
                 "ensemble": store.fingerprint_of(read_manifest(self.ensemble).model_dump(mode="json")),
                 "input": identity(self.settings.source),
                 "columns": self.settings.source.columns.model_dump(mode="json"),
                 **{k: getattr(data, k) for k in ("prompt_template", "chat_template", "max_prompt_tokens")},
                 **labeling.deciding(),
             },
-            "inputs": {},
-        }
+        )
 
 
 def prepare(work: LabelWork, *, fresh: bool = False) -> bool:
@@ -106,7 +105,8 @@ def prepare(work: LabelWork, *, fresh: bool = False) -> bool:
     if store.is_done(work.output, description):
         return False
     store.resume(work.output, description)
-    store.put_json(work.output / ORIGIN, description)
+    description.write(work.output / ORIGIN)
+    remote.push(work.output / ORIGIN)
     if not remote.exists(work.job.prompts):
         write_examples(
             work.settings.source,
@@ -173,11 +173,10 @@ def _check_ensemble(folder: Path) -> None:
     read_manifest(folder)
 
 
-def _origin(output: Path) -> dict[str, Any] | None:
+def _origin(output: Path) -> Description | None:
     """What the labels in a folder, finished or not, were made from; none for a new or empty folder."""
     if not remote.names(output) and not output.is_file():
         return None
-    if not remote.exists(output / ORIGIN):
+    if (found := Description.read(output / ORIGIN)) is None:
         raise ConfigError(f"--output {shown(output)} holds something else; name a new folder, or one that `label` made")
-    found: dict[str, Any] = store.read_json(output / ORIGIN)
     return found

@@ -108,10 +108,12 @@ def _look(stage: Stage) -> Found:
         return Found("done" if done else "to do")
     except ArtifactError as error:
         try:
-            earlier = store.read_json(stage.path / store.MARKER)
-            own = earlier["settings"] != stage.settings
-        except (ArtifactError, KeyError, TypeError):  # no JSON, or JSON of something else
+            earlier = store.Description.read(stage.path / store.MARKER)
+        except ArtifactError:
+            earlier = None
+        if earlier is None:
             return Found("changed", str(error))
+        own = earlier.settings != stage.settings
         return Found("changed", store.difference(earlier, stage.description) if own else "")
 
 

@@ -21,6 +21,7 @@ from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.models import tiny
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.storage import remote
+from ensemw2s.storage.store import Description
 from ensemw2s.training.spec import Start, TrainSpec
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _losses(context: Context, table: pa.Table, scratch: Path) -> NDArray[np.floa
             TrainSpec(
                 name=f"reference/{k}",
                 output=output,
-                fingerprint={"fold": k},
+                fingerprint=Description(stage=f"reference/{k}"),
                 start=start,
                 tokens=[str((scratch / f"others-{k}.parquet").resolve())],
                 recipe=recipe,

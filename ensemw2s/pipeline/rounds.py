@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from ensemw2s.pipeline.graph import Expert, Graph, Round
 from ensemw2s.pipeline.specs import expert_spec, tracking_of
 from ensemw2s.storage import store
 from ensemw2s.training.curves import Curves
+from ensemw2s.training.records import TrainRecord
 
 
 def run_rounds(context: Context) -> None:
@@ -148,7 +148,7 @@ class _Attempt:
     weights: RoundWeights
     w: NDArray[np.float64]
     experts: tuple[Expert, ...]
-    trained: dict[str, dict[str, Any]]
+    trained: dict[str, TrainRecord]
     tokens: NDArray[np.int32]
     errors: list[float]
     reference: float | None
@@ -259,7 +259,7 @@ def _record(r: Round, easy: _Easy, attempt: _Attempt, given_up: _Attempt | None,
         trained, spent = attempt.trained[expert.stage.name], None
         if given_up is not None:
             before = given_up.trained[given_up.experts[k].stage.name]
-            spent = TrainingSpent(tokens_trained=before["tokens_trained"], seconds=before["seconds"])
+            spent = TrainingSpent(tokens_trained=before.tokens_trained, seconds=before.seconds)
         experts.append(
             ExpertRecord(
                 name=expert.stage.name,
@@ -268,9 +268,9 @@ def _record(r: Round, easy: _Easy, attempt: _Attempt, given_up: _Attempt | None,
                 weight=shares[k],
                 weighted_error=attempt.errors[k],
                 error=float((attempt.tokens[k] != easy.answers).mean()),
-                train_loss=trained["loss"][-1],
-                seconds=trained["seconds"],
-                tokens_trained=trained["tokens_trained"],
+                train_loss=trained.loss[-1],
+                seconds=trained.seconds,
+                tokens_trained=trained.tokens_trained,
                 first_try=spent,
             )
         )

@@ -36,6 +36,7 @@ from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
 from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage, read_table
+from ensemw2s.training.records import TrainRecord
 
 FORCED_SCHEMA = pa.schema(
     [
@@ -330,10 +331,10 @@ def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, Tr
 
 def _cost(models: list[Path], given_up: Sequence[TrainingSpent] = ()) -> TrainingCost:
     """What training these models took, with first tries that were given up."""
-    facts = [store.read_json(model / "train.json") for model in models]
+    trainings: list[TrainRecord | TrainingSpent] = [*map(TrainRecord.read, models), *given_up]
     return TrainingCost(
-        tokens_trained=sum(f["tokens_trained"] for f in facts) + sum(t.tokens_trained for t in given_up),
-        train_seconds=round(sum(f["seconds"] for f in facts) + sum(t.seconds for t in given_up), 2),
+        tokens_trained=sum(training.tokens_trained for training in trainings),
+        train_seconds=round(sum(training.seconds for training in trainings), 2),
     )
 
 

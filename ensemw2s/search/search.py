@@ -27,6 +27,7 @@ from ensemw2s.search.live import Watcher, live_table
 from ensemw2s.search.records import OBJECTIVE, RESULT, SearchResult, read_result, write_result
 from ensemw2s.search.trial import Trial, trial_config
 from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Description
 
 DRIVER_CPUS = 0.1
 """Of a trial's driver where no resource is set aside for drivers."""
@@ -73,7 +74,7 @@ def run(
                 raise ConfigError(
                     f"{remote.shown(folder)} holds a search that was stopped: --resume goes on, --fresh begins anew"
                 )
-            store.put_json(folder / "description.json", description)
+            store.put_json(folder / "description.json", description.model_dump(exclude={"stage"}))
             with connect(config.cluster, debug=debug) as resources:
                 result = _search(config, search, folder, resources, shown, again=found == "begun", debug=debug)
     report.print_trials(result, shown.console)
@@ -81,18 +82,18 @@ def run(
     return result
 
 
-def describe(config: Config) -> dict[str, object]:
+def describe(config: Config) -> Description:
     """Everything that a search depends on; where it runs, and how many trials run at a time, is not among it."""
     tree = config.model_dump(mode="json", exclude={"cluster", "tracking", "evaluation"})
     tree["search"].pop("concurrent")
-    return {"settings": tree, "inputs": {"data": build_graph(config).data.fingerprint}}
+    return Description(stage="search", settings=tree, inputs={"data": build_graph(config).data.fingerprint})
 
 
-def earlier(folder: Path, description: dict[str, object]) -> str:
+def earlier(folder: Path, description: Description) -> str:
     """`done`, `begun` or `none`. Raises `ConfigError` if the folder holds another search."""
     if not remote.exists(folder / "description.json"):
         return "none"
-    found = store.read_json(folder / "description.json")
+    found = Description.model_validate({"stage": "search", **store.read_json(folder / "description.json")})
     if found != description:
         raise ConfigError(
             f"{remote.shown(folder)} holds another search: {store.difference(found, description)}. "

@@ -21,6 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from ensemw2s import faults
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import remote
@@ -32,6 +34,43 @@ if TYPE_CHECKING:
 _WORKING = ".partial-"
 _STARTED = ".started.json"
 _SUFFIX = 8
+
+
+class Description(BaseModel):
+    """What the output of a stage depends on. The stage's marker holds it.
+
+    Attributes:
+        stage: Name of the stage.
+        settings: Plain JSON values under dotted config keys.
+        inputs: Fingerprints of the stages that it reads, by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    settings: dict[str, object] = {}
+    inputs: dict[str, str] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Description | None:
+        """What a file says; None if there is none.
+
+        Raises:
+            ArtifactError: If it is damaged.
+        """
+        file = remote.pull(path)
+        try:
+            return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            reason = "it describes no stage" if isinstance(error, ValidationError) else error
+            folder = shown(path.parent)
+            raise ArtifactError(f"{shown(file)} is damaged ({reason}): delete {folder} to redo it") from None
+
+    def write(self, path: Path) -> None:
+        """Writes the file atomically."""
+        write_json(path, self.model_dump())
 
 
 @dataclass(frozen=True)
@@ -47,25 +86,22 @@ class Stage:
 
     name: str
     path: Path
-    settings: dict[str, Any]
+    settings: dict[str, object]
     inputs: tuple[Stage, ...] = ()
 
     @cached_property
-    def description(self) -> dict[str, Any]:
-        return {
-            "stage": self.name,
-            "settings": self.settings,
-            "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
-        }
+    def description(self) -> Description:
+        inputs = {stage.name: stage.fingerprint for stage in self.inputs}
+        return Description(stage=self.name, settings=self.settings, inputs=inputs)
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.description)
+        return fingerprint_of(self.description.model_dump())
 
 
-def fingerprint_of(description: dict[str, Any]) -> str:
+def fingerprint_of(value: object) -> str:
     """SHA-256 of a plain JSON value, the same for equal values."""
-    text = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,30 +111,24 @@ def file_hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_done(path: Path, description: dict[str, Any]) -> bool:
+def is_done(path: Path, description: Description) -> bool:
     """Whether a folder holds the finished output of this description.
 
     Raises:
         ArtifactError: If it holds the finished output of another one; the message says what differs.
     """
-    marker = remote.pull(path / MARKER)
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{shown(marker)} is damaged ({error}): delete {shown(path)} to redo it") from None
-    if found == description:
-        return True
+    found = Description.read(path / MARKER)
+    if found is None or found == description:
+        return found is not None
     raise ArtifactError(
         f"{shown(path)} was made with another config: {difference(found, description)}. "
         "Use another name for this run, or --fresh to delete what no longer fits and redo it"
     )
 
 
-def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def difference(found: Description, wanted: Description) -> str:
     """What changed between two descriptions, in one line."""
-    a, b = _flat(found), _flat(wanted)
+    a, b = _flat(found.model_dump()), _flat(wanted.model_dump())
     changes = [
         f"{key} was {a.get(key)!r}, is {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())
@@ -110,7 +140,7 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     if isinstance(tree, dict):
         return {
             k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
@@ -119,7 +149,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
+def publish(path: Path, description: Description) -> Iterator[Path]:
     """Gives an empty folder to write into, and puts its content in place at `path` when the block ends well.
 
     Folders of other stages that already lie inside `path` (a round's experts) stay. In object storage, what another
@@ -136,7 +166,7 @@ def publish(path: Path, description: dict[str, Any]) -> Iterator[Path]:
     try:
         yield working
         faults.reach("storage/publish")
-        write_json(working / MARKER, description)
+        description.write(working / MARKER)
         if remote.uri(path) is not None and is_done(path, description):
             shutil.rmtree(working)
             return
@@ -209,7 +239,7 @@ def remove_partial(path: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes JSON atomically: temporary file, fsync, rename."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -224,7 +254,7 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def put_json(path: Path, value: Any) -> None:
+def put_json(path: Path, value: object) -> None:
     """`write_json` for a file that belongs to no folder with a marker: it goes where its path says."""
     write_json(path, value)
     remote.push(path)
@@ -253,27 +283,28 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(remote.pull(path), columns=columns)
 
 
-def resume(path: Path, description: dict[str, Any]) -> None:
+def resume(path: Path, description: Description) -> None:
     """Prepares a folder whose files are put in place one by one, keeping those of an interrupted run of the same stage.
 
     Files that another description began are removed, so that two can never mix. End with `finish`.
     """
     started = path / _STARTED
     try:
-        same = json.loads(remote.pull(started).read_text(encoding="utf-8")) == description
-    except (OSError, ValueError):
+        same = Description.read(started) == description
+    except ArtifactError:
         same = False
     if same:
         remote.remove(path / CONTENTS)  # of a `finish` that did not come to its end
     else:
         remote.remove(path)
         path.mkdir(parents=True)
-        put_json(started, description)
+        description.write(started)
+        remote.push(started)
 
 
-def finish(path: Path, description: dict[str, Any]) -> None:
+def finish(path: Path, description: Description) -> None:
     """Marks a folder that `resume` prepared as complete."""
     remote.pull(path)  # other machines have written some of its files
-    write_json(path / MARKER, description)
+    description.write(path / MARKER)
     (path / _STARTED).unlink(missing_ok=True)
     remote.push(path)

@@ -16,6 +16,7 @@ from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage import store
 from ensemw2s.study import diagnosis
 from ensemw2s.study.cells import Cell
+from ensemw2s.training.records import TrainRecord
 
 Facts = dict[str, Any]
 
@@ -178,4 +179,4 @@ def _parameters(graph: Graph) -> dict[str, int]:
     """Weights of each student and of the single expert, whose base is the first; experts of others may be smaller."""
     [single] = graph.baselines[EXPERT_SINGLE]
     models = {EXPERT_SINGLE: single.stage, **{student.name: student.stage for student in graph.students}}
-    return {name: store.read_json(stage.path / "train.json")["parameters"] for name, stage in models.items()}
+    return {name: TrainRecord.read(stage.path).parameters for name, stage in models.items()}

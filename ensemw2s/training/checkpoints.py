@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,8 @@ from safetensors.torch import save_file
 from ensemw2s import faults
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Description
+from ensemw2s.training.records import CheckpointRecord, SoFar
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,16 @@ class Checkpoint:
 
     Attributes:
         path: Its folder.
-        step: Optimizer steps done.
-        facts: What is not a tensor, as plain JSON values.
+        so_far: How far the training was: all that is not a tensor.
     """
 
     path: Path
-    step: int
-    facts: dict[str, Any]
+    so_far: SoFar
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.so_far.step
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -71,10 +75,9 @@ def folder_of(output: Path) -> Path:
 
 def save(
     folder: Path,
-    description: dict[str, Any],
+    description: Description,
     *,
-    step: int,
-    facts: dict[str, Any],
+    so_far: SoFar,
     tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> Path:
     """Writes a checkpoint, and removes all but the one before it.
@@ -82,14 +85,14 @@ def save(
     Args:
         folder: Of this training's checkpoints.
         description: What the training is; only the same one goes on from it.
-        step: Optimizer steps done.
-        facts: Plain JSON values.
+        so_far: How far it is.
         tensors: By name; taken one after the other, and never all in memory.
 
     Raises:
         OSError: If it cannot be written; earlier ones are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    step = so_far.step
     working, target = folder / f".working-{step:09d}", folder / f"step-{step:09d}"
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir()
@@ -97,7 +100,8 @@ def save(
         faults.reach("training/checkpoint")
         _write_shards(working, tensors)
         files = {file.name: store.file_hash(file) for file in sorted(working.glob("*.safetensors"))}
-        store.write_json(working / MANIFEST, {"description": description, "step": step, "facts": facts, "files": files})
+        record = CheckpointRecord(description=description, step=step, facts=so_far, files=files)
+        record.write_file(working / MANIFEST)
         remote.push(working, target, last=MANIFEST)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(working, target)
@@ -132,7 +136,7 @@ def _write_shard(file: Path, shard: dict[str, torch.Tensor]) -> None:
         raise OSError(str(error)) from error
 
 
-def newest(folder: Path, description: dict[str, Any]) -> Checkpoint | None:
+def newest(folder: Path, description: Description) -> Checkpoint | None:
     """The last checkpoint whose files are whole; None if there is none.
 
     Raises:
@@ -141,34 +145,31 @@ def newest(folder: Path, description: dict[str, Any]) -> Checkpoint | None:
     check(folder, description)
     for path in reversed(_all(folder)):
         try:
-            manifest = _manifest(remote.pull(path, last=MANIFEST))
-            for name, checksum in manifest["files"].items():
+            record = _record(remote.pull(path, last=MANIFEST))
+            for name, checksum in record.files.items():
                 if store.file_hash(path / name) != checksum:
                     raise ValueError(f"{name} is not what was written")
         except (OSError, ValueError, ArtifactError) as error:
             log.warning("%s is damaged and not used: %s", remote.shown(path), error)
         else:
-            return Checkpoint(path, manifest["step"], manifest["facts"])
+            return Checkpoint(path, record.facts)
     return None
 
 
-def check(folder: Path, description: dict[str, Any]) -> None:
+def check(folder: Path, description: Description) -> None:
     """Raises `ArtifactError` if there are checkpoints of another training; reads no weights."""
     for path in _all(folder):
         with suppress(OSError, ValueError):
-            if (found := _manifest(path)["description"]) != description:
+            if (found := _record(path).description) != description:
                 raise ArtifactError(
                     f"{remote.shown(path)} is of a training with another config: {store.difference(found, description)}"
                     ". Use another name for this run, or --fresh to delete what no longer fits and redo it"
                 )
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> CheckpointRecord:
     """What is said of a checkpoint. Raises ValueError if it is not what `save` writes."""
-    manifest = json.loads(remote.pull(path / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not manifest.keys() >= {"description", "step", "facts", "files"}:
-        raise ValueError(f"{MANIFEST} lacks facts")
-    return manifest
+    return CheckpointRecord.model_validate(json.loads(remote.pull(path / MANIFEST).read_text(encoding="utf-8")))
 
 
 def discard(folder: Path) -> None:

@@ -29,6 +29,7 @@ from ensemw2s.cluster.resources import share_of
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import EnsemW2SError, TrainingError
 from ensemw2s.storage import remote, store
+from ensemw2s.training.records import TrainRecord
 from ensemw2s.training.spec import TrainSpec
 
 POLL = 0.3
@@ -140,7 +141,7 @@ class Lanes:
     ) -> None:
         self.close(abandon=error is not None)
 
-    def train(self, specs: list[TrainSpec], *, priority: int = 0) -> dict[str, dict[str, Any]]:
+    def train(self, specs: list[TrainSpec], *, priority: int = 0) -> dict[str, TrainRecord]:
         """Trains specs side by side; those whose finished output is there are not trained again. Thread-safe.
 
         Args:
@@ -148,7 +149,7 @@ class Lanes:
             priority: Specs of lower priority values are begun first.
 
         Returns:
-            The facts of each spec's train.json, by name.
+            The record of each training, by the name of its spec.
 
         Raises:
             EnsemW2SError: What a spec failed with, if it is one of ours; it is not tried again.
@@ -166,7 +167,7 @@ class Lanes:
                     self.close(abandon=True)
                     raise
                 self.close()
-        return {spec.name: store.read_json(Path(spec.output) / "train.json") for spec in specs}
+        return {spec.name: TrainRecord.read(Path(spec.output)) for spec in specs}
 
     def close(self, *, abandon: bool = False) -> None:
         """Ends the lanes, after what they are training unless `abandon` is set. A later `train` starts new ones.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import logging
 import sys
 import time
@@ -35,6 +34,7 @@ from ensemw2s.storage import store
 from ensemw2s.training import checkpoints, group, objectives, state
 from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
 from ensemw2s.training.curves import Curves
+from ensemw2s.training.records import SoFar, TrainRecord
 from ensemw2s.training.spec import Start, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def train(
     on_step: OnStep | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     leaving: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
+) -> TrainRecord:
     """Trains one model, unless its finished output is there already; goes on from its last checkpoint if there is one.
 
     Every worker of the process group calls it with the same spec; worker 0 writes the output.
@@ -71,7 +71,7 @@ def train(
             taken away, which is answered with a checkpoint. All workers must get the same answer.
 
     Returns:
-        The facts in train.json: steps, tokens, seconds, losses, validation by epoch.
+        The record in train.json: steps, tokens, seconds, losses, validation by epoch.
 
     Raises:
         TrainingError: If the loss is not finite.
@@ -79,37 +79,27 @@ def train(
     """
     output = Path(spec.output)
     if store.is_done(output, spec.fingerprint):
-        facts: dict[str, Any] = store.read_json(output / "train.json")
-        return facts
+        return TrainRecord.read(output)
     faults.reach("training/begin")
     run = _Run(spec, device or group.best_device(), on_checkpoint, leaving)
     try:
-        facts = run.fit(on_step)
+        record = run.fit(on_step)
         weights = run.final_weights()
         if run.rank == 0:
             with store.publish(output, spec.fingerprint) as folder:
                 loading.save_trained(run.model, run.tokenizer, folder, state_dict=weights, base=run.base)
-                store.write_json(folder / "train.json", facts)
+                record.write(folder)
             checkpoints.discard(checkpoints.folder_of(output))
         if dist.is_initialized():
             dist.barrier()
-        return facts
+        return record
     finally:
         run.close()
 
 
 @dataclass
 class _SoFar:
-    """What a training has done, beside its weights.
-
-    Attributes:
-        step: Optimizer steps.
-        losses: Mean loss of each finished epoch.
-        validation: Exact match after each finished epoch.
-        kept_epoch: Epoch whose weights are the best ones.
-        loss: Sum over the steps of the epoch under way, of all workers.
-        seconds: Of earlier processes.
-    """
+    """`SoFar` while it grows; `seconds` are those of earlier processes."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -117,6 +107,15 @@ class _SoFar:
     kept_epoch: int = 0
     loss: float = 0.0
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, record: SoFar) -> _SoFar:
+        """What a checkpoint says."""
+        return cls(**{**dict(record), "losses": list(record.losses), "validation": list(record.validation)})
+
+    def record(self, *, loss: float, seconds: float) -> SoFar:
+        """As a checkpoint keeps it: with the loss of all workers and the seconds of this process."""
+        return SoFar(**{**dataclasses.asdict(self), "loss": loss, "seconds": seconds})
 
 
 class _Run:
@@ -155,7 +154,7 @@ class _Run:
         self.so_far, self.best = _SoFar(), None
         if checkpoint is not None:
             state.load_optimizer(self.engine, self.model, checkpoint)
-            self.so_far, self.best = _SoFar(**checkpoint.facts), state.best(checkpoint)
+            self.so_far, self.best = _SoFar.of(checkpoint.so_far), state.best(checkpoint)
         self.started = self.saved = self.looked = time.monotonic()
         self.warned, self.tell, self.restored = False, False, self.so_far.step
         # on the CPU, so that a question does not wait for what a GPU is at
@@ -203,8 +202,8 @@ class _Run:
         kinds = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[self.spec.offload]
         return {f"offload_{kind}": to_cpu for kind in kinds}
 
-    def fit(self, on_step: OnStep | None) -> dict[str, Any]:
-        """Runs all epochs that are left. Returns the facts for train.json."""
+    def fit(self, on_step: OnStep | None) -> TrainRecord:
+        """Runs all epochs that are left. Returns the record for train.json."""
         spec, so_far = self.spec, self.so_far
         for epoch in range(so_far.step // self.steps_per_epoch, spec.recipe.epochs):
             so_far.losses.append(self._epoch(epoch, on_step))
@@ -216,23 +215,23 @@ class _Run:
                 so_far.validation.append(found)
         tokens = self.data.tokens
         seen = int(tokens.offsets[-1]) + sum(len(p) for p in tokens.prompt_ids)
-        return {
-            "name": spec.name,
-            "examples": len(self.data),
-            "epochs": spec.recipe.epochs,
-            "kept_epoch": so_far.kept_epoch or spec.recipe.epochs,
-            "steps": self.steps,
-            "workers": self.world,
-            "zero_stage": spec.zero_stage,
-            "precision": "bf16" if use_bf16(spec.precision, self.device) else "fp32",
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "tokens_trained": seen * spec.recipe.epochs,
-            "loss": so_far.losses,
-            "validation_exact_match": so_far.validation,
-            "seconds": round(self._seconds(), 3),
-            "finished": time.time(),
-        }
+        return TrainRecord(
+            name=spec.name,
+            examples=len(self.data),
+            epochs=spec.recipe.epochs,
+            kept_epoch=so_far.kept_epoch or spec.recipe.epochs,
+            steps=self.steps,
+            workers=self.world,
+            zero_stage=spec.zero_stage,
+            precision="bf16" if use_bf16(spec.precision, self.device) else "fp32",
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            trained_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            tokens_trained=seen * spec.recipe.epochs,
+            loss=tuple(so_far.losses),
+            validation_exact_match=tuple(so_far.validation),
+            seconds=round(self._seconds(), 3),
+            finished=time.time(),
+        )
 
     def _seconds(self) -> float:
         return self.so_far.seconds + time.monotonic() - self.started
@@ -301,13 +300,12 @@ class _Run:
         self.saved = now
         whole = total.clone()
         dist.all_reduce(whole)
-        facts = dataclasses.asdict(dataclasses.replace(self.so_far, loss=float(whole), seconds=self._seconds()))
-        path = self._save(facts)
+        path = self._save(self.so_far.record(loss=float(whole), seconds=self._seconds()))
         if self._agreed([path is not None])[0] and self.on_checkpoint is not None and self.tell:
             self.tell = False
             self.on_checkpoint(self.checkpoints, self.so_far.step)
 
-    def _save(self, facts: dict[str, Any]) -> Path | None:
+    def _save(self, so_far: SoFar) -> Path | None:
         """Gathers the state, and on worker 0 writes it; None where that failed, which the training survives."""
         tensors = state.tensors(self.engine, self.model, self.best)
         path = None
@@ -316,8 +314,7 @@ class _Run:
                 path = checkpoints.save(
                     self.checkpoints,
                     self.spec.fingerprint,
-                    step=self.so_far.step,
-                    facts=facts,
+                    so_far=so_far,
                     tensors=tensors,
                 )
         except OSError as error:
@@ -437,9 +434,9 @@ def main(arguments: list[str]) -> None:
     group.join(group.best_device())  # also where every spec turns out to be finished
     for path in arguments:
         spec = TrainSpec.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        facts = train(spec)
+        record = train(spec)
         if dist.get_rank() == 0:
-            print(json.dumps(facts))
+            print(record.model_dump_json())
     group.leave()
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ensemw2s.boosting.masks import RoundWeights
 from ensemw2s.config import Lora, Recipe
+from ensemw2s.storage.store import Description
 
 
 class _Frozen(BaseModel):
@@ -57,7 +58,7 @@ class TrainSpec(_Frozen):
     name: str
     output: str
     """Folder that the trained model is put into, with train.json and the marker of `store`."""
-    fingerprint: dict[str, object]
+    fingerprint: Description
     """Description that the marker keeps (see `store.Stage`)."""
     start: Start
     tokens: list[str]

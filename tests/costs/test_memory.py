@@ -23,6 +23,7 @@ from ensemw2s.ensemble.decoding import decode_with, list_engine
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.adapters import attach_lora
+from ensemw2s.storage.store import Description
 from ensemw2s.training import loop
 from ensemw2s.training.spec import Start, TrainSpec
 
@@ -90,7 +91,7 @@ def test_weights_gradients_and_optimizer_are_what_deepspeed_holds(base, tmp_path
     spec = TrainSpec(
         name="measured",
         output=str(tmp_path / "out"),
-        fingerprint={},
+        fingerprint=Description(stage="a"),
         start=Start(path=str(folder), lora=lora),
         tokens=[token_rows],
         recipe=Recipe(epochs=1, batch_size=4),

@@ -88,11 +88,11 @@ def test_members_on_one_base_read_its_weights_once():
     assert decoding_rate([Members(SHAPE, 4, shared=True)], share, started, slots=1, context=0) < 1 / 0.002
 
 
-def test_speeds_of_a_finished_run_are_read(tmp_path):
+def test_speeds_of_a_finished_run_are_read(tmp_path, older_training):
     for folder, tokens, workers in (("rounds/1/experts/0", 600, 2), ("students/student_ensemw2s", 100, 1)):
         (tmp_path / folder).mkdir(parents=True)
-        facts = {"tokens_trained": tokens, "seconds": 10, "workers": workers}
-        (tmp_path / folder / "train.json").write_text(json.dumps(facts))
+        changed = {"tokens_trained": tokens, "seconds": 10.0, "workers": workers}
+        older_training.model_copy(update=changed).write(tmp_path / folder)
     with pytest.raises(ConfigError, match=r"there is no results\.json"):
         read_measured(tmp_path)
     systems = {"ensemw2s": {"tokens_decoded": 400, "decode_seconds": 2.0}, "expert_single": {"tokens_decoded": 9}}

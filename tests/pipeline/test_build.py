@@ -360,7 +360,7 @@ def test_the_order_of_keys_in_the_file_does_not_matter():
 def test_fresh_also_deletes_second_tries_of_another_config(tmp_path):
     stages = graph(**{"storage": str(tmp_path), "boosting.on_failure": "retry"})
     retry = stages.rounds[1].retries[0].stage
-    with store.publish(retry.path, {**retry.description, "settings": {"expert.epochs": 99}}) as folder:
+    with store.publish(retry.path, retry.description.model_copy(update={"settings": {"expert.epochs": 99}})) as folder:
         store.write_json(folder / "train.json", {})
     with pytest.raises(ArtifactError, match="experts/0-retry was made with another config"):
         check_stages(stages)

@@ -250,13 +250,13 @@ def test_students_of_a_generation_become_an_ensemble_of_equal_votes_before_the_n
     assert shown == ["generations/1"]
 
 
-def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context):
+def test_the_ensemble_costs_what_experts_that_were_given_up_cost_too(context, older_training):
     run = context(boosting={"rounds": 2, "on_failure": "retry"}, evaluation={"systems": ["ensemw2s"]})
     first, second = run.graph.rounds
     counted = [first.experts[0].stage, second.retries[0].stage]
     for stage in counted:
         stage.path.mkdir(parents=True)
-        store.write_json(stage.path / "train.json", {"tokens_trained": 100, "seconds": 2.0})
+        older_training.model_copy(update={"tokens_trained": 100, "seconds": 2.0}).write(stage.path)
     members = [
         member(1, 1.0),
         member(2, 1.0, name=second.retries[0].stage.name, first_try=TrainingSpent(tokens_trained=30, seconds=0.5)),

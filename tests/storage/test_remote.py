@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ import requests
 
 from ensemw2s.errors import ArtifactError, ConfigError, ResourceError
 from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Description
 
-DESCRIPTION = {"stage": "data", "settings": {"seed": 1}, "inputs": {}}
+DESCRIPTION = Description(stage="data", settings={"seed": 1}, inputs={})
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def write(path: Path, files: dict[str, str]) -> None:
         (path / name).write_text(text)
 
 
-def publish(path: Path, files: dict[str, str], description: dict[str, Any] = DESCRIPTION) -> None:
+def publish(path: Path, files: dict[str, str], description: Description = DESCRIPTION) -> None:
     with store.publish(path, description) as working:
         write(working, files)
 
@@ -148,7 +148,7 @@ def test_a_push_that_breaks_off_leaves_no_marker(
     with monkeypatch.context() as patch:
         fail_at(patch, lost)
         working = folder(bucket).with_name(".partial-data-12345678")
-        write(working, {"a.txt": "2", "b.txt": "2", remote.MARKER: json.dumps(DESCRIPTION)})
+        write(working, {"a.txt": "2", "b.txt": "2", remote.MARKER: DESCRIPTION.model_dump_json()})
         with pytest.raises(ResourceError, match=rf"s3://{bucket.name}/runs/small/data cannot be used: the network is"):
             remote.push(working, folder(bucket))
     assert remote.MARKER not in keys(bucket)
@@ -215,7 +215,7 @@ def test_a_folder_of_parts_is_gone_on_with_elsewhere_and_finished_whole(
     move("third")
     path = folder(bucket, "labels")
     assert {file.name for file in remote.pull(path).glob("part-*")} == {"part-0", "part-1"}
-    store.resume(path, {**DESCRIPTION, "stage": "other"})
+    store.resume(path, DESCRIPTION.model_copy(update={"stage": "other"}))
     assert keys(bucket, "labels/") == {".started.json"}
 
 
@@ -238,7 +238,7 @@ def test_parts_go_on_after_their_end_broke_off(bucket: Any, monkeypatch: pytest.
 def test_a_stage_of_another_config_is_refused_by_its_uri(bucket: Any) -> None:
     publish(folder(bucket), {"a.txt": "1"})
     with pytest.raises(ArtifactError, match=rf"s3://{bucket.name}/runs/small/data was made with another config: seed"):
-        store.is_done(folder(bucket), {**DESCRIPTION, "settings": {"seed": 2}})
+        store.is_done(folder(bucket), DESCRIPTION.model_copy(update={"settings": {"seed": 2}}))
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: Any) -> None:

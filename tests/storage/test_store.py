@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import store
-from ensemw2s.storage.store import MARKER, Stage
+from ensemw2s.storage.store import MARKER, Description, Stage
 
-DESCRIPTION = {"stage": "rounds/1", "settings": {"expert.epochs": 6}, "inputs": {"tokens": "abc"}}
+DESCRIPTION = Description(stage="rounds/1", settings={"expert.epochs": 6}, inputs={"tokens": "abc"})
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -32,7 +32,7 @@ def path(tmp_path) -> Path:
     return tmp_path / "run" / "rounds" / "1"
 
 
-def publish(path: Path, description: dict = DESCRIPTION, **files: str) -> None:
+def publish(path: Path, description: Description = DESCRIPTION, **files: str) -> None:
     with store.publish(path, description) as folder:
         for name, text in files.items():
             (folder / name).write_text(text)
@@ -53,7 +53,7 @@ def test_a_published_folder_is_done_and_holds_what_was_written(path):
     publish(path, facts="1")
     assert store.is_done(path, DESCRIPTION)
     assert content(path).keys() == {"facts", MARKER}
-    assert json.loads((path / MARKER).read_text()) == DESCRIPTION
+    assert json.loads((path / MARKER).read_text()) == DESCRIPTION.model_dump()
     assert [p.name for p in path.parent.iterdir()] == ["1"]
 
 
@@ -102,7 +102,7 @@ def test_a_kill_on_the_way_leaves_nothing_that_counts_as_done(path, monkeypatch,
 
 def test_a_kill_between_two_files_of_a_folder_that_was_there_leaves_no_marker(path, monkeypatch):
     """A round's folder holds its experts already, so its own files are moved in one by one."""
-    publish(path / "experts" / "0", {"stage": "rounds/1/experts/0"}, weights="w")
+    publish(path / "experts" / "0", Description(stage="rounds/1/experts/0"), weights="w")
     real, moved = os.replace, []
 
     def replace(source, target):
@@ -118,7 +118,7 @@ def test_a_kill_between_two_files_of_a_folder_that_was_there_leaves_no_marker(pa
     monkeypatch.undo()
     assert len(moved) == 1
     assert not store.is_done(path, DESCRIPTION)
-    assert store.is_done(path / "experts" / "0", {"stage": "rounds/1/experts/0"})
+    assert store.is_done(path / "experts" / "0", Description(stage="rounds/1/experts/0"))
     publish(path, errors="e", facts="f")
     assert store.is_done(path, DESCRIPTION)
 
@@ -139,7 +139,7 @@ def test_a_redone_stage_has_no_marker_until_all_its_files_are_new(path, monkeypa
 
 
 def test_folders_of_other_stages_inside_stay(path):
-    publish(path / "experts" / "0", {"stage": "rounds/1/experts/0"}, weights="w")
+    publish(path / "experts" / "0", Description(stage="rounds/1/experts/0"), weights="w")
     publish(path, facts="1")
     assert content(path).keys() == {"facts", MARKER, "experts/0/weights", f"experts/0/{MARKER}"}
     assert store.is_done(path, DESCRIPTION)
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_only_at_the_marker_is_full_too(path, monkeypatch, n
 
 def test_another_description_is_refused_with_what_was_and_what_is(path):
     publish(path)
-    wanted = {**DESCRIPTION, "settings": {"expert.epochs": 9, "expert.lora": {"rank": 8}}}
+    wanted = DESCRIPTION.model_copy(update={"settings": {"expert.epochs": 9, "expert.lora": {"rank": 8}}})
     with pytest.raises(ArtifactError) as caught:
         store.is_done(path, wanted)
     message = str(caught.value)
@@ -219,24 +219,25 @@ def test_another_description_is_refused_with_what_was_and_what_is(path):
 
 
 def test_nested_settings_are_named_by_their_dotted_key():
-    found = {"settings": {"data.sizes": {"easy_train": 10, "id_test": 5}}, "inputs": {}}
-    wanted = {"settings": {"data.sizes": {"easy_train": 20, "id_test": 5}}, "inputs": {}}
+    found, wanted = (
+        Description(stage="data", settings={"data.sizes": {"easy_train": n, "id_test": 5}}) for n in (10, 20)
+    )
     assert store.difference(found, wanted) == "data.sizes.easy_train was 10, is 20"
 
 
 def test_inputs_are_named_only_where_no_setting_changed():
-    other = {**DESCRIPTION, "inputs": {"tokens": "xyz"}}
+    other = DESCRIPTION.model_copy(update={"inputs": {"tokens": "xyz"}})
     assert store.difference(DESCRIPTION, other) == "its inputs changed (tokens)"
-    both = {**other, "settings": {"expert.epochs": 7}}
+    both = other.model_copy(update={"settings": {"expert.epochs": 7}})
     assert store.difference(DESCRIPTION, both) == "expert.epochs was 6, is 7"
 
 
 def test_many_changes_are_counted():
-    found, wanted = ({"settings": {f"k{i}": value for i in range(7)}} for value in (0, 1))
+    found, wanted = (Description(stage="data", settings={f"k{i}": value for i in range(7)}) for value in (0, 1))
     assert re.fullmatch(r"(k\d was 0, is 1(; )?){4} and 3 more", store.difference(found, wanted))
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1'])
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[]", '{"a": 1}'])
 def test_a_damaged_marker_is_named(path, text):
     path.mkdir(parents=True)
     (path / MARKER).write_text(text)
@@ -246,10 +247,11 @@ def test_a_damaged_marker_is_named(path, text):
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), PLAIN, max_size=4))
-def test_a_plain_description_equals_itself_after_json(description):
-    assert json.loads(json.dumps(description)) == description
-    turned = dict(reversed(description.items()))
-    assert store.fingerprint_of(turned) == store.fingerprint_of(description)
+def test_a_plain_description_equals_itself_after_json(settings):
+    description = Description(stage="a", settings=settings)
+    assert Description.model_validate(json.loads(json.dumps(description.model_dump()))) == description
+    turned = dict(reversed(settings.items()))
+    assert store.fingerprint_of(turned) == store.fingerprint_of(settings)
 
 
 def test_a_fingerprint_follows_from_settings_inputs_and_name_and_not_from_the_place():
@@ -275,7 +277,7 @@ def test_resume_keeps_the_parts_of_the_same_description(path):
 def test_resume_removes_the_parts_of_another_description(path):
     store.resume(path, DESCRIPTION)
     (path / "part-0").write_text("x")
-    store.resume(path, {**DESCRIPTION, "inputs": {"tokens": "xyz"}})
+    store.resume(path, DESCRIPTION.model_copy(update={"inputs": {"tokens": "xyz"}}))
     assert content(path).keys() == {".started.json"}
 
 
@@ -306,3 +308,11 @@ def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"bad\.json cannot be read"):
         store.read_json(tmp_path / "bad.json")
+
+
+def test_the_marker_of_an_older_run_is_read_and_written_as_it_was(tmp_path):
+    older = Path(__file__).parents[1] / "older_run/rounds/1/experts/0" / MARKER
+    description = Description.read(older)
+    assert description.stage == "rounds/1/experts/0"
+    description.write(tmp_path / MARKER)
+    assert (tmp_path / MARKER).read_text() == older.read_text()

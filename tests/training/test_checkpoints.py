@@ -13,15 +13,17 @@ from safetensors.torch import load_file
 from ensemw2s.config import Lora
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Description
 from ensemw2s.training import checkpoints, loop
+from ensemw2s.training.records import SoFar, TrainRecord
 from ensemw2s.training.spec import Start, TrainSpec
 
 CPU = torch.device("cpu")
-DESCRIPTION = {"stage": "a", "settings": {"expert.epochs": 2}, "inputs": {}}
+DESCRIPTION = Description(stage="a", settings={"expert.epochs": 2}, inputs={})
 
 
-def save(folder: Path, step: int, description: dict[str, Any] = DESCRIPTION, **tensors: torch.Tensor) -> Path:
-    return checkpoints.save(folder, description, step=step, facts={"n": step}, tensors=tensors.items())
+def save(folder: Path, step: int, description: Description = DESCRIPTION, **tensors: torch.Tensor) -> Path:
+    return checkpoints.save(folder, description, so_far=SoFar(step=step, losses=(0.5,)), tensors=tensors.items())
 
 
 def test_the_newest_checkpoint_comes_back_and_the_one_before_it_stays(tmp_path):
@@ -29,7 +31,7 @@ def test_the_newest_checkpoint_comes_back_and_the_one_before_it_stays(tmp_path):
     for step in (3, 12, 200):
         save(tmp_path, step, a=torch.full((2, 3), float(step)), b=torch.arange(4))
     found = checkpoints.newest(tmp_path, DESCRIPTION)
-    assert (found.step, found.facts) == (200, {"n": 200})
+    assert found.so_far == SoFar(step=200, losses=(0.5,))
     assert set(found.files) == {"a", "b"}
     torch.testing.assert_close(found.tensor("a"), torch.full((2, 3), 200.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000012", "step-000000200"]
@@ -44,7 +46,7 @@ def test_tensors_are_divided_among_files_and_taken_one_by_one(tmp_path, monkeypa
             alive.append(i)
             yield f"t{i}", torch.full((20,), float(i))
 
-    checkpoints.save(tmp_path, DESCRIPTION, step=1, facts={}, tensors=tensors())
+    checkpoints.save(tmp_path, DESCRIPTION, so_far=SoFar(step=1), tensors=tensors())
     found = checkpoints.newest(tmp_path, DESCRIPTION)
     assert len(set(found.files.values())) == 3
     assert [found.tensor(f"t{i}")[0].item() for i in range(6)] == list(range(6))
@@ -83,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
 
 def test_a_checkpoint_of_another_config_is_refused_with_the_difference(tmp_path):
     save(tmp_path, 1, a=torch.ones(3))
-    other = {**DESCRIPTION, "settings": {"expert.epochs": 3}}
+    other = DESCRIPTION.model_copy(update={"settings": {"expert.epochs": 3}})
     for look in (checkpoints.check, checkpoints.newest):
         with pytest.raises(ArtifactError, match=r"expert\.epochs was 2, is 3.*--fresh"):
             look(tmp_path, other)
@@ -177,9 +179,9 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(make, kind):
     assert train(cut, cut=at + 1) == [at, at + 1]  # the step that was cut off is done again
     assert train(cut) == [at + 1, at + 2]
     assert same(cut, whole)
-    facts, expected = (store.read_json(Path(spec.output) / "train.json") for spec in (cut, whole))
+    facts, expected = (TrainRecord.read(Path(spec.output)) for spec in (cut, whole))
     for fact in FACTS:
-        assert facts[fact] == pytest.approx(expected[fact], abs=2e-6), fact
+        assert getattr(facts, fact) == pytest.approx(getattr(expected, fact), abs=2e-6), fact
     assert not checkpoints.folder_of(Path(cut.output)).exists()
     assert not train(cut)
 
@@ -190,7 +192,7 @@ def test_a_training_goes_on_with_another_way_of_dividing_it(make):
     train(whole)
     for before, after in (("zero-0", "zero-3"), ("zero-3", "zero-2"), ("zero-2", "zero-0")):
         name = f"{before}-{after}"
-        cut = make(before, name, fingerprint={"stage": name, "settings": {}, "inputs": {}})
+        cut = make(before, name, fingerprint=Description(stage=name))
         train(cut, cut=4)
         train(cut.model_copy(update={"zero_stage": KINDS[after]["zero_stage"]}))
         a, b = weights(cut), weights(whole)
@@ -230,7 +232,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(make, monkeypatch
 def test_another_config_does_not_go_on_from_a_checkpoint(make):
     cut = make("plain", "cut")
     train(cut, cut=3)
-    other = {"stage": "plain", "settings": {"expert.epochs": 9}, "inputs": {}}
+    other = Description(stage="plain", settings={"expert.epochs": 9})
     with pytest.raises(ArtifactError, match=r"expert\.epochs was None, is 9"):
         train(cut.model_copy(update={"fingerprint": other}))
 
@@ -273,7 +275,7 @@ def test_in_object_storage_the_objects_are_the_checkpoints(bucket, tmp_path, mon
     found = checkpoints.newest(folder, DESCRIPTION)
     torch.testing.assert_close(found.tensor("a"), torch.full((2, 3), 12.0))
     with pytest.raises(ArtifactError, match=rf"s3://{bucket.name}/\S+/step-000000012 is of a training with another"):
-        checkpoints.check(folder, {**DESCRIPTION, "stage": "b"})
+        checkpoints.check(folder, DESCRIPTION.model_copy(update={"stage": "b"}))
     checkpoints.discard(folder)
     assert bucket.objects() == {}
 

@@ -16,6 +16,7 @@ from ensemw2s.cluster.resources import DRIVER, NODE_SHARE
 from ensemw2s.config import ClusterConfig, Recipe, TrainingConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models import corpus, tiny
+from ensemw2s.storage.store import Description
 from ensemw2s.training import checkpoints
 from ensemw2s.training.spec import Start, Tracking, TrainSpec
 
@@ -53,7 +54,7 @@ def spec(text, tmp_path):
         return TrainSpec(
             name=name,
             output=str(tmp_path / name),
-            fingerprint={"name": name},
+            fingerprint=Description(stage=name),
             start=start,
             tokens=[str(text / "documents.parquet")],
             recipe=Recipe(epochs=epochs, batch_size=10),
@@ -89,7 +90,7 @@ def damaged_base(text, tmp_path) -> Path:
 
 
 def span(facts: dict) -> tuple[float, float]:
-    return facts["finished"] - facts["seconds"], facts["finished"]
+    return facts.finished - facts.seconds, facts.finished
 
 
 def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> None:
@@ -107,7 +108,7 @@ def test_lanes_train_side_by_side_and_no_spec_twice(lanes, spec, tmp_path) -> No
         again = open_lanes.train([*specs, spec("one-more", epochs=1)])
         assert time.monotonic() - began < 20, "the lanes did not stay up"
     assert {name: again[name] for name in facts} == facts
-    assert again["one-more"]["epochs"] == 1
+    assert again["one-more"].epochs == 1
     weights = [(tmp_path / s.name / "model.safetensors").read_bytes() for s in specs]
     assert len(set(weights)) == 1, "equal specs gave different weights on different lanes"
 
@@ -123,7 +124,7 @@ def test_a_lane_whose_worker_dies_goes_on_from_its_checkpoint(lanes, spec, fault
         facts = one_lane.train([cut])["cut"]
         one_lane.train([whole])
     assert not psutil.pid_exists(faults.process("training/checkpoint-written", 100))
-    assert facts["steps"] == 250
+    assert facts.steps == 250
     assert starts(curves) == [0, 100], "it did not go on from its checkpoint"
     assert not checkpoints.folder_of(Path(cut.output)).exists()
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
@@ -172,7 +173,7 @@ def test_a_lane_grows_onto_a_new_node_and_survives_its_loss(nodes, spec, faults,
     with launch.Lanes(TRAINING, 1, tmp_path / "scratch", keep=False) as lanes:
         expected = lanes.train([whole])["whole"]
     assert starts(curves) == [0, 50, 150]
-    assert facts["loss"] == pytest.approx(expected["loss"], abs=0.02)
+    assert facts.loss == pytest.approx(expected.loss, abs=0.02)
 
 
 def test_a_spec_that_fails_gives_its_reason_at_once_and_the_finished_ones_stay(

@@ -24,8 +24,10 @@ from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ArtifactError, TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import Description
 from ensemw2s.training import loop
 from ensemw2s.training.batches import epoch_batches
+from ensemw2s.training.records import TrainRecord
 from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
 
 CPU = torch.device("cpu")
@@ -51,7 +53,7 @@ SPECS: dict[str, dict[str, Any]] = {
 BY_TWO = [name for name in SPECS if name not in ("zero-3", "adapters-zero-3")]
 """Sharded weights are slow to train, and two specs with them are enough."""
 
-Facts = dict[str, dict[str, Any]]
+Facts = dict[str, TrainRecord]
 
 
 class Trained(Facts):
@@ -101,7 +103,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert apart.max() < 3e-4
 
 
-def train(spec: TrainSpec, **options: Any) -> dict[str, Any]:
+def train(spec: TrainSpec, **options: Any) -> TrainRecord:
     return loop.train(spec, device=CPU, **options)
 
 
@@ -111,11 +113,11 @@ def alone(workshop: Any) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def two(workshop: Any) -> Facts:
+def two(workshop: Any, older_training: TrainRecord) -> Facts:
     """The facts of specs trained by two workers, processes as torchrun starts them; their folders are `two/NAME`."""
     finished = workshop.spec("finished", output=str(workshop.root / "two" / "finished"))
     with store.publish(Path(finished.output), finished.fingerprint) as folder:
-        store.write_json(folder / "train.json", {"name": "finished"})
+        older_training.write(folder)
     files = [workshop.root / "finished.json"]
     files[0].write_text(finished.model_dump_json())
     for name in BY_TWO:
@@ -152,16 +154,16 @@ def two(workshop: Any) -> Facts:
         for worker in workers:
             worker.kill()
             worker.wait()
-    return {name: store.read_json(workshop.root / "two" / name / "train.json") for name in BY_TWO}
+    return {name: TrainRecord.read(workshop.root / "two" / name) for name in BY_TWO}
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("name", BY_TWO)
 def test_one_worker_and_two_give_the_same_losses_and_weights(workshop, alone, two, name):
-    assert (alone[name]["workers"], two[name]["workers"]) == (1, 2)
-    np.testing.assert_allclose(alone[name]["loss"], two[name]["loss"], atol=4e-6)
-    assert alone[name]["validation_exact_match"] == two[name]["validation_exact_match"]
-    assert alone[name]["kept_epoch"] == two[name]["kept_epoch"]
+    assert (alone[name].workers, two[name].workers) == (1, 2)
+    np.testing.assert_allclose(alone[name].loss, two[name].loss, atol=4e-6)
+    assert alone[name].validation_exact_match == two[name].validation_exact_match
+    assert alone[name].kept_epoch == two[name].kept_epoch
     a, b = alone.weights(name), saved(workshop.root / "two" / name)
     assert_same(a, b)
     start = saved(workshop.base)
@@ -174,7 +176,7 @@ SLOW = pytest.mark.slow
 @SLOW
 @pytest.mark.parametrize("name", ["passes", "zero-0", "zero-2", "zero-3"])
 def test_micro_batches_and_zero_stages_change_nothing(workshop, alone, name):
-    np.testing.assert_allclose(alone["plain"]["loss"], alone[name]["loss"], atol=4e-6)
+    np.testing.assert_allclose(alone["plain"].loss, alone[name].loss, atol=4e-6)
     assert_same(alone.weights(name), alone.weights("plain"))
 
 
@@ -213,7 +215,7 @@ def test_training_is_the_method_written_out(workshop, alone):
             optimizer.zero_grad()
             losses[epoch].append(loss.item() / total)
     assert clipped == {True, False}
-    np.testing.assert_allclose(facts["loss"], np.mean(losses, axis=1), atol=4e-6)
+    np.testing.assert_allclose(facts.loss, np.mean(losses, axis=1), atol=4e-6)
     trained = alone.weights("plain")
     expected = {key: value.detach() for key, value in model.state_dict().items() if key in trained}
     assert_same(trained, expected)
@@ -221,24 +223,24 @@ def test_training_is_the_method_written_out(workshop, alone):
 
 def test_checkpointed_gradients_are_the_same(workshop, alone):
     spec = make_spec(workshop, "plain", "checkpointed").model_copy(update={"gradient_checkpointing": True})
-    assert train(spec)["loss"] == alone["plain"]["loss"]
+    assert train(spec).loss == alone["plain"].loss
     assert_same(saved(spec.output), alone.weights("plain"))
 
 
 def test_facts_say_what_was_trained_on(workshop, alone):
     facts, data = alone["plain"], TokenData.read(workshop.table)
-    assert (facts["name"], facts["examples"], facts["epochs"], facts["steps"]) == ("plain", 21, 2, 6)
-    assert facts["tokens_trained"] == 2 * (data.n_samples + sum(len(prompt) for prompt in data.prompt_ids))
-    assert facts["parameters"] == facts["trained_parameters"] == loading.model_info(workshop.base).parameters
-    assert (facts["zero_stage"], facts["precision"], facts["kept_epoch"]) == (1, "fp32", 2)
-    assert facts["seconds"] > 0
+    assert (facts.name, facts.examples, facts.epochs, facts.steps) == ("plain", 21, 2, 6)
+    assert facts.tokens_trained == 2 * (data.n_samples + sum(len(prompt) for prompt in data.prompt_ids))
+    assert facts.parameters == facts.trained_parameters == loading.model_info(workshop.base).parameters
+    assert (facts.zero_stage, facts.precision, facts.kept_epoch) == (1, "fp32", 2)
+    assert facts.seconds > 0
 
 
 def test_validation_counts_answers_of_which_every_token_is_the_most_likely(workshop, alone):
     facts = alone["best-zero-3"]
-    curve = facts["validation_exact_match"]
+    curve = facts.validation_exact_match
     assert len(curve) == 3
-    assert facts["kept_epoch"] == 1 + curve.index(max(curve))
+    assert facts.kept_epoch == 1 + curve.index(max(curve))
     data = TokenData.read(workshop.table)
     model = loading.load_causal_lm(alone.folder("best-zero-3"))
     right = [s.correct.all() for s in score(model, data.prompt_ids, data.answer_ids, pad_id=0, batch_size=8)]
@@ -247,7 +249,7 @@ def test_validation_counts_answers_of_which_every_token_is_the_most_likely(works
 
 def test_the_best_epoch_is_kept_and_of_equals_the_earlier(workshop, monkeypatch):
     """Validation goes up, stays, and falls; the weights at each look are recorded."""
-    scores, seen = iter([0.2, 0.5, 0.5, 0.1]), []
+    scores, seen = iter((0.2, 0.5, 0.5, 0.1)), []
 
     def validate(run: Any, path: str) -> float:
         assert path == str(workshop.validation)
@@ -257,7 +259,7 @@ def test_the_best_epoch_is_kept_and_of_equals_the_earlier(workshop, monkeypatch)
     monkeypatch.setattr(loop._Run, "_validate", validate)
     spec = workshop.spec("best", recipe={"epochs": 4}, validation=str(workshop.validation), keep="best")
     facts = train(spec)
-    assert (facts["kept_epoch"], facts["validation_exact_match"]) == (2, [0.2, 0.5, 0.5, 0.1])
+    assert (facts.kept_epoch, facts.validation_exact_match) == (2, (0.2, 0.5, 0.5, 0.1))
     kept = saved(spec.output)
     torch.testing.assert_close(kept, {key: seen[1][key] for key in kept}, rtol=0, atol=0)
     assert any(not torch.equal(kept[key], seen[2][key]) for key in kept)
@@ -267,7 +269,7 @@ def test_without_keep_best_validation_is_only_looked_at(workshop, monkeypatch):
     scores = iter([0.9, 0.1])
     monkeypatch.setattr(loop._Run, "_validate", lambda *_: next(scores))
     spec = workshop.spec("last", validation=str(workshop.validation))
-    assert train(spec)["kept_epoch"] == 2
+    assert train(spec).kept_epoch == 2
 
 
 def test_the_saved_folder_is_a_model_with_its_tokenizer(workshop, alone):
@@ -290,7 +292,7 @@ def test_a_finished_spec_is_not_trained_again(workshop, alone):
 
 
 def test_the_result_of_another_spec_is_refused_with_the_difference(workshop, alone):
-    changed = {"stage": "plain", "settings": {"expert.epochs": 9}, "inputs": {}}
+    changed = Description(stage="plain", settings={"expert.epochs": 9})
     assert alone.folder("plain").exists()
     spec = make_spec(workshop, "plain", "alone").model_copy(update={"fingerprint": changed})
     with pytest.raises(ArtifactError, match=r"made with another config: expert.epochs was None, is 9"):
@@ -298,8 +300,8 @@ def test_the_result_of_another_spec_is_refused_with_the_difference(workshop, alo
 
 
 @pytest.mark.processes
-def test_a_process_that_finds_its_first_spec_finished_takes_the_next(workshop, two):
-    assert json.loads((workshop.root / "two" / "finished" / "train.json").read_text()) == {"name": "finished"}
+def test_a_process_that_finds_its_first_spec_finished_takes_the_next(workshop, two, older_training):
+    assert TrainRecord.read(workshop.root / "two" / "finished") == older_training
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=SLOW)])
@@ -359,8 +361,8 @@ def test_a_tiny_model_starts_from_its_seed(workshop):
 def test_bfloat16_is_trained_and_saved_where_asked_for(workshop):
     spec = workshop.spec("bf16", precision="bf16")
     facts = train(spec)
-    assert facts["precision"] == "bf16"
-    assert facts["loss"][1] < facts["loss"][0]
+    assert facts.precision == "bf16"
+    assert facts.loss[1] < facts.loss[0]
     assert not loop.use_bf16("auto", CPU)
 
 
@@ -379,8 +381,8 @@ def test_adapters_alone_are_trained_and_saved(workshop, alone):
     facts, folder = alone["adapters"], alone.folder("adapters")
     adapters = saved(folder)
     assert sorted(path.name for path in folder.glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert facts["trained_parameters"] == sum(weight.numel() for weight in adapters.values())
-    assert facts["parameters"] - facts["trained_parameters"] == loading.model_info(workshop.base).parameters
+    assert facts.trained_parameters == sum(weight.numel() for weight in adapters.values())
+    assert facts.parameters - facts.trained_parameters == loading.model_info(workshop.base).parameters
     assert all("lora_" in name for name in adapters)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(workshop.base)
@@ -400,8 +402,8 @@ def test_a_warm_start_goes_on_with_the_adapters_of_the_round_before(workshop, al
     onward = workshop.spec(f"onward-{stage}", start=start, zero_stage=stage)
     facts = train(onward)
     assert saved(onward.output).keys() == saved(before).keys()
-    assert facts["trained_parameters"] == sum(weight.numel() for weight in saved(before).values())
-    assert facts["loss"][-1] < alone["adapters"]["loss"][-1]
+    assert facts.trained_parameters == sum(weight.numel() for weight in saved(before).values())
+    assert facts.loss[-1] < alone["adapters"].loss[-1]
     assert json.loads(Path(onward.output, "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         workshop.base
     )
