@@ -18,6 +18,36 @@ ROOT = Path(__file__).parent.parent
 # Rule 1 of the house: these run under torchrun, or with no launcher at all, on a machine that has no Ray.
 WITHOUT_RAY = ["boosting/samme.py", "training/loop.py", "ensemble/**/*.py", "data/**/*.py", "models/**/*.py"]
 
+# Rule 2: the floors of the package, lowest first. What stands on one line knows nothing of its neighbours.
+FLOORS = [
+    ["errors"],
+    ["env"],
+    ["faults"],
+    ["progress"],
+    ["storage"],
+    ["config"],
+    ["cluster"],
+    ["data"],
+    ["models"],
+    ["ensemble"],
+    ["boosting"],
+    ["training"],
+    ["labeling"],
+    ["evaluation"],
+    ["pipeline"],
+    ["serving", "costs", "search"],
+    ["study"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# The package itself is the public API: it names what stands anywhere, and nothing in it is for the rooms but this.
+FOR_ALL = {"__version__"}
+
+MOST_LOOSE, MOST_LINES, MOST_ANY = 4, 450, 100
+"""Modules beside `__init__.py`; lines of a file; lines of the whole package that have `dict[str, Any]`."""
+
 # Tests of the whole rather than of one module, and what they are about.
 WHOLE = {
     "test_layout.py": "this file",
@@ -38,11 +68,18 @@ MACHINE_PATH = re.compile(
 PACKAGE_INDEX = re.compile(r"--(?:extra-)?index-url|--find-links|https?://[^\s\"'`]+/(?:simple|whl)\b")
 
 
-def imported(path: Path, root: Path, *, everywhere: bool) -> Iterator[str]:
-    """Dotted names that a file imports: anywhere in it, or only those that importing the file itself imports."""
+def imported(path: Path, root: Path, *, everywhere: bool = True, types: bool = True) -> Iterator[str]:
+    """Dotted names that a file imports.
+
+    Args:
+        path: The file.
+        root: The folder that names are relative to.
+        everywhere: Inside functions, too; else only what importing the file itself imports.
+        types: With `everywhere`, also what stands under `if TYPE_CHECKING`.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     package = list(path.relative_to(root).parent.parts)
-    for node in ast.walk(tree) if everywhere else executed(tree):
+    for node in called(tree, types=types) if everywhere else executed(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,12 +90,26 @@ def imported(path: Path, root: Path, *, everywhere: bool) -> Iterator[str]:
             yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
 
 
+def called(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
+    """What may run at any time; with `types` also what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if not types and for_types(child):
+            continue
+        yield child
+        yield from called(child, types=types)
+
+
+def for_types(node: ast.AST) -> bool:
+    """Whether this is `if TYPE_CHECKING`; its opposite, `if not TYPE_CHECKING`, runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
 def executed(node: ast.AST) -> Iterator[ast.AST]:
     """What runs when a module is imported: no bodies of functions, nothing under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if for_types(child):
             continue
         yield child
         yield from executed(child)
@@ -78,6 +129,112 @@ def way_to(package: str, path: Path, root: Path, seen: set[Path] | None = None) 
             if file.is_file() and file not in seen and (way := way_to(package, file, root, seen)):
                 return [here, *way]
     return []
+
+
+def modules(root: Path, package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name; a package's `__init__.py` by the package's."""
+    found = {}
+    for path in sorted((root / package).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def arrows_up(root: Path, package: str, floor: dict[str, int]) -> list[str]:
+    """Imports from a room into one above it or beside it, for types included."""
+    wrong = []
+    for name, path in modules(root, package).items():
+        if name == package:
+            continue
+        own = name.split(".")[1]
+        for target in imported(path, root):
+            first, _, rest = target.partition(".")
+            room = rest.split(".")[0]
+            if first != package or room == own or room in FOR_ALL:
+                continue
+            if own not in floor or room not in floor or floor[room] >= floor[own]:
+                wrong.append(f"{name} imports {target}")
+    return wrong
+
+
+def circles(root: Path, package: str) -> list[list[str]]:
+    """Modules that import each other, by whatever way and at whatever time; imports for types alone do not count."""
+    known = modules(root, package)
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        graph[name] = set()
+        for target in imported(path, root, types=False):
+            parts = target.split(".")
+            ways = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
+            nearest = next((way for way in ways if way in known), None)
+            if nearest is not None:
+                graph[name].add(nearest)
+    while gone := [name for name, targets in graph.items() if not targets]:  # what imports nothing is in no circle
+        graph = {name: targets - set(gone) for name, targets in graph.items() if targets}
+    while unread := set(graph) - set().union(*graph.values()):  # nor what nobody imports
+        graph = {name: targets for name, targets in graph.items() if name not in unread}
+    return [[name, *sorted(targets)] for name, targets in graph.items()]
+
+
+def package_files() -> list[Path]:
+    return sorted((ROOT / "ensemw2s").rglob("*.py"))
+
+
+def test_no_import_runs_up_to_a_higher_floor_or_to_a_neighbour() -> None:
+    assert arrows_up(ROOT, "ensemw2s", FLOOR) == [], "move what is imported down, or hand it over as an argument"
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(ROOT, "ensemw2s") == [], "what both need belongs into a module below them"
+
+
+def test_few_modules_stand_outside_the_rooms() -> None:
+    loose = [path.name for path in (ROOT / "ensemw2s").glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= MOST_LOOSE, f"{loose}: a module belongs into a room"
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    long = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in package_files()}
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}, "split it along its data's flow"
+
+
+def test_what_crosses_a_border_has_a_type() -> None:
+    lines = [line for path in package_files() for line in path.read_text().splitlines() if "dict[str, Any]" in line]
+    assert len(lines) <= MOST_ANY, "say what is in the mapping: a record, a TypedDict, or the type of its values"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("from p.low import x", []),
+        ("from p import __version__", []),
+        ("from p.high import x", ["p.mid.a imports p.high.x"]),
+        ("def f():\n    from p import high", ["p.mid.a imports p.high"]),
+        ("if TYPE_CHECKING:\n    import p.high.b", ["p.mid.a imports p.high.b"]),
+        ("from ..high import b", ["p.mid.a imports p.high.b"]),
+        ("from p.beside import x", ["p.mid.a imports p.beside.x"]),
+        ("from p import something", ["p.mid.a imports p.something"]),
+        ("import importlib\nimportlib.import_module('p.high')", ["p.mid.a imports p.high"]),
+    ],
+)
+def test_every_arrow_up_is_seen(tmp_path: Path, text: str, wrong: list[str]) -> None:
+    for room in ("low", "mid", "beside", "high"):
+        (tmp_path / "p" / room).mkdir(parents=True)
+    (tmp_path / "p" / "mid" / "a.py").write_text(text)
+    assert arrows_up(tmp_path, "p", {"low": 0, "mid": 1, "beside": 1, "high": 2}) == wrong
+
+
+def test_a_circle_is_seen_through_functions_but_not_through_types(tmp_path: Path) -> None:
+    package = tmp_path / "p"
+    package.mkdir()
+    (package / "a.py").write_text("from p import b, below\n")
+    (package / "b.py").write_text("def f():\n    from p.c import x\n")
+    (package / "below.py").write_text("if TYPE_CHECKING:\n    from p import a\n")
+    (package / "above.py").write_text("import p.a\n")
+    (package / "c.py").write_text("")
+    assert circles(tmp_path, "p") == []
+    (package / "c.py").write_text("from .a import x\n")
+    assert circles(tmp_path, "p") == [["p.a", "p.b"], ["p.b", "p.c"], ["p.c", "p.a"]]
 
 
 def core_files() -> list[Path]:
