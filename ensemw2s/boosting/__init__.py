@@ -1,1 +1,1 @@
-"""Boosting of token-level experts: pure maths, teacher-forced scoring, and the rounds that use both."""
+"""Boosting of token-level experts: the maths, error masks, teacher-forced scoring, and the records of rounds."""

@@ -1,6 +1,6 @@
-"""What a round leaves: error masks, one bit a token, in a parquet file beside its alphas; and what follows from them.
+"""Error masks, which a round leaves beside its record, and the token weights that follow from them.
 
-Bool arrays over all answer tokens of a split go in and come out; on disk every example's bits are packed into bytes.
+A mask has one bit per answer token of a split: whether it was predicted wrongly. On disk, bits are packed per example.
 `RoundWeights` names masks and alphas of earlier rounds, so that a training worker computes its token weights itself.
 """
 
@@ -21,7 +21,7 @@ from ensemw2s.storage import remote
 
 
 def write_masks(path: Path, ids: list[str], lengths: list[int], masks: dict[str, NDArray[np.bool_]]) -> None:
-    """Writes masks of shape [N], N = sum(lengths), as one row an example with packed bits a column."""
+    """Writes masks of shape [N], N = sum(lengths): one row per example, one column of packed bits per mask."""
     bounds = np.cumsum(lengths)[:-1]
     columns = {
         name: pa.array([np.packbits(part).tobytes() for part in np.split(mask, bounds)], pa.binary())
@@ -47,7 +47,7 @@ def read_mask(path: str | Path, column: str = "round") -> NDArray[np.bool_]:
 
 
 class RoundWeights(BaseModel):
-    """Everything that the token weights of a round follow from."""
+    """Everything that the token weights of a round follow from, so that a worker can compute them by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

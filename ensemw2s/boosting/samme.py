@@ -1,4 +1,4 @@
-"""The maths of boosting, in numpy and without state: error masks and alphas go in, weights and alphas come out.
+"""The maths of boosting in numpy, without state: error masks and alphas go in, weights and alphas come out.
 
 Weights are never stored. They are a pure function of the masks and alphas of the rounds before, so a run can restart
 anywhere. Formulas: SAMME, Zhu, Zou, Rosset and Hastie 2009; EnsemW2S, arXiv 2410.04571 and 2505.21959.
@@ -30,7 +30,7 @@ def unit_ids(lengths: Sequence[int] | Ints, unit: Unit, window: int = 1) -> Ints
     Args:
         lengths: Answer tokens of each example, in order; their sum is N.
         unit: `token`, `window` (of `window` tokens, never across examples) or `example`.
-        window: Tokens a window.
+        window: Tokens per window.
 
     Returns:
         Unit of each token, [N], int64, counted from 0 without gaps.

@@ -1,4 +1,4 @@
-"""What every part of a run shares while it runs: config, graph, resources, progress, and the record of its stages."""
+"""What the phases of a run share: config, graph, resources, progress, and whom to tell when a stage ran."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Context:
 
     Attributes:
         graph: Its stages.
-        plan: How much runs at the same time.
+        plan: How the resources are divided.
         progress: Where progress is shown.
         lanes: Where models are trained.
         on_stage: Called with name, start and end (seconds since 1970) of every stage that ran.
@@ -57,7 +57,7 @@ class Context:
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Shows a stage, to Prometheus too, and records when it ran."""
+        """Around a stage: shows it on the terminal and to Prometheus, and tells `on_stage` when it ran."""
         faults.reach("pipeline/stage")
         began = time.time()
         run = self.progress.run or self.config.name
@@ -67,6 +67,6 @@ class Context:
 
     @cached_property
     def vocabulary(self) -> int:
-        """K, the number of classes of a token: the size of the weak models' output layer."""
+        """K, the number of classes of the multi-class boosting: the size of the weak models' output layer."""
         base = self.graph.weak[0]
         return model_info(base.path, base.revision).vocabulary

@@ -1,6 +1,6 @@
-"""What `ensemw2s plan` shows: a run's graph and what lies on disk go in, every stage with its state and size comes out.
+"""What `ensemw2s plan` shows: a graph and what lies on disk go in, every stage with its state and size comes out.
 
-Reading the disk (`survey`), laying out the plan (`lay_out`, a pure function) and printing it (`print_plan`) are apart,
+Reading the disk (`survey`), laying out the plan (`lay_out`, a pure function) and printing it (`plan_print`) are apart,
 so that what a plan says can be tested without a run. Nothing here writes, and nothing starts Ray.
 """
 
@@ -34,8 +34,8 @@ class Found:
     """What lies on disk for a stage.
 
     Attributes:
-        state: `changed` is finished work of another config; `not needed` is a round after the end of boosting.
-        detail: Settings that changed (empty where only inputs did), or why it is not needed.
+        state: `changed`: it was made with another config. `not needed`: boosting ended with an earlier round.
+        detail: The settings that changed (empty where only its inputs did), or why it is not needed.
     """
 
     state: State
@@ -49,9 +49,9 @@ class Item:
     Attributes:
         name: Name of the stage, or of the first and the last.
         what: Sizes in words.
-        stages: The stages behind it; none for a model that is given.
+        stages: The stages behind it; empty for a base that exists already.
         steps: Optimizer steps of each stage that trains a model.
-        given: A base model that is there already and is not made by the run.
+        given: Whether it is a base that exists already, which the run does not make.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Plan:
         where: Its folder.
         items: All stages in the order of the pipeline.
         found: What lies on disk, by name of the stage.
-        complete: The results are there, too.
+        complete: Whether the results are there, too.
     """
 
     config: Config

@@ -26,8 +26,8 @@ def print_plan(
         console: Where to print.
         resources: What there is.
         division: How it would be divided.
-        free_bytes: Room on the disk of the run; None: it is not this machine's.
-        address: Of the cluster that was asked; none: the resources are this machine's.
+        free_bytes: Bytes free on the disk of the run; None where it is not a disk of this machine.
+        address: Address of the cluster that was asked; None where the resources are those of this machine.
     """
     _line(console, plan.config.name, f", seed {plan.config.seed}, in {plan.where}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -99,5 +99,5 @@ def _verdict(plan: Plan) -> str:
 
 
 def _line(console: Console, heading: str, text: str) -> None:
-    """A line that is not broken, however long; text of the user's is no markup."""
+    """Prints a line without wrapping it, and without reading markup in the user's text."""
     console.print(Text.assemble((heading, "bold"), text), soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong and be found without Ray: data, models, tokenizers, the folder, the resources here."""
+"""Finds what is wrong before Ray starts: data, models, tokenizers, the run's folder, the resources of this machine."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def check(config: Config) -> None:
         ConfigError: If models do not fit together, or a package is missing.
         DataError: If a source cannot be used.
         ModelError: If a model cannot be found or tokenizers differ.
-        ResourceError: If this machine can never hold the work (when Ray is to be started here), or the run's folder
-            cannot be written.
+        ResourceError: If the run's folder cannot be written, or if Ray would start here and this machine can never hold
+            the work.
     """
     check_storage(config)
     if config.tracking.kind == "mlflow" and find_spec("mlflow") is None:
-        raise ConfigError("tracking.kind mlflow needs a package that is not here: pip install -e '.[mlflow]'")
+        raise ConfigError("tracking.kind mlflow needs a package that is not installed: pip install -e '.[mlflow]'")
     check_source(config.data)
     check_models(config)
     if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):
@@ -58,7 +58,9 @@ def check_storage(config: Config) -> None:
     remote.check(folder)
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ResourceError(f"storage {config.storage}: {existing} is not a folder that can be written; choose another")
+        raise ResourceError(
+            f"storage {config.storage}: {existing} is not a writable folder; set storage to another one"
+        )
 
 
 def check_models(config: Config) -> None:
@@ -96,17 +98,17 @@ def _check_chat(config: Config, tokenizers: list[PreTrainedTokenizerBase]) -> No
 
 
 def _check_soft(weak: PreTrainedTokenizerBase | None, strong: PreTrainedTokenizerBase | None) -> None:
-    """Soft labels are distributions over the weak models' tokens, so the student must have the same ones.
+    """Soft labels are distributions over the weak models' tokens, so the student must have the same tokens.
 
     Args:
-        weak: Tokenizer of the weak models; none: the one that is trained for tiny models.
-        strong: The same of the strong model.
+        weak: Tokenizer of the weak models; None for the one that is trained for tiny models.
+        strong: Tokenizer of the strong model; None as above.
     """
     both = [tokenizer_hash(tokenizer) if tokenizer is not None else None for tokenizer in (weak, strong)]
     if both[0] != both[1]:
         raise ConfigError(
-            "student.objective soft needs weak and strong models of one tokenizer, but models.strong has another: use "
-            "logconf or xent"
+            "student.objective soft needs weak and strong models with the same tokenizer, but that of models.strong "
+            "differs: use logconf or xent"
         )
 
 

@@ -1,7 +1,7 @@
 """Difficulty where no rating exists: the loss of a reference model that was trained on the other folds of the data.
 
-Examples go in, one loss an example comes out (mean negative log-likelihood of an answer token, nats). Each example is
-scored by a model that has not seen it.
+Examples go in; one loss per example comes out: its mean negative log-likelihood, in nats per answer token. Each example
+is scored by a model that has not seen it.
 """
 
 from __future__ import annotations

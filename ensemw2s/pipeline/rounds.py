@@ -1,7 +1,7 @@
 """The boosting rounds: experts are trained with weights from the rounds before, scored, and given their alphas.
 
-The graph's rounds go in; each leaves its experts, `errors.parquet` (one bit a token) and `round.json`. Weights live
-only between the two, so a run that was killed anywhere goes on from the last finished round or expert.
+The graph's rounds go in; each leaves its experts, `errors.parquet` (one bit per token) and `round.json`. Weights are
+never stored, so a run that was killed anywhere goes on from the last finished round or expert.
 """
 
 from __future__ import annotations

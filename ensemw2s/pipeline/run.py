@@ -100,7 +100,7 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
 
 
 def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool) -> RunResults:
-    """Everything that needs Ray, and the report."""
+    """Does everything that needs Ray, and writes the results and the report."""
     from ensemw2s.training.launch import Lanes
 
     began = time.time()

@@ -1,4 +1,4 @@
-"""From the graph of a run to training specs: what each base, expert and student trains on, and where it goes."""
+"""From the graph of a run to training specs: what each base, expert and student is trained on, and where it goes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _spec(graph: Graph, stage: Stage, start: Start, tokens: Path, recipe: Recipe
 
 
 def tracking_of(graph: Graph, name: str) -> Tracking | None:
-    """Where the curves of a stage go; None if nobody wants them."""
+    """Where the curves of a stage go; None where `tracking.kind` is none."""
     wanted = graph.config.tracking
     if wanted.kind == "none":
         return None

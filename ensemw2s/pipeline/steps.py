@@ -53,7 +53,7 @@ def done(stage: Stage) -> bool:
 
 
 def make_data(context: Context) -> None:
-    """Reads the sources and divides their examples into the splits; hard answers go into a file of their own."""
+    """Divides the examples of the sources into the splits; answers to hard prompts go into a file of their own."""
     stage, config = context.graph.data, context.config
     splits = make_splits(config.data, seed=config.seed, reference=lambda table: reference_losses(context, table))
     check_disjoint(splits)
@@ -109,7 +109,7 @@ def make_tokens(context: Context) -> None:
 
 
 def make_ensemble(context: Context) -> None:
-    """Gathers the boosted experts into one artifact, with votes by alpha, equal ones, or fitted ones."""
+    """Gathers the boosted experts into one artifact; their votes follow from alphas, are equal, or are fitted."""
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
     stage, base, config = context.graph.ensemble, context.graph.weak[0], context.config.ensemble
@@ -137,7 +137,7 @@ def make_ensemble(context: Context) -> None:
 
 
 def make_labels(context: Context) -> None:
-    """Pseudo-labels of all weak makers for the unlabelled hard prompts, on one pool of actors."""
+    """Makes the pseudo-labels of all weak label makers for the unlabelled hard prompts."""
     _make_labels(context, context.graph.labels)
 
 
@@ -161,7 +161,7 @@ def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
 
 
 def make_student_data(context: Context, student: Student) -> None:
-    """The token table that a student learns from: its (pseudo-)labels, and the easy labelled examples beside."""
+    """Makes the token table of a student: pseudo-labels or true labels of hard prompts, and easy labelled examples."""
     config, strong = context.config, context.graph.strong
     tokenizer = load_tokenizer(strong.path, strong.revision)
     data = context.graph.data.path
@@ -188,14 +188,15 @@ def _true_hard(data: Path) -> pa.Table:
 
 
 def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
-    """Pseudo-labels as tokens of the student: those that the student's filter lets pass."""
+    """The pseudo-labels that pass the student's filter, as tokens of the student."""
     config = context.config
     labels = read_labels(context.graph.all_labels[maker].path)
     labels = labels.filter(pa.array(passing(labels, config.student)))
     if not len(labels):
         raise DataError(
-            f"none of the labels of {maker} is usable: all are empty, longer than labeling.max_new_tokens "
-            f"({config.labeling.max_new_tokens}), or below student.min_agreement or student.min_consistency"
+            f"no label of {maker} can be used: each is empty, longer than labeling.max_new_tokens "
+            f"({config.labeling.max_new_tokens}), or below student.min_agreement or student.min_consistency. Raise the "
+            "first or lower the others"
         )
     tokens = tokenize_examples(labels, tokenizer, config.data)
     if config.student.objective != "soft":
@@ -208,7 +209,7 @@ def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
 
 
 def train_baselines(context: Context) -> None:
-    """Trains what waits for no boosting round: baseline experts, and the students of true labels. Long ones first."""
+    """Trains baseline experts and students without pseudo-labels, which wait for no round; the longest go first."""
     graph = context.graph
     specs = [expert_spec(graph, expert) for expert in graph.baseline_experts]
     for student in graph.learning_from([None]):
@@ -219,7 +220,7 @@ def train_baselines(context: Context) -> None:
 
 
 def train_students(context: Context) -> None:
-    """Trains the students of weak models' pseudo-labels, those of the first of several generations among them."""
+    """Trains the students of weak models' pseudo-labels, among them those of the first generation."""
     _train_students(context, context.graph.labels)
 
 
@@ -232,7 +233,7 @@ def _train_students(context: Context, makers: Collection[str]) -> None:
 
 
 def make_generations(context: Context) -> None:
-    """What follows from each generation's students: their ensemble, its labels, and the students of these labels."""
+    """Makes what follows from each generation: its ensemble, its labels, and the students that learn from them."""
     for generation in context.graph.generations:
         students = context.graph.learning_from([generation.name])
         if all(map(done, (generation.ensemble, generation.labels, *(student.stage for student in students)))):
@@ -246,7 +247,7 @@ def make_generations(context: Context) -> None:
 
 
 def _make_generation_ensemble(context: Context, generation: Generation) -> None:
-    """The students as one artifact, with equal votes: they differ in their seed alone."""
+    """Gathers the students into one artifact; votes are equal, since the students differ in their seed alone."""
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
     strong, rule = context.graph.strong, context.config.ensemble.combine
@@ -313,7 +314,7 @@ def evaluate(context: Context) -> None:
 
 
 def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict[str, Rows]]:
-    """Validation examples, and the columns of all voters, without those that the votes were fitted on."""
+    """Validation examples and the columns of all voters, without the examples that the votes were fitted on."""
     kept = list(range(len(table)))[HELD_OUT]
     found = {voter: {key: values[HELD_OUT] for key, values in rows.items()} for voter, rows in columns.items()}
     return table.take(kept), found
@@ -350,7 +351,7 @@ def _generation_result(generation: Generation) -> GenerationResult:
 
 
 def _write_answers(path: Path, truths: dict[str, pa.Table], columns: Mapping[str, Mapping[str, Rows]]) -> None:
-    """Every system's answer to every test example, for whoever wants to look or to compute something else."""
+    """Writes every voter's answer to every example, for further analysis."""
     rows = [
         {"split": split, "voter": voter, "id": identity, "answer": answer, "truth": truth}
         for split, table in truths.items()
@@ -364,7 +365,7 @@ def _write_answers(path: Path, truths: dict[str, pa.Table], columns: Mapping[str
 
 
 def _write_forced(path: Path, truths: dict[str, pa.Table], columns: Mapping[str, Mapping[str, Rows]]) -> None:
-    """What each member of an ensemble predicts at every token of the true answers: how their errors go together."""
+    """Writes what each member of an ensemble predicts at every token of the true answers, to compare their errors."""
     rows = [
         {"split": split, "voter": voter, "id": identity, "answer_ids": answer, "member_ids": members}
         for split, table in truths.items()

@@ -1,7 +1,7 @@
 """What each expert's vote counts: the rounds' alphas go in, weights and temperatures of the members come out.
 
-Alphas are made on the training tokens. Here votes may also be equal, or be fitted on easy validation: on every other
-example of it, so that the rest can still judge. The maths of the fit is `ensemble.refit`'s.
+Alphas come from the training tokens. Votes may also be equal, or be fitted on every other example of easy validation;
+the other half of it then judges. The maths of the fit is in `ensemble.refit`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FITTED = slice(0, None, 2)
 """Examples of easy validation on which votes are fitted."""
 
 HELD_OUT = slice(1, None, 2)
-"""The others, which judge an ensemble with fitted votes, and all that it is compared with."""
+"""The others, on which an ensemble with fitted votes and its rivals are judged."""
 
 
 def weighed_members(history: Sequence[RoundRecord], weights: str) -> list[Member]:

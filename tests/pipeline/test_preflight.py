@@ -127,7 +127,9 @@ def test_soft_labels_need_one_tokenizer_for_weak_and_strong(make, models, weak, 
     if fits:
         preflight.check(config)
     else:
-        with pytest.raises(ConfigError, match=r"student.objective soft needs weak and strong models of one tokenizer"):
+        with pytest.raises(
+            ConfigError, match=r"student.objective soft needs weak and strong models with the same tokenizer"
+        ):
             preflight.check(config)
 
 
@@ -157,14 +159,14 @@ def test_storage_that_is_a_file_is_refused(make, tmp_path):
     (tmp_path / "file").write_text("x")
     for storage in ("file", "file/below"):
         with pytest.raises(
-            ResourceError, match=r"storage .*file.* is not a folder that can be written; choose another"
+            ResourceError, match=r"storage .*file.* is not a writable folder; set storage to another one"
         ):
             preflight.check(make(storage=str(tmp_path / storage)))
 
 
 def test_storage_that_cannot_be_written_is_refused(make, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(ResourceError, match=rf"storage .*: {tmp_path} is not a folder that can be written"):
+    with pytest.raises(ResourceError, match=rf"storage .*: {tmp_path} is not a writable folder"):
         preflight.check(make())
 
 

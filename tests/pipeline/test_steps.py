@@ -181,7 +181,7 @@ def test_of_equal_agreement_the_first_labels_are_kept_and_one_at_least(context):
 def test_no_usable_label_is_an_error_that_says_what_to_do(context):
     run = prepared(context())
     write_labels(run, finish_reason=dict.fromkeys(range(10), "length"))
-    with pytest.raises(DataError, match=r"none of the labels of ensemw2s is usable: .*labeling.max_new_tokens \(64\)"):
+    with pytest.raises(DataError, match=r"no label of ensemw2s can be used: .*labeling.max_new_tokens \(64\)"):
         student_table(run)
 
 
