@@ -19,6 +19,7 @@ SMALL = (
     "models.pretraining.corpus.weak_documents=256",
     "models.pretraining.corpus.strong_documents=256",
     "boosting.rounds=1",
+    "boosting.prior=samme",
     "expert.epochs=1",
     "student.epochs=1",
     "evaluation.systems=[ensemw2s, student_ensemw2s]",
