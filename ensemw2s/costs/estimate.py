@@ -218,7 +218,7 @@ class _Schedule:
         return share_of(processor, width=needs.width(precision, node, gpus), parts=parts)
 
     def _row(self, name: str, what: str, node: NodeType, at_a_time: int, seconds: float, busy: float) -> Row:
-        """A row of `busy` process-seconds on so many processes at a time."""
+        """A row of `busy` process-seconds, `at_a_time` processes at a time."""
         t, d = self.config.training, self.config.labeling
         trains = node is self.trainer and not _decodes(name)
         cpus, gpus = (t.cpus_per_worker, t.gpus_per_worker) if trains else (d.cpus_per_actor, d.gpus_per_actor)
@@ -381,7 +381,7 @@ def elapsed(rows: Iterable[Row]) -> float:
 
 
 def makespan(times: Sequence[float], lanes: int) -> float:
-    """When the last of some trainings ends, the longest begun first, so many at a time."""
+    """Seconds until the last of some trainings ends; the longest begin first, `lanes` at a time."""
     ends = [0.0] * max(1, lanes)
     for time in sorted(times, reverse=True):
         first = ends.index(min(ends))

@@ -165,7 +165,7 @@ def activation_bytes(t: Training) -> int:
 
 
 def cache_bytes(shape: Shape, *, members: int, slots: int, length: int, width: int) -> int:
-    """Keys and values of the engine for so many members, prompts at a time and tokens each."""
+    """Bytes of the engine's keys and values, for `slots` prompts at a time of `length` tokens each."""
     places = math.ceil(length / GROWTH) * GROWTH
     return 2 * shape.layers * members * slots * places * shape.keys * width
 

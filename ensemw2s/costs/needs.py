@@ -97,14 +97,14 @@ class Need:
 
 
 def width(precision: str, node: NodeType, gpus: float) -> int:
-    """Bytes of a weight in a process that has so many GPUs of a node: auto is bfloat16 on those that have it."""
+    """Bytes per weight in a process with these GPUs of a node; `auto` is bfloat16 on GPUs that have it."""
     if precision == "auto":
         return 2 if gpus and node.processor is not None and node.processor.bf16_tflops else 4
     return 4 if precision == "fp32" else 2
 
 
 def available(node: NodeType, prices: Prices, *, cpus: float, gpus: float) -> float:
-    """Bytes for a process that Ray gives so many CPUs and GPUs of a node."""
+    """Bytes of memory for a process that has these CPUs and GPUs of a node."""
     if gpus == 0:
         return node.instance.memory_gib * GIB * min(1.0, cpus / node.cpus)
     assert node.processor is not None

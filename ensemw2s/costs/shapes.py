@@ -59,7 +59,7 @@ class Shape:
 
 
 def tiny_shape(name: str, vocabulary: int) -> Shape:
-    """Sizes of an embedded model with a tokenizer of so many tokens."""
+    """Sizes of a tiny model; `vocabulary` is that of its tokenizer."""
     return measure(tiny_config(name, vocabulary))
 
 

@@ -1,4 +1,4 @@
-"""An estimate on the terminal: memory by ZeRO stage, stages with hours and money, and what all of it rests on."""
+"""An estimate on the terminal: memory by ZeRO stage, stages with hours and money, and what the figures rest on."""
 
 from __future__ import annotations
 

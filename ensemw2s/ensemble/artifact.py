@@ -1,4 +1,4 @@
-"""The ensemble on disk: trained experts come in and become one folder that can be moved; from it, a model that votes.
+"""The ensemble on disk: trained experts become one folder that can be moved; from the folder comes a model that votes.
 
 Its own module because this folder is what leaves the project: it is self-contained, says what is in it, and is
 refused with the reason when it is not what it says. `manifest` has its layout.
@@ -209,7 +209,7 @@ def _save_base(target: Path, adapter: Path, bases: dict[tuple[str, str | None], 
 
 
 def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
-    """Copies a model's files, and nothing else that may lie beside them."""
+    """Copies a model's files, and nothing that lies beside them."""
     files = [file for pattern in patterns for file in sorted(source.glob(pattern))]
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{source} holds no safetensors weights; expected a model that was saved after training")

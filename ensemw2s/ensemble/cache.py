@@ -1,4 +1,4 @@
-"""The key/value cache of an ensemble: one cache of each member, which all follow what is done to the whole.
+"""The key/value cache of an ensemble: one cache per member; what is done to the whole is done to each.
 
 Its own module so that the engine and `generate()` share it: rows are reordered by beam search, repeated for several
 samples, dropped when they finish, and cropped by assisted decoding, for all members at once.

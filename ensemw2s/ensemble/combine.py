@@ -39,7 +39,7 @@ def normalised_weights(weights: Sequence[float]) -> list[float]:
 
 
 def combine(log_probs: torch.Tensor, weights: Sequence[float], rule: Rule = "probability") -> torch.Tensor:
-    """Combines the members' distributions; a member of weight 0 is ignored, whatever it says.
+    """Combines the members' distributions; a member of weight 0 is ignored, even where it is not finite.
 
     With a_m the weights divided by their sum:
 

@@ -1,4 +1,4 @@
-"""A list of prompts in, a generation for each out: the engine for those who have all prompts at hand."""
+"""Decoding of a list: prompts come in together, a generation for each goes out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.errors import ConfigError, EnsemW2SError
 
 CHUNK = 2048
-"""Prompt tokens that are read at a time: nobody waits for the first answers here."""
+"""Prompt tokens that are read between two steps. More than the engine's own: nobody waits for the first tokens."""
 
 
 def list_engine(
@@ -86,7 +86,7 @@ def decode_with(
         seed: At least 0; one for each prompt, or one from which each prompt's own stream is derived (equal prompts
             then get equal answers: give them seeds of their own to get several samples).
         distributions: Keep this many of the likeliest tokens at every step; default: none.
-        failed: Takes what is wrong with prompts that cannot be decoded, by their index; default: the first is raised.
+        failed: Takes the errors of prompts that cannot be decoded, by index; default: the first error is raised.
 
     Returns:
         A generation for each prompt that can be decoded, in the order of the prompts.

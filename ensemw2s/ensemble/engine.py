@@ -28,7 +28,7 @@ from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, StepTokens, 
 from ensemw2s.errors import EnsemW2SError, ResourceError
 
 CHUNK = 512
-"""Prompt tokens, of all slots together, that are read between two steps: less lets the others go on sooner."""
+"""Prompt tokens, of all slots together, that are read between two steps. Fewer let the other requests go on sooner."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Counters:
 
     Attributes:
         steps: Forward passes of the ensemble that gave tokens.
-        rows: Slots that these had in total.
+        rows: Rows of these passes, added up.
         tokens: Tokens that came out.
         prompt_tokens: Tokens of prompts that were read.
         proposed: Tokens that a draft proposed.
@@ -128,7 +128,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that have none yet."""
+        """Requests that wait for a slot."""
         return len(self._schedule.waiting)
 
     @property
@@ -137,7 +137,7 @@ class Engine:
         return self._pace.speculate if self._draft else None
 
     def submit(self, request: Request, name: str = "prompt") -> int:
-        """Takes a request; those that came before it are not touched by what is wrong with it.
+        """Takes a request. An error in it does not touch the requests that are under way.
 
         Args:
             request: The request.
@@ -169,7 +169,7 @@ class Engine:
         return self._next_key
 
     def _reserve(self, length: int, name: str) -> None:
-        """Takes the memory that a request may come to need, so that no step fails for want of it."""
+        """Takes the memory that a request may need, so that no step runs out of it."""
         length += self.speculation.tokens if self.speculation else 0
         try:
             for group in self.groups:
@@ -183,18 +183,18 @@ class Engine:
             ) from error
 
     def release(self) -> None:
-        """Gives the memory of the members' caches back; the next request takes it anew. Nothing may be under way."""
+        """Frees the members' caches; the next request allocates them again. Nothing may be under way."""
         assert not self.busy, "requests under way need their caches"
         for group in self.groups:
             group.release()
 
     def cancel(self, key: int) -> Generation | None:
-        """Ends a request and frees its slot; what it has so far, or None if there is no such request."""
+        """Ends a request and frees its slot. Returns what it has so far, or None if there is no such request."""
         row = self._schedule.remove(key)
         return row.generation("cancelled") if row is not None else None
 
     def so_far(self, key: int, start: int = 0) -> Generation:
-        """What a request that is being answered has from its token `start` on.
+        """What a request under way has so far, from its token `start` on.
 
         Raises:
             KeyError: If no such request has a slot.
@@ -220,7 +220,7 @@ class Engine:
 
         Args:
             requests: The requests.
-            failed: Takes what is wrong with those that cannot be decoded, by their index; default: the first is raised.
+            failed: Takes the errors of those that cannot be decoded, by index; default: the first error is raised.
 
         Raises:
             EnsemW2SError: If a request cannot be decoded; see `check_request`. Nothing has been decoded by then.
@@ -286,7 +286,7 @@ class Engine:
     def _take(
         self, row: Running, draft: list[int], tokens: list[int], records: list[np.ndarray], slot: int
     ) -> tuple[list[int], Generation | None]:
-        """Keeps the tokens that follow from each other: those the draft has right, and the one after them."""
+        """Keeps the tokens that the draft has right, and the one after them."""
         new: list[int] = []
         for place in range(len(draft) + 1):
             token = tokens[place]

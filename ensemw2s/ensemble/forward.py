@@ -1,4 +1,4 @@
-"""Forward passes of the engine: tokens of all slots in, every member's logits out, as few passes as the members allow.
+"""Forward passes of the engine: tokens of all slots in, every member's logits out, in as few passes as can be.
 
 Members are put into groups, each of which takes one pass: adapters on a shared base, small models of one architecture
 stacked, and everything else alone. A group is held to the members' own Hugging Face forward when it is made; where it
@@ -86,7 +86,7 @@ class Group(Protocol):
         """Copies what a slot has read onto another."""
 
     def reserve(self, length: int) -> None:
-        """Takes the memory for so many tokens a slot."""
+        """Allocates memory for sequences of up to this many tokens in each slot."""
 
     def release(self) -> None:
         """Forgets what was read, and gives its memory back."""
@@ -96,7 +96,7 @@ class RowGroup:
     """Members that are rows of one forward pass."""
 
     def __init__(self, kind: str, members: list[int], network: PreTrainedModel, active: Active, slots: int) -> None:
-        """Args: what it is; places in the ensemble; from `rows`, or a model for one member; most prompts at a time."""
+        """Args: how it runs, in words; its members' places; their network; which of them run; how many slots."""
         self.kind, self.members, self.network, self.active = kind, members, network, active
         config = network.config.get_text_config()
         config._attn_implementation = ATTENTION
@@ -239,7 +239,7 @@ class AloneGroup:
             self.caches[target] = self.caches.pop(source)
 
     def reserve(self, length: int) -> None:
-        """Nothing: transformers' cache grows with every token."""
+        """Does nothing: transformers' cache grows with every token."""
 
     def release(self) -> None:
         """See `Group`."""

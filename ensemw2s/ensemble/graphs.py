@@ -115,7 +115,7 @@ def seconds(run: Pass, device: torch.device) -> float:
 
 
 class DecodeSteps:
-    """Steps of one token a slot.
+    """Steps of one token per slot.
 
     Attributes:
         recorded: Shapes (slots, keys) of which a record is used.
@@ -205,5 +205,5 @@ class DecodeSteps:
 
 
 def _power_of_two(number: int) -> int:
-    """The least one that is not less."""
+    """The smallest power of two that is not less."""
     return 1 << (number - 1).bit_length()

@@ -1,4 +1,4 @@
-"""ensemble.json: what an ensemble artifact says about itself, and whether what lies beside it is what it says.
+"""ensemble.json: what an ensemble artifact holds, and whether the files beside it are the ones it names.
 
 Apart from loading models so that a damaged artifact is refused before any weight is read into memory.
 
@@ -62,8 +62,8 @@ class MemberEntry(Entry):
         weight: Its vote before normalisation, 0 where alpha is not positive.
         round: The boosting round, from 1.
         weighted_error: Its weighted error in that round, if there is one.
-        temperature: What its logits are divided by. Not written where it is 1, so that whoever knows no temperatures
-            reads the file, and an artifact is described by the same words as before there were any.
+        temperature: What its logits are divided by. Left out of the file where it is 1, so that releases without
+            temperatures read it.
         base: Path of the `BaseEntry` that it is adapters for; None for a full model.
         files: SHA-256 of each file of the folder.
     """

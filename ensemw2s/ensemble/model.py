@@ -155,7 +155,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return model
 
     def save_pretrained(self, *_: Any, **__: Any) -> None:
-        """Ensembles are saved from their members' folders, with what is known of each: `artifact.save_ensemble`."""
+        """Refuses: `artifact.save_ensemble` saves an ensemble, from its members' folders."""
         raise ModelError("an ensemble is saved by ensemw2s.ensemble.artifact.save_ensemble, from its members' folders")
 
     def new_cache(self) -> EnsembleCache:
@@ -178,7 +178,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: `[batch, cached + seq]`, 1 for tokens, 0 for padding on either side; default: no padding.
             position_ids: `[batch, seq]`, int64; default: counted from the attention mask.
             past_key_values: Cache to read and to extend in place; default: no cache.
-            logits_to_keep: Only the last so many positions; 0: all.
+            logits_to_keep: How many of the last positions to give; 0: all.
 
         Returns:
             `[members, batch, kept, vocabulary]`, float32 log-probabilities.
@@ -220,7 +220,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: From an earlier call, or `new_cache()`.
             labels: `[batch, seq]`, int64, the input ids with -100 where there is no loss; shifted here.
             use_cache: Whether to return a cache; default: yes.
-            logits_to_keep: Only the last so many positions; 0, or with labels: all.
+            logits_to_keep: How many of the last positions to give; 0, or with labels: all.
             return_dict: False: a tuple.
 
         Returns:
@@ -247,7 +247,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _member(self, index: int, inputs: Mapping[str, object], kept: int) -> torch.Tensor:
-        """One member's log-probabilities at the last `kept` positions (0: at all)."""
+        """One member's log-probabilities at the last `kept` positions; 0: at every position."""
         network, adapter = self.networks[self._network_of[index]], self._adapter_of[index]
         if adapter is not None:
             assert isinstance(network, PeftModel)

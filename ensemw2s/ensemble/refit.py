@@ -63,7 +63,7 @@ def best_temperature(nll: NDArray[np.floating]) -> float:
         nll: `[temperatures]`, the member's loss at each of `TEMPERATURES`.
 
     Returns:
-        A temperature between the least and the largest; 1 where the loss is infinite at all.
+        A temperature between the least and the largest; 1 where the loss is infinite at every one.
     """
     values = np.asarray(nll, dtype=np.float64)
     if not np.isfinite(values).any():

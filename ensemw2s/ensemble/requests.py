@@ -20,12 +20,12 @@ from ensemw2s.errors import ConfigError, DataError, ModelError
 Tokens = Sequence[int] | np.ndarray
 
 MOST_LIKELIEST = 256
-"""Most of the likeliest tokens that are kept at a step: what leaves the device stays small beside the distributions."""
+"""Most likeliest tokens that are kept per step, so that little leaves the device beside whole distributions."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and what is wanted of it.
+    """One prompt and how it is to be answered.
 
     Attributes:
         prompt: Token ids, at least one.
@@ -86,7 +86,7 @@ class Generation:
         return replace(self, **{name: value[start:] for name, value in self._of_tokens()})
 
     def _of_tokens(self) -> list[tuple[str, Any]]:
-        """What has an entry for every token."""
+        """The fields that have an entry per token."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return [(name, value) for name, value in values if isinstance(value, list | np.ndarray)]
 

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 class NotStackable(Exception):
-    """These members cannot share a forward pass; says why."""
+    """Raised with the reason why members cannot share a forward pass."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class AdaptedLinear(_Layer):
 
 
 class StackedLinear(_Layer):
-    """Linear layers of the same shape, one a member."""
+    """Linear layers of the same shape, one per member."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, active: Active) -> None:
         """Args: `[members, in, out]`, `[members, 1, out]`, the members at work."""
@@ -104,7 +104,7 @@ class StackedLinear(_Layer):
 
 
 class StackedEmbedding(_Layer):
-    """Embeddings of the same shape, one a member."""
+    """Embeddings of the same shape, one per member."""
 
     def __init__(self, weight: torch.Tensor, active: Active) -> None:
         """Args: `[members, tokens, width]`, the members at work."""
@@ -118,7 +118,7 @@ class StackedEmbedding(_Layer):
 
 
 class StackedNorm(_Layer):
-    """Normalisations whose weights multiply (and add) element by element, one weight a row."""
+    """Normalisations whose weights multiply (and add) element by element, one weight per row."""
 
     def __init__(self, norm: nn.Module, weights: dict[str, torch.Tensor], active: Active) -> None:
         """Args: a copy of a member's module without its weights; `[members, 1, width]` each; the members at work."""
@@ -132,7 +132,7 @@ class StackedNorm(_Layer):
             out = F.layer_norm(rows, rows.shape[-1:], eps=self.norm.eps)
         elif isinstance(self.norm, RootMeanSquare):
             out = F.rms_norm(rows, rows.shape[-1:], eps=self.norm.eps)
-        else:  # the architecture's own, with one weight a row
+        else:  # the architecture's own, with one weight per row
             for name, weight in weights.items():
                 setattr(self.norm, name, weight)
             return self.norm(rows).view(x.shape)

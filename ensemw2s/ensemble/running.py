@@ -60,7 +60,7 @@ class Running:
 
     @property
     def room(self) -> int:
-        """Tokens that a draft can be of use for: one less than are still allowed."""
+        """Most tokens that a draft can save: one less than are still allowed."""
         return self.request.max_new_tokens - self.answered - 1
 
     def numbers(self, count: int) -> np.ndarray:
@@ -100,7 +100,7 @@ class Running:
         Args:
             reason: Why it ends here.
             stop: The stop string that ended it.
-            start: Leave out so many of its first tokens.
+            start: How many of its first tokens to leave out.
         """
         members, request = len(self.weights), self.request
         tokens = self.sequence[self.prompt_length + start :]
@@ -128,7 +128,7 @@ class Running:
         return np.array([records[part][slot, place] for records, slot, place in self.records[start:]])
 
     def _likeliest(self, part: Record, start: int, *shape: int) -> np.ndarray:
-        """The same for likeliest tokens; others in the batch may have asked for more, at some steps or at all."""
+        """The same for likeliest tokens, as many as this request asked for: others in the batch may want more."""
         steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in self.records[start:]]
         return np.array(steps).reshape(shape)
 

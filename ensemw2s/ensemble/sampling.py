@@ -15,7 +15,7 @@ import torch
 from ensemw2s.errors import ConfigError
 
 COLDEST = 1e-6
-"""Temperatures under this are taken as this: greedy in effect, and nothing overflows."""
+"""Lower temperatures are raised to this one, which is greedy in effect and does not overflow."""
 
 LIKELIEST = 1024
 """Tokens that are looked at for `top_p`; where they do not reach it, the whole vocabulary is sorted."""
@@ -50,7 +50,7 @@ class Sampling:
 
 
 def draws(seed: int, prompt: Sequence[int], count: int) -> np.ndarray:
-    """The random numbers of one row, one a step.
+    """The random numbers of one row, one per step.
 
     They depend on the seed and the prompt, so that rows of different prompts are independent under one seed.
 
@@ -68,7 +68,7 @@ def draws(seed: int, prompt: Sequence[int], count: int) -> np.ndarray:
 def choose(
     log_probs: torch.Tensor, sampling: Sampling | Sequence[Sampling], uniform: torch.Tensor | None
 ) -> torch.Tensor:
-    """One token a row.
+    """Chooses one token per row.
 
     Args:
         log_probs: `[rows, vocabulary]`, float32.

@@ -1,7 +1,7 @@
 """One engine for several threads: each brings a list of requests, and all of them share the forward passes.
 
 So the last answers of one list do not leave slots empty: requests of the next list are in them already. There is no
-thread of its own; whoever waits for answers takes the steps for all.
+thread of its own; one of the threads that wait takes the steps for all.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SharedEngine:
         return job.generations, job.failed
 
     def _step_until_end(self, job: _Job) -> None:
-        """Takes steps for everybody; then the next one who waits does."""
+        """Takes steps for all threads until its own job has ended; then another waiting thread does."""
         try:
             while not job.ended:
                 self._submit_arrived()

@@ -1,4 +1,4 @@
-"""The key/value cache of the engine: one place a prompt, in which position p lies at index p.
+"""The key/value cache of the engine: one slot per prompt, in which position p lies at index p.
 
 Allocated for all slots at once, and again only when an answer is longer than any before, where `EnsembleCache` grows
 with every token: rows of any length sit side by side without padding, a row that leaves is overwritten by another, and
@@ -96,7 +96,7 @@ class SlotCache(Cache):
         return sum(t.nbytes for part in (self._keys, self._values) for t in part.values())
 
     def reserve(self, length: int) -> None:
-        """Makes room for so many tokens a slot; what is there stays."""
+        """Makes room for up to this many tokens in each slot; what is there stays."""
         if length <= self.length:
             return
         wider = max(math.ceil(length / GROWTH) * GROWTH, min(2 * self.length, length + 16 * GROWTH))

@@ -66,7 +66,7 @@ def as_asked(labeling: LabelingConfig) -> Speculation | None:
 
 
 class Draft(Protocol):
-    """Something that guesses."""
+    """What guesses the next tokens."""
 
     def propose(self, rows: Sequence[Running]) -> list[list[int]]:
         """Guesses for the requests in slots 0, 1, …, no more than each has room for."""
@@ -75,7 +75,7 @@ class Draft(Protocol):
         """A slot's row went to another."""
 
     def reserve(self, length: int) -> None:
-        """Takes the memory for so many tokens a slot."""
+        """Allocates memory for sequences of up to this many tokens in each slot."""
 
 
 class NgramDraft:
@@ -214,22 +214,22 @@ def make_draft(
 
 @dataclass
 class StepTokens:
-    """One step: how many tokens came out of it."""
+    """How many tokens came out of one step; filled in by the engine."""
 
     tokens: int = 0
 
 
 class Pace:
-    """Whether drafts pay: seconds a token with and without them, tried in turn and tried again from time to time.
+    """Whether drafts pay: compares seconds per token with and without them, and tries both again from time to time.
 
-    Seconds a token depend on how many rows there are, so each order of magnitude of them is judged by itself.
+    Seconds per token depend on the number of rows, so each power of two of it is judged by itself.
 
     Attributes:
         speculate: Whether the last step made drafts, or would have.
     """
 
     def __init__(self, always: bool = False) -> None:
-        """Args: never stop drafting."""
+        """Args: whether to draft even where it does not pay."""
         self.always = always
         self.speculate = True
         self._trials: dict[int, _Trial] = {}
@@ -245,7 +245,7 @@ class Pace:
 
 
 class _Trial:
-    """Seconds a token of the last steps with drafts and without."""
+    """Seconds per token of the last steps with drafts and without."""
 
     def __init__(self) -> None:
         self._steps = 0

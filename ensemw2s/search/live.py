@@ -23,7 +23,7 @@ _views: list[_View] = []
 
 
 class Watcher(tune.Callback):
-    """Tells whoever looks. It holds nothing: Tune stores its callbacks with the experiment."""
+    """Tells the views. It holds nothing itself: Tune stores its callbacks with the experiment."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, object], **_: Any

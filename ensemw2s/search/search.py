@@ -58,7 +58,7 @@ def run(
     Raises:
         ConfigError: If the space does not fit the config, or the folder holds a search and neither flag is given.
         SearchError: If no trial measured anything.
-        EnsemW2SError: What stopped a stage that all trials share.
+        EnsemW2SError: If a stage that all trials share fails.
     """
     shown, search, folder = progress or Progress(), space.check(config), search_directory(config)
     shown.run, description = config.name, describe(config)

@@ -27,7 +27,7 @@ async def listening(app: Any, address: tuple[str, int]) -> AsyncGenerator[None]:
         address: Host and port.
 
     Raises:
-        OSError: If the address cannot be had.
+        OSError: If the address is taken or not allowed.
     """
     listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))

@@ -72,7 +72,7 @@ class Watch:
         self._last: float | None = None
 
     def piece(self, count: int, finish: str | None) -> None:
-        """A piece of so many tokens has come."""
+        """Counts a piece with this many tokens."""
         now = time.perf_counter()
         if self._last is None:
             self._metrics.first.observe(now - self._began)
@@ -83,7 +83,7 @@ class Watch:
             self.outcome = finish
 
     def end(self) -> None:
-        """It has ended."""
+        """Counts the end of the answer."""
         self._metrics.requests.labels(self.outcome).inc()
         self._metrics.whole.observe(time.perf_counter() - self._began)
 

@@ -134,7 +134,7 @@ async def _result(response: DeploymentResponse[Refused | None]) -> Refused | Non
 
 
 class _Taken:
-    """Passes on the pieces of an answer; without what a replica that died had sent already."""
+    """Passes on the pieces of an answer, without what a replica that died had sent before."""
 
     def __init__(self, put: Callable[[Piece], None]) -> None:
         self._put = put

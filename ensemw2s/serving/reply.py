@@ -60,7 +60,7 @@ class Answers:
         """Pieces of all answers as they come; closing this cancels the answers that are not done.
 
         Raises:
-            ApiError: If an answer cannot be had, or the time is over.
+            ApiError: If an answer fails, or the time is over.
         """
         left = len(self.jobs)
         self._counted.open += left
