@@ -28,11 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 import yaml
 
 from ensemw2s.faults import VARIABLE, reached, read_plan
+
+hypothesis.settings.register_profile("ensemw2s", deadline=None)  # a busy machine is no reason to fail
+hypothesis.settings.load_profile("ensemw2s")
 
 OLDER_RUN = Path(__file__).parent / "older_run"
 """Files of a run that version 0.1 made."""
