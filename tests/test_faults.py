@@ -32,6 +32,13 @@ def process(code: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", f"from ensemw2s import faults\n{code}"], cwd=ROOT)
 
 
+def wait_for(file: Path) -> None:
+    until = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} did not come"
+        time.sleep(0.01)
+
+
 def numbers(folder: Path) -> list[int]:
     return sorted(int(path.name.split("@")[1]) for path in (folder / "reached").iterdir())
 
@@ -99,14 +106,12 @@ def test_a_process_waits_for_a_file(plan, tmp_path):
     held = threading.Thread(target=faults.reach, args=("training/step",))
     held.start()
     seen = faults.reached(tmp_path, "training/step", 1)
-    until = time.monotonic() + 20
-    while not seen.exists() and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(seen)
     assert seen.read_text() == str(os.getpid())
     held.join(0.2)
     assert held.is_alive()
     (tmp_path / "go").touch()
-    held.join(20)
+    held.join(60)
     assert not held.is_alive()
 
 
@@ -114,10 +119,11 @@ def test_a_process_waits_for_a_file(plan, tmp_path):
 def test_what_hangs_ends_with_the_plan(plan, tmp_path, action):
     plan(f"training/step@1={action}")
     held = process("faults.reach('training/step')")
+    wait_for(faults.reached(tmp_path, "training/step", 1))
     with pytest.raises(subprocess.TimeoutExpired):
-        held.wait(0.5)
+        held.wait(0.2)
     (tmp_path / "plan").unlink()
-    assert held.wait(20) == -signal.SIGKILL
+    assert held.wait(60) == -signal.SIGKILL
 
 
 def test_processes_that_are_forked_read_the_same_plan(plan, tmp_path):
