@@ -47,7 +47,7 @@ StudyFile = Annotated[
     typer.Argument(
         metavar="STUDY",
         show_default=False,
-        help="Name of a study that comes along (`ensemw2s init` lists them), or a YAML file (docs/study.md).",
+        help="Name of a study recipe (`ensemw2s init` lists them), or a YAML file (docs/study.md).",
         parser=_place,
     ),
 ]

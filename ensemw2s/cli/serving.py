@@ -39,7 +39,7 @@ def serve(
             "--api-keys",
             metavar="FILE",
             show_default=False,
-            help="File with one API key per line. Default: ENSEMW2S_API_KEYS, else no key is needed.",
+            help="File with one API key per line, beside those in ENSEMW2S_API_KEYS. Default: no key is needed.",
         ),
     ] = None,
     watch: Annotated[

@@ -68,7 +68,8 @@ def print_all(console: Console) -> None:
             if name.startswith(STUDIES) == studies:
                 said = f"  {name.removeprefix(f'{STUDIES}/'):<16}{summary(name)}"
                 console.print(said, highlight=False, markup=False, soft_wrap=True)
-    console.print("To edit one, write a copy: ensemw2s init NAME --recipe RECIPE (studies/tiny for a study)")
+    how = "To edit one, write a copy: ensemw2s init NAME --recipe RECIPE (for a study: studies/tiny)"
+    console.print(how, highlight=False, soft_wrap=True)
 
 
 def write(name: str, recipe: str, output: Path | None = None) -> tuple[Path, str]:
