@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 from typer.main import get_command
 
 from ensemw2s import env
+from ensemw2s import env
 from ensemw2s.cli.main import app
 
 INTRODUCTION = """\
@@ -29,6 +30,16 @@ command.
 | 1 | The work failed. stderr says why; `--debug` adds the trace. |
 | 2 | Wrong usage, or a mistake in the config, the data or the models. Nothing was started. |
 | 130 | You pressed Ctrl-C. |
+"""
+
+
+VARIABLES = """\
+# Environment variables
+
+A run is described by its config. Environment variables are for secrets, for what differs from node to node, and for
+settings of libraries. Credentials of object storage, `HF_HOME`, `CUDA_VISIBLE_DEVICES` and the like are read by the
+libraries themselves.
+
 """
 
 
