@@ -15,7 +15,6 @@ from mkdocs.structure.files import File, Files
 from typer.main import get_command
 
 from ensemw2s import env
-from ensemw2s import env
 from ensemw2s.cli.main import app
 
 INTRODUCTION = """\
