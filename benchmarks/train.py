@@ -30,7 +30,7 @@ from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.models import loading, tiny
 from ensemw2s.storage import store
 from ensemw2s.storage.store import Description
-from ensemw2s.training import loop
+from ensemw2s.training import loop, setup
 from ensemw2s.training.batches import Layout, step_batches
 from ensemw2s.training.spec import Start, Tracking, TrainSpec
 
@@ -57,14 +57,14 @@ def bare(spec: TrainSpec, device: torch.device) -> list[float]:
     """Seconds of each step of the loop that one would write by hand: no engine, no checks, no progress."""
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
-    model, tokenizer, _ = loop.build(spec.start, device, seed=spec.seed)
+    model, tokenizer, _ = setup.build(spec.start, device, seed=spec.seed)
     model.train()
-    if loop.use_bf16(spec.precision, device):
+    if setup.use_bf16(spec.precision, device):
         model.to(torch.bfloat16)
     recipe = spec.recipe
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    data = loop.training_set(spec)
+    data = setup.training_set(spec)
     layout = Layout.of(batch_size=recipe.batch_size, micro_batch_size=recipe.micro_batch_size, world=1, rank=0)
     seconds, began = [], time.perf_counter()
     for micro_batches in step_batches(data, layout, pad_id=int(tokenizer.pad_token_id or 0), seed=spec.seed, epoch=0):

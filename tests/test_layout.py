@@ -250,7 +250,7 @@ def test_the_core_imports_no_ray(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pipeline/run.py", "pipeline/plan.py", "labeling/command.py", "evaluation/saved.py", "study/study.py"]
+    "name", ["pipeline/run.py", "pipeline/plan.py", "labeling/label_files.py", "evaluation/saved.py", "study/study.py"]
 )
 def test_a_command_imports_nothing_that_holds_models(name: str) -> None:
     assert way_to("peft", ROOT / "ensemw2s" / name, ROOT) == [], "the command would start seconds later"

@@ -191,18 +191,18 @@ def label(given: LabelOptions, debug: options.Debug = False) -> None:
     """
     with outcome(debug=debug, resumable=True):
         from ensemw2s.cluster.connect import check_lasting
-        from ensemw2s.labeling import command
+        from ensemw2s.labeling import label_files
         from ensemw2s.progress import Progress
 
         settings = given.settings(str(given.ensemble), given.source())
-        work = command.LabelWork(given.ensemble, given.output, settings, given.cluster, given.wanted)
+        work = label_files.LabelWork(given.ensemble, given.output, settings, given.cluster, given.wanted)
         with before_work():
             check_lasting(given.output, "--output")
-            waiting = command.prepare(work, fresh=given.fresh)
+            waiting = label_files.prepare(work, fresh=given.fresh)
         if waiting:
-            command.label(work, Progress(Output()), debug=debug)
-        kept = command.keep(work)
-        say(command.summary(given.output, kept) + ("" if waiting else "; nothing to do"))
+            label_files.label(work, Progress(Output()), debug=debug)
+        kept = label_files.keep(work)
+        say(label_files.summary(given.output, kept) + ("" if waiting else "; nothing to do"))
 
 
 def evaluate(given: EvaluateOptions, debug: options.Debug = False) -> None:

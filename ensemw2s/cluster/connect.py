@@ -9,8 +9,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ensemw2s import env
 from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources, with_autoscaling
@@ -66,24 +66,21 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
         # by the time that the cluster knows its node to be dead.
         env.RAY_RETRY_DELAY.set_default()
         where = cluster_address(config)
-        common: dict[str, Any] = {
-            "log_to_driver": debug,
-            "logging_level": logging.INFO if debug else logging.ERROR,
-        }
+        level = logging.INFO if debug else logging.ERROR
+        start = partial(ray.init, log_to_driver=debug, logging_level=level)
         try:
             if where is not None:
-                ray.init(address=where, **common)
+                start(address=where)
             else:
                 local = local_resources(config)
                 for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
                     setting.set_default()
-                ray.init(
+                start(
                     num_cpus=int(local.cpus),
                     num_gpus=int(local.gpus),
                     object_store_memory=config.object_store_mb * 2**20,
                     resources={DRIVER: 1000},
                     include_dashboard=False,
-                    **common,
                 )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -17,9 +17,8 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ensemw2s.config import Columns
+from ensemw2s.data.rows import Fields, Row
 from ensemw2s.errors import DataError
-
-Row = Mapping[str, Any]
 
 
 class ColumnError(DataError):
@@ -68,7 +67,7 @@ def _compile_list(text: str) -> Callable[[Row], Any]:
     return lambda row: expression(**row)
 
 
-def render_row(columns: Columns, row: Row, *, origin: str = "the row", answer_optional: bool = False) -> dict[str, Any]:
+def render_row(columns: Columns, row: Row, *, origin: str = "the row", answer_optional: bool = False) -> Fields:
     """Maps a raw row to the fields of an example.
 
     Args:

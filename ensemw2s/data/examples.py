@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
 import pyarrow as pa
+
+from ensemw2s.data.rows import Fields
 
 EXAMPLE_SCHEMA = pa.schema(
     [
@@ -41,6 +42,6 @@ def example_id(prompt: str) -> str:
     return content_key(prompt)[:16]
 
 
-def example_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+def example_table(rows: Iterable[Fields]) -> pa.Table:
     """Rows with the keys of `EXAMPLE_SCHEMA` as a table."""
     return pa.Table.from_pylist(list(rows), schema=EXAMPLE_SCHEMA)

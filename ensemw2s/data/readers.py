@@ -6,36 +6,27 @@ A new kind of source is a class here with the three methods of `Reader` (and a s
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import hashlib
 import importlib.metadata
-import io
 import itertools
-import json
 import logging
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from ensemw2s import env
 from ensemw2s.config import FilesSource, HuggingFaceSource, ReasoningGymSource
 from ensemw2s.data.examples import derive_seed
+from ensemw2s.data.files import FilesReader, file_identity, open_path
+from ensemw2s.data.rows import OriginRow, Part, reason
 from ensemw2s.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-Part = Literal["easy", "hard"]
-OriginRow = tuple[str, dict[str, Any]]
-"""A raw row and where it comes from, as error messages name it."""
 
 
 class Reader(Protocol):
@@ -47,7 +38,7 @@ class Reader(Protocol):
     def sample(self, part: Part) -> Iterator[OriginRow]:
         """A few rows, cheaply, that show every mistake that can be seen without reading everything."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Plain values that change when the data does."""
 
 
@@ -103,7 +94,7 @@ class ReasoningGymReader:
                             rows.append(dataset[i])
                         except Exception as error:
                             raise DataError(
-                                f"reasoning_gym data set {name} failed to generate a {part} row: {_reason(error)}; "
+                                f"reasoning_gym data set {name} failed to generate a {part} row: {reason(error)}; "
                                 f"check the {part} config of the source"
                             ) from error
                 for i, row in enumerate(rows, start=chunk + start):
@@ -119,7 +110,7 @@ class ReasoningGymReader:
             )
         yield next(self._generate(part, seed=0, block=1))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Name and version of the generator; its configs are part of the config already."""
         version = importlib.metadata.version("reasoning-gym")
         return {"kind": "reasoning_gym", "dataset": self.source.dataset, "version": version}
@@ -151,7 +142,7 @@ class ReasoningGymReader:
             return create_dataset(name, seed=seed, size=size, **settings)
         except Exception as error:  # data sets check their configs by assertions and by failing
             raise DataError(
-                f"{part} config of reasoning_gym data set {name} is refused: {_reason(error)}; settings: {settings}"
+                f"{part} config of reasoning_gym data set {name} is refused: {reason(error)}; settings: {settings}"
             ) from error
 
 
@@ -163,160 +154,6 @@ def _seeded_global_random(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-class FilesReader:
-    """Rows of parquet, JSON and CSV files, in the order of the paths and of the names in a folder."""
-
-    endings = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
-    compressions = (".gz", ".bz2", ".zst")
-
-    def __init__(self, source: FilesSource, on_error: Callable[[DataError], None] | None = None) -> None:
-        self.source, self.on_error = source, on_error
-
-    def rows(self, part: Part = "easy", seed: int = 0) -> Iterator[OriginRow]:
-        """All rows of all files."""
-        for filesystem, file in self.files():
-            yield from self._read(filesystem, file)
-
-    def sample(self, part: Part = "easy") -> Iterator[OriginRow]:
-        """The first row of each file."""
-        for filesystem, file in self.files():
-            yield from itertools.islice(self._read(filesystem, file), 1)
-
-    def identity(self) -> dict[str, Any]:
-        """Path and size of each file, SHA-256 of local ones, time of the last change of remote ones."""
-        return {"kind": "files", "files": [_file_identity(filesystem, file) for filesystem, file in self.files()]}
-
-    def files(self) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
-        """The files that the paths stand for."""
-        found: list[tuple[pafs.FileSystem, pafs.FileInfo]] = []
-        for path in self.source.paths:
-            try:
-                filesystem, inner = open_path(path)
-                info = filesystem.get_file_info(inner)
-                if info.type == pafs.FileType.Directory:
-                    listed = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
-                    files = [f for f in listed if f.is_file and self._is_data(f.path, inner)]
-                else:
-                    files = [info]
-            except (OSError, pa.ArrowException, ValueError) as error:
-                raise DataError(f"data path {path} cannot be read: {_reason(error)}") from error
-            if info.type == pafs.FileType.NotFound:
-                raise DataError(
-                    f"data path {path} does not exist (looked for {inner}); correct it in paths of the source"
-                )
-            if not files:
-                raise DataError(f"data folder {path} holds no file ending in {', '.join(self.endings)}")
-            found.extend((filesystem, file) for file in sorted(files, key=lambda f: f.path))
-        return found
-
-    def _is_data(self, path: str, folder: str) -> bool:
-        """Whether a folder's file is data: a known ending and no hidden or `_` name on the way to it."""
-        inside = path[len(folder.rstrip("/")) + 1 :].split("/")
-        return self._format(path) is not None and not any(part.startswith((".", "_")) for part in inside)
-
-    def _format(self, path: str) -> str | None:
-        name = path.lower()
-        for compression in self.compressions:
-            name = name.removesuffix(compression)
-        return next((ending for ending in self.endings if name.endswith(ending)), None)
-
-    def _read(self, filesystem: pafs.FileSystem, file: pafs.FileInfo) -> Iterator[OriginRow]:
-        ending = self._format(file.path)
-        if ending is None:
-            raise DataError(f"data file {file.path} has an unknown ending; expected one of {', '.join(self.endings)}")
-        read = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_json}.get(ending, _read_jsonl)
-        try:
-            for number, row in read(filesystem, file.path):
-                if isinstance(row, dict):
-                    yield f"{file.path} row {number}", row
-                    continue
-                error = (
-                    row
-                    if isinstance(row, ValueError)
-                    else ValueError(f"row {number} is a {type(row).__name__}, expected an object with named fields")
-                )
-                if self.on_error is None:
-                    raise error
-                self.on_error(DataError(f"{file.path}: {error}"))
-        except (OSError, pa.ArrowException, ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
-            raise DataError(f"data file {file.path} cannot be read as {ending[1:]}: {_reason(error)}") from error
-
-
-def open_path(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a local path or URI, and the path inside it."""
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)
-    return pafs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-
-
-NumberedRow = tuple[int, Any]
-"""A row, or the error in its place, and its number."""
-
-
-def _read_parquet(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
-    with filesystem.open_input_file(path) as stream:
-        batches = pq.ParquetFile(stream).iter_batches(batch_size=4096)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-
-
-@contextmanager
-def _open_text(filesystem: pafs.FileSystem, path: str) -> Iterator[io.TextIOWrapper]:
-    # Text is parsed by Python's own modules, not by pyarrow's: those guess types, and an answer such as 007 or
-    # 2024-01-01 would come back as another text than the file's.
-    with filesystem.open_input_stream(path, compression="detect") as stream:
-        yield io.TextIOWrapper(io.BufferedReader(stream, 1 << 20), "utf-8-sig", newline="")
-
-
-def _read_csv(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with _open_text(filesystem, path) as text:
-        reader = csv.DictReader(text, strict=True)
-        header = list(reader.fieldnames or ())
-        if len(set(header)) < len(header):
-            raise ValueError(f"its header names a column twice: {', '.join(header)}")
-        for number, row in enumerate(reader, start=1):
-            if None in row or None in row.values():
-                yield (
-                    number,
-                    ValueError(
-                        f"row {number} (line {reader.line_num}) does not have {len(header)} cells as the header does"
-                    ),
-                )
-            else:
-                yield number, row
-
-
-def _read_jsonl(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
-    with _open_text(filesystem, path) as text:
-        for number, line in enumerate(text, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield number, ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}")
-
-
-def _read_json(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
-    """A JSON array of objects, or JSON lines under the other name."""
-    with _open_text(filesystem, path) as text:
-        is_array = next((c for c in iter(lambda: text.read(1), "") if not c.isspace()), "") == "["
-    if not is_array:
-        yield from _read_jsonl(filesystem, path)
-        return
-    with _open_text(filesystem, path) as text:
-        yield from enumerate(json.load(text), start=1)
-
-
-def _file_identity(filesystem: pafs.FileSystem, file: pafs.FileInfo) -> dict[str, Any]:
-    facts: dict[str, Any] = {"path": file.path, "size": file.size}
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        with open(file.path, "rb") as stream:
-            facts["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    else:
-        facts["modified_ns"] = file.mtime_ns
-    return facts
 
 
 class HuggingFaceReader:
@@ -334,15 +171,15 @@ class HuggingFaceReader:
         """The first row."""
         yield from itertools.islice(self.rows(), 1)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """SHA-256 of a local folder's files; of a hub data set its revision and the fingerprint `datasets` gives it."""
-        facts: dict[str, Any] = {"kind": "huggingface", "path": self.source.path, "split": self.source.split}
+        facts: dict[str, object] = {"kind": "huggingface", "path": self.source.path, "split": self.source.split}
         folder = Path(self.source.path).expanduser()
         if folder.is_dir():
             local, root = open_path(self.source.path)
             listed = local.get_file_info(pafs.FileSelector(root, recursive=True))
             files = sorted((f for f in listed if f.is_file), key=lambda f: f.path)
-            return facts | {"files": [_file_identity(local, file) for file in files]}
+            return facts | {"files": [file_identity(local, file) for file in files]}
         dataset = self.load()
         return facts | {
             "name": self.source.name,
@@ -372,7 +209,7 @@ class HuggingFaceReader:
                 "give the folder"
             )
             raise DataError(
-                f"{what} {self.source.path} (split {self.source.split}) cannot be loaded: {_reason(error)}; {remedy}"
+                f"{what} {self.source.path} (split {self.source.split}) cannot be loaded: {reason(error)}; {remedy}"
             ) from error
 
     def _pick_split(self, saved: Any) -> Any:
@@ -394,8 +231,3 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or all(
         (folder / name).is_file() for name in ("dataset_info.json", "state.json")
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error's text, or its class when it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,14 +7,14 @@ Its own module because this is the same for every kind of source.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pyarrow as pa
 
 from ensemw2s.config import DataConfig, FilesSource, HuggingFaceSource, ReasoningGymSource
 from ensemw2s.data.columns import answer_text, render_row
 from ensemw2s.data.examples import content_key, example_id, example_table
-from ensemw2s.data.readers import OriginRow, Part, make_reader
+from ensemw2s.data.readers import make_reader
+from ensemw2s.data.rows import Fields, OriginRow, Part, Row
 from ensemw2s.errors import DataError
 
 AnySource = ReasoningGymSource | FilesSource | HuggingFaceSource
@@ -26,7 +26,7 @@ SIZE_KEYS: dict[Part, tuple[str, ...]] = {
 }
 
 
-def iterate_rows(source: AnySource, *, part: Part, seed: int) -> Iterator[dict[str, Any]]:
+def iterate_rows(source: AnySource, *, part: Part, seed: int) -> Iterator[Row]:
     """The raw rows of a source, one dictionary each, for `render_row` or templates of your own.
 
     Args:
@@ -86,7 +86,7 @@ def read_source(
 
 def _distinct(
     source: AnySource, rows: Iterator[OriginRow], seen: set[str], difficulty: float, answer_optional: bool
-) -> Iterator[dict[str, Any] | None]:
+) -> Iterator[Fields | None]:
     """Examples of new content, and None for each row that repeats one; `seen` grows by their content keys."""
     for origin, row in rows:
         example = render_row(source.columns, row, origin=origin, answer_optional=answer_optional)
@@ -104,9 +104,9 @@ def _distinct(
         yield example
 
 
-def _draw(examples: Iterator[dict[str, Any] | None], n: int, name: str, part: Part) -> list[dict[str, Any]]:
+def _draw(examples: Iterator[Fields | None], n: int, name: str, part: Part) -> list[Fields]:
     """The first n examples of an endless stream in which None stands for a repetition."""
-    found: list[dict[str, Any]] = []
+    found: list[Fields] = []
     drawn = last = 0
     while len(found) < n:
         example = next(examples)
@@ -123,10 +123,10 @@ def _draw(examples: Iterator[dict[str, Any] | None], n: int, name: str, part: Pa
     return found
 
 
-def _check_ids(examples: list[dict[str, Any]]) -> None:
+def _check_ids(examples: list[Fields]) -> None:
     first: dict[str, str] = {}
     for example in examples:
-        identity, prompt = example["id"], example["prompt"]
+        identity, prompt = str(example["id"]), example["prompt"]
         if identity in first:
             raise DataError(
                 f"id {identity} belongs to two examples, {shorten(first[identity])!r} and {shorten(prompt)!r}: "
@@ -154,7 +154,7 @@ def check_source(config: DataConfig) -> pa.Table:
         checks: list[tuple[AnySource, tuple[Part, ...]]] = [(config.source, ("easy",)), (config.hard_source, ("hard",))]
     else:
         checks = [(config.source, PARTS if isinstance(config.source, ReasoningGymSource) else ("easy",))]
-    examples: list[dict[str, Any]] = []
+    examples: list[Fields] = []
     for source, parts in checks:
         optional = allows_missing_answers(config, source)
         reader = make_reader(source)
@@ -192,7 +192,7 @@ def allows_missing_answers(config: DataConfig, source: AnySource) -> bool:
     return config.split.mode == "difficulty" and config.split.difficulty_from == "column"
 
 
-def sources_identity(config: DataConfig) -> dict[str, Any]:
+def sources_identity(config: DataConfig) -> dict[str, dict[str, object]]:
     """What the configured sources hold at the moment, as plain values for a fingerprint.
 
     Returns:

@@ -5,9 +5,10 @@ Its own module because both commands find the run that a model comes from, and i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -45,7 +46,7 @@ class Settings:
         return self.data.source
 
 
-def settings_for(model: str, source: FileSource, options: dict[str, Any]) -> Settings:
+def settings_for(model: str, source: FileSource, options: Mapping[str, object]) -> Settings:
     """The settings of the run that a model lies in, or the defaults, with the options that were given on top.
 
     Args:
@@ -70,7 +71,7 @@ def settings_for(model: str, source: FileSource, options: dict[str, Any]) -> Set
     return Settings(_with(data, of_data), _with(labeling, of_labeling), run)
 
 
-def _with(section: SectionT, options: dict[str, Any]) -> SectionT:
+def _with(section: SectionT, options: Mapping[str, object]) -> SectionT:
     """A config section with the options that are not None."""
     given = {key: value for key, value in options.items() if value is not None}
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ensemw2s.config import FilesSource, HuggingFaceSource
 from ensemw2s.data.columns import ColumnError, render_row
 from ensemw2s.data.examples import EXAMPLE_SCHEMA, example_id
 from ensemw2s.data.readers import make_reader
+from ensemw2s.data.rows import Fields, Row
 from ensemw2s.errors import DataError
 from ensemw2s.labeling.parts import REJECTED_SCHEMA
 from ensemw2s.storage import remote
@@ -95,7 +97,7 @@ def write_examples(source: FileSource, path: Path, *, group: int, rejected: Path
     return usable.total
 
 
-def _example(source: FileSource, origin: str, row: dict[str, Any], seen: _Seen, *, labelled: bool) -> dict[str, Any]:
+def _example(source: FileSource, origin: str, row: Row, seen: _Seen, *, labelled: bool) -> Fields:
     example = render_row(source.columns, row, origin=origin, answer_optional=not labelled)
     own = example["id"] or example_id(example["prompt"])
     times = seen.add(own)
@@ -112,7 +114,7 @@ class _Rows:
     def __init__(self, path: Path, schema: pa.Schema, group: int) -> None:
         self.path, self.schema, self.group, self.total = path, schema, group, 0
         self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        self._batch: list[dict[str, Any]] = []
+        self._batch: list[Mapping[str, object]] = []
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> _Rows:
@@ -123,7 +125,7 @@ class _Rows:
             self._writer.close()
         self._temporary.unlink(missing_ok=True)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Mapping[str, object]) -> None:
         self._batch.append(row)
         self.total += 1
         if len(self._batch) == self.group:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -183,7 +182,7 @@ def _unusable(ids: list[int], longest: int) -> str | None:
     return None
 
 
-def _row(prompt: dict[str, Any], samples: list[Generation], loaded: Loaded) -> dict[str, Any]:
+def _row(prompt: Mapping[str, object], samples: list[Generation], loaded: Loaded) -> dict[str, object]:
     """A row of the labels contract."""
     generation, consistency = most_frequent(samples, loaded)
     row = {

@@ -9,27 +9,61 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.labeling.parts import parts, rejected_parts
-from ensemw2s.storage import store
+from ensemw2s.storage import remote
+from ensemw2s.storage.records import Record
 
 SUMMARY = "summary.json"
 BINS = 20
-Facts = dict[str, Any]
 
 
-def summarise(folder: Path) -> Facts:
-    """Counts, means and histograms of a folder of labels.
+class Histogram(Record):
+    """How often a quantity lies between two edges; the last bin includes both."""
 
-    Returns:
-        `labels`, `tokens`, `rejected` (counts), `finish_reasons`, `reasons` (of rejected prompts, with digits left
-        out), `means`, and `histograms`: for each quantity `edges` and `counts`, one count less than edges.
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class LabelSummary(Record):
+    """What a folder of labels holds.
+
+    Attributes:
+        labels: Number of labels.
+        tokens: Their tokens.
+        rejected: Prompts that could not be labelled.
+        finish_reasons: Labels by how decoding ended.
+        reasons: Rejected prompts by reason, with digits left out; the 20 most frequent ones.
+        means: Mean of each quantity; empty without labels.
+        histograms: Of each quantity; empty without labels.
     """
+
+    labels: int
+    tokens: int
+    rejected: int
+    finish_reasons: dict[str, int]
+    reasons: dict[str, int]
+    means: dict[str, float]
+    histograms: dict[str, Histogram]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The summary in a folder of labels."""
+        return cls.read_file(folder / SUMMARY)
+
+    def write(self, folder: Path) -> None:
+        """Puts it into a folder of labels."""
+        self.write_file(folder / SUMMARY)
+        remote.push(folder / SUMMARY)
+
+
+def summarise(folder: Path) -> LabelSummary:
+    """Counts, means and histograms of a folder of labels."""
     files = parts(folder)
     longest, most_divided, least_likely = _extremes(files)
     edges = {
@@ -54,24 +88,16 @@ def summarise(folder: Path) -> Facts:
                 sums[name] += float(values.sum())
     shown = [name for name in edges if name in sums]
     rejected = Counter(reason for file in rejected_parts(folder) for reason in _reasons(file))
-    return {
-        "labels": total,
-        "tokens": int(sums["n_tokens"]),
-        "rejected": rejected.total(),
-        "finish_reasons": dict(sorted(reasons.items())),
-        "reasons": dict(rejected.most_common(20)),
-        "means": {name: sums[name] / total for name in shown} if total else {},
-        "histograms": {
-            name: {"edges": edges[name].tolist(), "counts": counts[name].tolist()} for name in shown if total
-        },
-    }
-
-
-def write_summary(folder: Path) -> Facts:
-    """Writes `summary.json` into a folder of labels, and gives what it says."""
-    facts = summarise(folder)
-    store.put_json(folder / SUMMARY, facts)
-    return facts
+    bins = {name: Histogram(edges=edges[name].tolist(), counts=counts[name].tolist()) for name in shown if total}
+    return LabelSummary(
+        labels=total,
+        tokens=int(sums["n_tokens"]),
+        rejected=rejected.total(),
+        finish_reasons=dict(sorted(reasons.items())),
+        reasons=dict(rejected.most_common(20)),
+        means={name: sums[name] / total for name in shown} if total else {},
+        histograms=bins,
+    )
 
 
 def _columns(file: Path, wanted: list[str]) -> pa.Table:

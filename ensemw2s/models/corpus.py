@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from ensemw2s.config import Corpus, DataConfig, FilesSource
-from ensemw2s.data.columns import Row, compile_template, render_row
+from ensemw2s.data.columns import compile_template, render_row
 from ensemw2s.data.examples import content_key
+from ensemw2s.data.rows import Row
 from ensemw2s.data.sources import iterate_rows
 from ensemw2s.data.splits import Splits
 from ensemw2s.data.tokens import TOKENS_SCHEMA
@@ -52,7 +53,7 @@ def documents(
     else:
         fractions = {"weak": corpus.weak_task_fraction, "strong": corpus.strong_task_fraction}
         templates = [_template(text) for text in corpus.templates]
-        known: Iterator[dict[str, Any]] = iter(splits.easy_train.to_pylist())
+        known: Iterator[Row] = iter(splits.easy_train.to_pylist())
         rows = _generated(data, splits, seed) if _is_endless(data) else known
         for turn, row in enumerate(itertools.islice(rows, max(amounts.values()))):
             other = templates[turn // 2 % len(templates)]
@@ -105,15 +106,16 @@ def _template(text: str) -> Callable[[Row], str]:
 
 def _texts(paths: list[str], column: str) -> Iterator[str]:
     for row in iterate_rows(FilesSource(paths=paths), part="easy", seed=0):
-        if not isinstance(row.get(column), str):
+        text = row.get(column)
+        if not isinstance(text, str):
             raise DataError(
                 f"models.pretraining.corpus.text_column: {column} is no text column of {paths[0]}, its columns are "
                 f"{', '.join(sorted(row))}"
             )
-        yield row[column]
+        yield text
 
 
-def _generated(data: DataConfig, splits: Splits, seed: int) -> Iterator[dict[str, Any]]:
+def _generated(data: DataConfig, splits: Splits, seed: int) -> Iterator[Row]:
     """Endless rows, easy and hard in turn, without the prompts of any split but the easy training one."""
     held_out = {
         content_key(prompt)
@@ -131,9 +133,9 @@ def _generated(data: DataConfig, splits: Splits, seed: int) -> Iterator[dict[str
             yield {**row, **example}
 
 
-def _task(row: dict[str, Any], data: DataConfig) -> str:
+def _task(row: Row, data: DataConfig) -> str:
     """A row in the task's own format."""
-    return f"{data.prompt_template.replace('{prompt}', row['prompt'])}{data.answer_prefix}{row['answer']}"
+    return f"{data.prompt_template.replace('{prompt}', str(row['prompt']))}{data.answer_prefix}{row['answer']}"
 
 
 def _corrupt(text: str, rng: np.random.Generator) -> str:

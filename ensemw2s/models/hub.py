@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from ensemw2s.errors import ModelError
 from ensemw2s.storage import remote
 
 HUB_TIMEOUT_SECONDS = 10.0
+
+
+class LoadOptions(TypedDict):
+    """Keyword arguments of `from_pretrained`; `revision` only for the hub."""
+
+    trust_remote_code: bool
+    local_files_only: bool
+    revision: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,9 @@ class Location:
     is_folder: bool = True
     cached_only: bool = False
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> LoadOptions:
         """Keyword arguments of transformers' `from_pretrained` that read exactly this."""
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": self.is_folder or self.cached_only}
+        options = LoadOptions(trust_remote_code=False, local_files_only=self.is_folder or self.cached_only)
         if self.revision is not None:
             options["revision"] = self.revision
         return options

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -91,27 +91,41 @@ def _read(location: Location) -> PreTrainedTokenizerBase:
         raise ModelError(f"the tokenizer of {location.path} cannot be loaded: {reason[:300]}") from error
 
 
-def _identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+class _Identity(TypedDict):
+    """What makes two tokenizers the same one: tokens by id, merges, special tokens, and how texts are split."""
+
+    vocabulary: list[tuple[str, int]]
+    merges: list[list[str]]
+    added: list[tuple[int, str]]
+    bos: int | None
+    eos: int | None
+    probes: list[list[int]]
+
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> _Identity:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
-    return {
-        "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]),
-        "merges": [list(pair) if not isinstance(pair, str) else pair.split(" ", 1) for pair in merges or []],
-        "added": sorted((index, str(token)) for index, token in tokenizer.added_tokens_decoder.items()),
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "probes": [tokenizer.encode(text) for text in PROBES],
-    }
+    return _Identity(
+        vocabulary=sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]),
+        merges=[list(pair) if not isinstance(pair, str) else pair.split(" ", 1) for pair in merges or []],
+        added=sorted((index, str(token)) for index, token in tokenizer.added_tokens_decoder.items()),
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        probes=[tokenizer.encode(text) for text in PROBES],
+    )
 
 
-def _difference(actual: dict[str, Any], expected: dict[str, Any]) -> str:
+def _difference(actual: _Identity, expected: _Identity) -> str:
     """What differs first, in words."""
     if len(actual["vocabulary"]) != len(expected["vocabulary"]):
         return f"{len(actual['vocabulary'])} against {len(expected['vocabulary'])} tokens"
-    for one, other in zip(actual["vocabulary"], expected["vocabulary"], strict=True):
-        if tuple(one) != tuple(other):
-            return f"token {one[1]} is {one[0]!r} against {other[0]!r}"
-    for key, label in (("eos", "end-of-sequence token"), ("bos", "begin-of-sequence token")):
-        if actual[key] != expected[key]:
-            return f"the {label} is {actual[key]} against {expected[key]}"
+    for token, wanted in zip(actual["vocabulary"], expected["vocabulary"], strict=True):
+        if token != wanted:
+            return f"token {token[1]} is {token[0]!r} against {wanted[0]!r}"
+    for one, other, label in (
+        (actual["eos"], expected["eos"], "end-of-sequence token"),
+        (actual["bos"], expected["bos"], "begin-of-sequence token"),
+    ):
+        if one != other:
+            return f"the {label} is {one} against {other}"
     return "same vocabulary, but they split text differently"

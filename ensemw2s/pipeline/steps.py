@@ -24,7 +24,7 @@ from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.filters import passing
 from ensemw2s.labeling.labels import label_all
 from ensemw2s.labeling.parts import read_labels
-from ensemw2s.labeling.summary import write_summary
+from ensemw2s.labeling.summary import summarise
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline.context import Context
@@ -156,7 +156,7 @@ def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
         on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
     )
     for stage in waiting.values():
-        write_summary(stage.path)
+        summarise(stage.path).write(stage.path)
         store.finish(stage.path, stage.description)
 
 

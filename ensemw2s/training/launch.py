@@ -221,7 +221,7 @@ class Lanes:
         """A lane, from start to end."""
         name = f"lane-{lane}-{uuid.uuid4().hex[:8]}"  # a name that was used before would resume that run
         try:
-            self._trainer(name, {"lane": lane, "board": board}).fit()
+            self._trainer(name, lane, board).fit()
         except ray.train.TrainingFailedError as error:
             raise _reason(error) from error
         except ray.exceptions.RayActorError as error:  # what it had reserved may stay so; a new Ray has it all
@@ -229,7 +229,7 @@ class Lanes:
         finally:
             remote.remove(self._scratch / name)
 
-    def _trainer(self, name: str, config: dict[str, Any]) -> TorchTrainer:
+    def _trainer(self, name: str, lane: int, board: Any) -> TorchTrainer:
         training, workers = self._training, self._training.workers
         resources = {"CPU": training.cpus_per_worker}
         if training.gpus_per_worker:
@@ -237,7 +237,7 @@ class Lanes:
         resources.update(share_of(training.node_resource))
         return TorchTrainer(
             lane_worker,
-            train_loop_config=config,
+            train_loop_config={"lane": lane, "board": board},
             scaling_config=ScalingConfig(
                 num_workers=workers.min if workers.min == workers.max else (workers.min, workers.max),
                 use_gpu=training.gpus_per_worker > 0,

@@ -17,25 +17,21 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from ensemw2s import faults
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
-from ensemw2s.models import loading, tiny
-from ensemw2s.models.info import ADAPTER_CONFIG
+from ensemw2s.models import loading
 from ensemw2s.storage import store
-from ensemw2s.training import checkpoints, group, objectives, state
-from ensemw2s.training.batches import Layout, TrainingSet, collate, read_training_set, step_batches
+from ensemw2s.training import checkpoints, group, objectives, setup, state
+from ensemw2s.training.batches import Layout, collate, read_training_set, step_batches
 from ensemw2s.training.curves import Curves
 from ensemw2s.training.records import SoFar, TrainRecord
-from ensemw2s.training.spec import Start, TrainSpec
+from ensemw2s.training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
@@ -135,22 +131,22 @@ class _Run:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(spec.seed)
         # DeepSpeed would round whole float32 weights to the same, with twice the memory until then
-        dtype = torch.bfloat16 if use_bf16(spec.precision, device) else torch.float32
-        self.model, self.tokenizer, self.base = build(spec.start, device, seed=spec.seed, dtype=dtype)
+        dtype = torch.bfloat16 if setup.use_bf16(spec.precision, device) else torch.float32
+        self.model, self.tokenizer, self.base = setup.build(spec.start, device, seed=spec.seed, dtype=dtype)
         self.layout = Layout.of(
             batch_size=spec.recipe.batch_size,
             micro_batch_size=spec.recipe.micro_batch_size,
             world=self.world,
             rank=self.rank,
         )
-        self.data = training_set(spec)
+        self.data = setup.training_set(spec)
         self.steps_per_epoch = -(-len(self.data) // spec.recipe.batch_size)
         self.steps = self.steps_per_epoch * spec.recipe.epochs
         self.checkpoints = checkpoints.folder_of(Path(spec.output))
         checkpoint = checkpoints.newest(self.checkpoints, spec.fingerprint)
         if checkpoint is not None:
             state.load_weights(self.model, checkpoint)
-        self.engine = self._engine()
+        self.engine = setup.engine(spec, self.model, self.layout, self.steps)
         self.so_far, self.best = _SoFar(), None
         if checkpoint is not None:
             state.load_optimizer(self.engine, self.model, checkpoint)
@@ -160,47 +156,6 @@ class _Run:
         # on the CPU, so that a question does not wait for what a GPU is at
         self.talk = dist.new_group(backend="gloo") if self.world > 1 and device.type != "cpu" else None
         self.curves = Curves(spec.tracking if self.rank == 0 else None, after=self.so_far.step)
-
-    def _engine(self) -> Any:
-        import deepspeed
-
-        recipe, spec = self.spec.recipe, self.spec
-        if spec.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.model.enable_input_require_grads()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        scheduler = get_scheduler(
-            "cosine_with_min_lr",
-            optimizer,
-            num_warmup_steps=round(recipe.warmup_fraction * self.steps),
-            num_training_steps=self.steps,
-            scheduler_specific_kwargs={"min_lr_rate": recipe.final_lr_fraction},
-        )
-        zero = {
-            "stage": spec.zero_stage,
-            "contiguous_gradients": self.world > 1,  # a copy that makes gradients ready to be sent
-            **self._offload(),
-        }
-        config = {
-            "train_micro_batch_size_per_gpu": self.layout.micro,
-            "gradient_accumulation_steps": self.layout.accumulation,
-            "gradient_clipping": recipe.gradient_clipping,
-            "bf16": {"enabled": use_bf16(spec.precision, self.device)},
-            "zero_optimization": zero,
-            "zero_force_ds_cpu_optimizer": False,  # its own would be compiled first, and rounds otherwise
-            "steps_per_print": 10**9,
-            "wall_clock_breakdown": False,
-        }
-        engine, *_ = deepspeed.initialize(
-            model=self.model, optimizer=optimizer, lr_scheduler=scheduler, config=config, dist_init_required=False
-        )
-        return engine
-
-    def _offload(self) -> dict[str, Any]:
-        to_cpu = {"device": "cpu", "pin_memory": self.device.type != "cpu"}
-        kinds = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[self.spec.offload]
-        return {f"offload_{kind}": to_cpu for kind in kinds}
 
     def fit(self, on_step: OnStep | None) -> TrainRecord:
         """Runs all epochs that are left. Returns the record for train.json."""
@@ -223,7 +178,7 @@ class _Run:
             steps=self.steps,
             workers=self.world,
             zero_stage=spec.zero_stage,
-            precision="bf16" if use_bf16(spec.precision, self.device) else "fp32",
+            precision="bf16" if setup.use_bf16(spec.precision, self.device) else "fp32",
             parameters=sum(p.numel() for p in self.model.parameters()),
             trained_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             tokens_trained=seen * spec.recipe.epochs,
@@ -389,44 +344,6 @@ class _Run:
         gc.collect()  # DeepSpeed's engine is part of a circle: it would stay, with its optimizer, beside the next model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # for others on the same GPU
-
-
-def training_set(spec: TrainSpec) -> TrainingSet:
-    """The spec's data with the token weights of its round."""
-    data = read_training_set(spec.tokens, soft=spec.objective.kind == "soft")
-    if spec.weights is None:
-        return data
-    return dataclasses.replace(data, multipliers=spec.weights.multipliers(data.lengths))
-
-
-def build(
-    start: Start, device: torch.device, *, seed: int, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, loading.BaseReference | None]:
-    """The model that training starts from, its tokenizer, and for adapters the base they belong to.
-
-    Args:
-        start: Where the weights are.
-        device: Where they go.
-        seed: Of new weights and adapters, which are float32.
-        dtype: Type of loaded weights in memory.
-    """
-    tokenizer = loading.load_tokenizer(start.path, revision=start.revision)
-    if start.tiny is not None:
-        fresh = tiny.create_tiny(start.tiny, tokenizer, seed)
-        fresh.to(device)  # type: ignore[arg-type]  # transformers wraps `to` in a way that loses its signature
-        return fresh, tokenizer, None
-    if (Path(start.path) / ADAPTER_CONFIG).exists():  # a warm start from the adapters of an earlier round
-        return loading.load_trained(start.path, dtype=dtype, device=device, trainable=True), tokenizer, None
-    model = loading.load_causal_lm(start.path, dtype=dtype, device=device, revision=start.revision)
-    if start.lora is None:
-        return model, tokenizer, None
-    base = loading.BaseReference(path=start.path, revision=start.revision)
-    return loading.attach_lora(model, start.lora, seed), tokenizer, base
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether weights are bfloat16: asked for, or `auto` on a GPU that has it."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 def main(arguments: list[str]) -> None:

@@ -25,7 +25,7 @@ from ensemw2s.errors import ArtifactError, TrainingError
 from ensemw2s.models import loading, tiny
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Description
-from ensemw2s.training import loop
+from ensemw2s.training import loop, setup
 from ensemw2s.training.batches import epoch_batches
 from ensemw2s.training.records import TrainRecord
 from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
@@ -363,13 +363,13 @@ def test_bfloat16_is_trained_and_saved_where_asked_for(workshop):
     facts = train(spec)
     assert facts.precision == "bf16"
     assert facts.loss[1] < facts.loss[0]
-    assert not loop.use_bf16("auto", CPU)
+    assert not setup.use_bf16("auto", CPU)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_a_base_that_is_loaded_in_bfloat16_is_the_one_that_is_rounded_later(workshop, lora):
     start = Start(path=str(workshop.base), lora=lora)
-    whole, rounded = (loop.build(start, CPU, seed=3, dtype=t)[0] for t in (torch.float32, torch.bfloat16))
+    whole, rounded = (setup.build(start, CPU, seed=3, dtype=t)[0] for t in (torch.float32, torch.bfloat16))
     pairs = dict(zip(whole.named_parameters(), rounded.named_parameters(), strict=True))
     for (name, before), (same, after) in pairs.items():
         assert name == same
@@ -427,7 +427,7 @@ def test_masks_of_other_data_are_refused(workshop, tmp_path):
 def test_soft_targets_keep_the_token_weights_of_a_round(workshop):
     """Nothing asks for both today; together they must not silently lose one."""
     spec = workshop.spec("both", objective=Objective(kind="soft"))
-    data = loop.training_set(spec)
+    data = setup.training_set(spec)
     assert data.soft_ids is not None
     assert len(np.unique(data.multipliers)) == 2
 

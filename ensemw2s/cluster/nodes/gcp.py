@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ray.autoscaler._private.gcp.node_provider import GCPNodeProvider
 
-from ensemw2s.cluster.nodes.spot import SpotFirst, check
+from ensemw2s.cluster.nodes.spot import ClusterFile, NodeConfig, SpotFirst, check
 
 SPOT = ("provisioningModel", "instanceTerminationAction", "preemptible")
 
@@ -15,14 +15,15 @@ class SpotFirstGCP(SpotFirst, GCPNodeProvider):
     """Ray's provider for Google Cloud, with on-demand instances in place of spot ones that are not to be had."""
 
     @staticmethod
-    def on_demand(node_config: dict[str, Any]) -> dict[str, Any]:
-        if "scheduling" not in node_config:
+    def on_demand(node_config: NodeConfig) -> NodeConfig:
+        scheduling = node_config.get("scheduling")
+        if not isinstance(scheduling, dict):
             return node_config
-        kept = {key: value for key, value in node_config["scheduling"].items() if key not in SPOT}
+        kept = {key: value for key, value in scheduling.items() if key not in SPOT}
         return {**node_config, "scheduling": kept}
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """What `ray up` does first: project, service account, keys and network."""
-        check(cluster_config)
+        check(cast(ClusterFile, cluster_config))
         return GCPNodeProvider.bootstrap_config(cluster_config)

@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ensemw2s.errors import ConfigError
 
@@ -21,16 +21,34 @@ DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 logger = logging.getLogger(__name__)
 
+NodeConfig = dict[str, object]
+"""What a cloud is asked for: `node_config` of the cluster config, in the words of that cloud."""
+
+
+class NodeType(TypedDict):
+    """A kind of node in a cluster config; what is not read here is left out."""
+
+    node_config: NodeConfig
+
+
+class ClusterFile(TypedDict):
+    """A cluster config with Ray's defaults; what is not read here is left out."""
+
+    provider: dict[str, object]
+    available_node_types: dict[str, NodeType]
+    file_mounts: dict[str, str]
+    docker: dict[str, str]
+
 
 class SpotFirst(ABC):
     """Stands before one of Ray's node providers in the order of base classes."""
 
     @staticmethod
     @abstractmethod
-    def on_demand(node_config: dict[str, Any]) -> dict[str, Any]:
+    def on_demand(node_config: NodeConfig) -> NodeConfig:
         """The same machine without spot; equal to what came in where it was none."""
 
-    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
+    def create_node(self, node_config: NodeConfig, tags: dict[str, str], count: int) -> dict[str, object]:
         """Starts nodes, one after the other: of several, some may be had as spot instances and some not.
 
         Args:
@@ -44,14 +62,14 @@ class SpotFirst(ABC):
         Raises:
             Exception: What the cloud said when it had no on-demand instance either.
         """
-        made: dict[str, Any] = {}
+        made: dict[str, object] = {}
         for _ in range(count):
             made.update(self._create_one(node_config, tags))
         return made
 
-    def _create_one(self, node_config: dict[str, Any], tags: dict[str, str]) -> dict[str, Any]:
-        def ask(what: dict[str, Any]) -> dict[str, Any]:
-            made: dict[str, Any] = super(SpotFirst, self).create_node(copy.deepcopy(what), dict(tags), 1)  # type: ignore[misc]
+    def _create_one(self, node_config: NodeConfig, tags: dict[str, str]) -> dict[str, object]:
+        def ask(what: NodeConfig) -> dict[str, object]:
+            made: dict[str, object] = super(SpotFirst, self).create_node(copy.deepcopy(what), dict(tags), 1)  # type: ignore[misc]
             return made
 
         try:
@@ -64,7 +82,7 @@ class SpotFirst(ABC):
             return ask(dearer)
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: ClusterFile) -> None:
     """Checks a cluster config, beyond what Ray's schema says.
 
     Args:
@@ -94,7 +112,7 @@ def check(config: dict[str, Any]) -> None:
         )
 
 
-def _empty(value: Any, path: str) -> Iterator[str]:
+def _empty(value: object, path: str) -> Iterator[str]:
     """Dotted paths of what is null in a tree."""
     if value is None:
         yield path

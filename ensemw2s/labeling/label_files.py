@@ -22,7 +22,7 @@ from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
 from ensemw2s.labeling.intake import check_input, identity, write_examples
 from ensemw2s.labeling.labels import check_rejected, label_all
 from ensemw2s.labeling.parts import KEPT, REJECTED
-from ensemw2s.labeling.summary import SUMMARY, write_summary
+from ensemw2s.labeling.summary import LabelSummary, summarise
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.remote import shown
@@ -135,7 +135,7 @@ def label(work: LabelWork, progress: Progress, *, debug: bool = False) -> None:
             pool=pool,
             on_progress=lambda done, total, note: progress.update("labels", done, total, note),
         )
-    write_summary(work.output)
+    summarise(work.output).write(work.output)
     remote.remove(work.job.prompts.parent)
     store.finish(work.output, work.description)
 
@@ -154,13 +154,13 @@ def keep(work: LabelWork) -> int | None:
 
 def summary(output: Path, kept: int | None = None) -> str:
     """A sentence on the labels in a folder."""
-    facts = store.read_json(output / SUMMARY)
-    ended = facts["finish_reasons"].get("stop", 0)
-    said = f"{facts['labels']} labels in {shown(output)}, {ended} of them ended by themselves"
-    if facts["labels"]:
-        said += f", mean agreement {facts['means']['agreement']:.3f}"
-    if facts["rejected"]:
-        said += f"; {facts['rejected']} rows rejected, see {shown(output / REJECTED)}"
+    found = LabelSummary.read(output)
+    ended = found.finish_reasons.get("stop", 0)
+    said = f"{found.labels} labels in {shown(output)}, {ended} of them ended by themselves"
+    if found.labels:
+        said += f", mean agreement {found.means['agreement']:.3f}"
+    if found.rejected:
+        said += f"; {found.rejected} rows rejected, see {shown(output / REJECTED)}"
     if kept is not None:
         said += f"; {kept} labels kept in {shown(output / KEPT)}"
     return said
