@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -30,10 +31,11 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub and MkDocs give to the headings of a page."""
+    """The anchors of a page: of its headings, and of the objects that the site describes on it."""
     prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    objects = set(re.findall(r"^::: (\S+)$", prose, re.MULTILINE))
+    return objects | {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.slow
@@ -81,6 +83,13 @@ def test_every_page_that_the_code_names_exists() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_the_architecture_lists_every_package_from_the_lowest_floor_up() -> None:
+    floors = runpy.run_path(str(ROOT / "tests" / "test_layout.py"))["FLOORS"]
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("|---|---|\n")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1]) for line in table.splitlines()]
+    assert [name for row in rows for name in row] == [name for floor in floors for name in floor if name != "__main__"]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
