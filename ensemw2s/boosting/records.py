@@ -61,7 +61,7 @@ class ExpertRecord(Record):
     temperature: float | None = only_where_known()
 
 
-class Member(ExpertRecord):
+class BoostedExpert(ExpertRecord):
     """An expert with the number of its round, counted from 1."""
 
     round: int
@@ -174,6 +174,6 @@ class VoteFit(Record):
         self.into(folder / FIT)
 
 
-def members_of(history: Sequence[RoundRecord]) -> list[Member]:
+def members_of(history: Sequence[RoundRecord]) -> list[BoostedExpert]:
     """The experts of all rounds, in order; those of rounds without a vote have weight 0."""
-    return [Member(round=record.round, **dict(expert)) for record in history for expert in record.experts]
+    return [BoostedExpert(round=record.round, **dict(expert)) for record in history for expert in record.experts]

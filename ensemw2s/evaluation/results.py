@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ensemw2s.boosting.records import Member
+from ensemw2s.boosting.records import BoostedExpert
 from ensemw2s.config import Config
 from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_CEILING, TABLE
 from ensemw2s.data.examples import derive_seed
@@ -51,7 +51,7 @@ class Figures:
         config: Config,
         truths: dict[str, pa.Table],
         columns: Mapping[str, Mapping[str, Rows]],
-        members: Sequence[Member],
+        members: Sequence[BoostedExpert],
         trained: Mapping[str, TrainingCost],
     ) -> None:
         self.config, self.columns, self.trained = config, columns, trained

@@ -28,7 +28,7 @@ from ensemw2s.config.systems import (
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
-from ensemw2s.pipeline.graph import Base, Corpus, Expert, Generation, Graph, Round, Student, run_directory
+from ensemw2s.pipeline.graph import Base, BaseText, Expert, Graph, Round, Student, StudentGeneration, run_directory
 from ensemw2s.pipeline.identity import model_identity
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
@@ -37,15 +37,9 @@ FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
 """Settings of boosting that an expert of the first round depends on."""
 
 WHO_COMPUTES = (
-    "workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "node_resource",
-    "lanes",
-    "max_failures",
-    "checkpoint_seconds",
+    "workers", "cpus_per_worker", "gpus_per_worker", "node_resource", "lanes", "max_failures", "checkpoint_seconds",
     "gradient_checkpointing",
-)
+)  # fmt: skip
 """Settings of training that change who computes and when, but not what comes out."""
 
 
@@ -112,7 +106,7 @@ class _Builder:
         return self._stage("data", settings)
 
     @cached_property
-    def corpus(self) -> Corpus | None:
+    def corpus(self) -> BaseText | None:
         models = self.config.models
         roles = sorted({model.base for model in (*models.weak, models.strong) if model.is_tiny})
         if not roles:
@@ -124,7 +118,7 @@ class _Builder:
             "files": make_reader(FilesSource(paths=paths)).identity() if paths else {},
             "seed": seed,
         }
-        return Corpus(self._cached("corpus", settings, (self.data,)), seed)
+        return BaseText(self._cached("corpus", settings, (self.data,)), seed)
 
     @cached_property
     def weak(self) -> tuple[Base, ...]:
@@ -326,9 +320,9 @@ class _Builder:
     def _combine(self) -> dict[str, object]:
         return {"ensemble.combine": self.config.ensemble.combine}
 
-    def _generations(self, labels: Stage) -> tuple[Generation, ...]:
+    def _generations(self, labels: Stage) -> tuple[StudentGeneration, ...]:
         """Those that label for another one; the first learns from the labels of the boosted weak experts."""
-        made: list[Generation] = []
+        made: list[StudentGeneration] = []
         maker = ENSEMW2S
         for number in range(1, self.config.student.generations if GENERATIONS in self.needed else 1):
             folder = f"generations/{number}"
@@ -347,11 +341,11 @@ class _Builder:
             )
             ensemble = self._stage(f"{folder}/ensemble", self._combine(), tuple(student.stage for student in students))
             labels = self._stage(f"{folder}/labels", self._labeling(), (self.data, ensemble))
-            made.append(Generation(number=number, students=students, ensemble=ensemble, labels=labels))
+            made.append(StudentGeneration(number=number, students=students, ensemble=ensemble, labels=labels))
             maker = made[-1].name
         return tuple(made)
 
-    def _students(self, labels: Mapping[str, Stage], generations: tuple[Generation, ...]) -> tuple[Student, ...]:
+    def _students(self, labels: Mapping[str, Stage], generations: tuple[StudentGeneration, ...]) -> tuple[Student, ...]:
         labels = {**labels, **{generation.name: generation.labels for generation in generations}}
         seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
         students = []

@@ -59,7 +59,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class BaseText:
     """The text that embedded bases are pre-trained on.
 
     Attributes:
@@ -137,7 +137,7 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class StudentGeneration:
     """Students that label the hard prompts for those of the next generation: they, their ensemble and its labels."""
 
     number: int
@@ -191,7 +191,7 @@ class Graph:
     root: Path
     shared: bool
     data: Stage
-    corpus: Corpus | None
+    corpus: BaseText | None
     weak: tuple[Base, ...]
     strong: Base
     tokens: Stage
@@ -199,7 +199,7 @@ class Graph:
     baselines: Mapping[str, tuple[Expert, ...]]
     ensemble: Stage
     labels: Mapping[str, Stage]
-    generations: tuple[Generation, ...]
+    generations: tuple[StudentGeneration, ...]
     students: tuple[Student, ...]
     evaluation: Stage
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s.boosting.records import Member, TrainingSpent, VoteFit, members_of
+from ensemw2s.boosting.records import BoostedExpert, TrainingSpent, VoteFit, members_of
 from ensemw2s.config.systems import ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
@@ -28,7 +28,7 @@ from ensemw2s.labeling.summary import summarise
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import Generation, Student
+from ensemw2s.pipeline.graph import Student, StudentGeneration
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
@@ -246,7 +246,7 @@ def make_generations(context: Context) -> None:
             _train_students(context, [generation.name])
 
 
-def _make_generation_ensemble(context: Context, generation: Generation) -> None:
+def _make_generation_ensemble(context: Context, generation: StudentGeneration) -> None:
     """Gathers the students into one artifact; votes are equal, since the students differ in their seed alone."""
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
@@ -320,7 +320,7 @@ def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict
     return table.take(kept), found
 
 
-def _training_costs(context: Context, members: Sequence[Member]) -> dict[str, TrainingCost]:
+def _training_costs(context: Context, members: Sequence[BoostedExpert]) -> dict[str, TrainingCost]:
     """Tokens and seconds that training each system took, its label makers not counted."""
     graph = context.graph
     given_up = [m.first_try for m in members if m.first_try is not None]
@@ -339,7 +339,7 @@ def _cost(models: list[Path], given_up: Sequence[TrainingSpent] = ()) -> Trainin
     )
 
 
-def _generation_result(generation: Generation) -> GenerationResult:
+def _generation_result(generation: StudentGeneration) -> GenerationResult:
     """How many students a generation has, and what training all of them took."""
     cost = _cost([student.stage.path for student in generation.students])
     return GenerationResult(

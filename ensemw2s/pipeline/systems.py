@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ensemw2s.boosting.records import Member
+from ensemw2s.boosting.records import BoostedExpert
 from ensemw2s.boosting.samme import vote_weights
 from ensemw2s.config.systems import BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE, TABLE
 from ensemw2s.ensemble.voter import Voter
@@ -20,12 +20,12 @@ WEAK = "weak"
 """Name of the group of all weak systems."""
 
 
-def member_paths(graph: Graph, members: Sequence[Member]) -> list[str]:
+def member_paths(graph: Graph, members: Sequence[BoostedExpert]) -> list[str]:
     """Folders of boosted experts."""
     return [str(graph.expert_folder(member.name).resolve()) for member in members]
 
 
-def ensemble_voter(graph: Graph, members: Sequence[Member], name: str = ENSEMW2S) -> Voter:
+def ensemble_voter(graph: Graph, members: Sequence[BoostedExpert], name: str = ENSEMW2S) -> Voter:
     """The boosted experts with a vote, by their weights; with their temperatures, if they have any."""
     voting = [m for m in members if m.weight > 0]
     return Voter(
@@ -37,7 +37,7 @@ def ensemble_voter(graph: Graph, members: Sequence[Member], name: str = ENSEMW2S
     )
 
 
-def prefix_voters(graph: Graph, members: Sequence[Member]) -> list[Voter]:
+def prefix_voters(graph: Graph, members: Sequence[BoostedExpert]) -> list[Voter]:
     """The ensembles of the first t rounds, for every t; rounds without a vote change nothing and are left out."""
     rounds = sorted({m.round for m in members if m.weight > 0})
     return [ensemble_voter(graph, [m for m in members if m.round <= t], f"{ROUNDS}{t}") for t in rounds]
@@ -63,7 +63,7 @@ def label_maker(graph: Graph, maker: str) -> Voter:
     return Voter(name=maker, ensemble=_folder(saved[maker])) if maker in saved else baseline_voter(graph, maker)
 
 
-def groups(graph: Graph, members: Sequence[Member]) -> list[VoterGroup]:
+def groups(graph: Graph, members: Sequence[BoostedExpert]) -> list[VoterGroup]:
     """All voters that the config's systems need on the test splits."""
     systems = graph.config.evaluation.systems
     weak = [voter for name in systems if not TABLE[name].is_student for voter in _weak_voters(graph, members, name)]
@@ -72,7 +72,7 @@ def groups(graph: Graph, members: Sequence[Member]) -> list[VoterGroup]:
     return found + [VoterGroup(name=student.name, voters=(student,)) for student in students]
 
 
-def _weak_voters(graph: Graph, members: Sequence[Member], system: str) -> list[Voter]:
+def _weak_voters(graph: Graph, members: Sequence[BoostedExpert], system: str) -> list[Voter]:
     """The voters behind the figures of a weak system."""
     if system == BASE_ZERO_SHOT:
         return [one(f"{BASE}{base.name}", base.reference) for base in graph.weak]

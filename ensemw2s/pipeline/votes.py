@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemw2s.boosting.records import (
+    BoostedExpert,
     ExpertRecord,
     FitLoss,
     HalfCounts,
     HalfLoss,
-    Member,
     RoundRecord,
     VoteFit,
     members_of,
@@ -34,7 +34,7 @@ HELD_OUT = slice(1, None, 2)
 """The others, on which an ensemble with fitted votes and its rivals are judged."""
 
 
-def weighed_members(history: Sequence[RoundRecord], weights: str) -> list[Member]:
+def weighed_members(history: Sequence[RoundRecord], weights: str) -> list[BoostedExpert]:
     """The experts of all rounds with equal votes, or with votes by alpha; fitted votes start from the latter."""
     members = members_of(history)
     if weights != "uniform":
@@ -62,7 +62,7 @@ def with_votes(history: Sequence[RoundRecord], members: Sequence[MemberEntry]) -
     return [record.model_copy(update={"experts": tuple(map(voting, record.experts))}) for record in history]
 
 
-def fit_votes(context: Context, members: Sequence[Member]) -> tuple[list[Member], VoteFit]:
+def fit_votes(context: Context, members: Sequence[BoostedExpert]) -> tuple[list[BoostedExpert], VoteFit]:
     """Fits temperatures, then weights, as the config asks for, on half of easy validation.
 
     Args:
@@ -108,7 +108,7 @@ def fit_votes(context: Context, members: Sequence[Member]) -> tuple[list[Member]
     return [m.model_copy(update=votes.get(m.name, {})) for m in members], fit
 
 
-def said_of_votes(members: Sequence[Member], fit: VoteFit) -> str:
+def said_of_votes(members: Sequence[BoostedExpert], fit: VoteFit) -> str:
     """One line about fitted votes, for people."""
     voting = [member for member in members if member.weight > 0]
     total = sum(member.weight for member in voting)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ensemw2s.boosting.records import ExpertRecord, Member, RoundRecord, RoundSeconds, WeightQuantiles
+from ensemw2s.boosting.records import BoostedExpert, ExpertRecord, RoundRecord, RoundSeconds, WeightQuantiles
 
 COST = {"seconds": 1.0, "tokens_trained": 20}
 
@@ -14,9 +14,9 @@ def expert_record(t: int, weight: float, k: int = 0, **others: Any) -> ExpertRec
     return ExpertRecord(**{"name": f"rounds/{t}/experts/{k}", "base": "weak-0", "weight": weight, **figures})
 
 
-def member(t: int, weight: float, k: int = 0, **others: Any) -> Member:
+def member(t: int, weight: float, k: int = 0, **others: Any) -> BoostedExpert:
     """The same with its round."""
-    return Member(round=t, **dict(expert_record(t, weight, k, **others)))
+    return BoostedExpert(round=t, **dict(expert_record(t, weight, k, **others)))
 
 
 def round_record(t: int, weights: Sequence[float], **others: Any) -> RoundRecord:

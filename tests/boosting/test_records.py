@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ensemw2s.boosting.records import Member, RoundRecord, members_of
+from ensemw2s.boosting.records import BoostedExpert, RoundRecord, members_of
 from ensemw2s.errors import ArtifactError
 
 OLDER = Path(__file__).parents[1] / "older_run"
@@ -62,5 +62,5 @@ def test_members_are_the_experts_of_all_rounds_with_their_round():
         (1, "rounds/1/experts/0", "weak-0"),
         (2, "rounds/2/experts/0", "weak-1"),
     ]
-    assert all(isinstance(m, Member) for m in members)
+    assert all(isinstance(m, BoostedExpert) for m in members)
     assert "temperature" not in members[0].model_dump()
