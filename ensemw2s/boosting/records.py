@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ensemw2s.storage import store
 from ensemw2s.storage.record import Record, only_where_known
 
 ROUND = "round.json"
@@ -130,11 +129,11 @@ class RoundRecord(Record):
         Raises:
             ArtifactError: If the file is missing or damaged, or lacks something.
         """
-        return cls.of_file(folder / ROUND, store.read_json(folder / ROUND), "delete its folder to redo the round")
+        return cls.read_file(folder / ROUND)
 
     def write(self, folder: Path) -> None:
         """Writes the record into a round's folder."""
-        self.into(folder / ROUND)
+        self.write_file(folder / ROUND)
 
 
 class HalfCounts(Record):
@@ -167,11 +166,11 @@ class VoteFit(Record):
     @classmethod
     def read(cls, folder: Path) -> VoteFit:
         """Reads the record beside an ensemble. Raises `ArtifactError` if the file is missing or damaged."""
-        return cls.of_file(folder / FIT, store.read_json(folder / FIT), "delete its folder to redo the ensemble")
+        return cls.read_file(folder / FIT)
 
     def write(self, folder: Path) -> None:
         """Writes the record into an ensemble's folder."""
-        self.into(folder / FIT)
+        self.write_file(folder / FIT)
 
 
 def members_of(history: Sequence[RoundRecord]) -> list[BoostedExpert]:

@@ -237,7 +237,7 @@ def evaluate(given: EvaluateOptions, debug: options.Debug = False) -> None:
         saved.print_figures(found, Output())
         if json is not None:
             json.parent.mkdir(parents=True, exist_ok=True)  # of a copy
-            found.to_file(json)
+            found.put_file(json)
 
 
 def models(

@@ -12,7 +12,7 @@ from pathlib import Path
 from ensemw2s import __version__
 from ensemw2s.evaluation.records import StageTime
 from ensemw2s.pipeline.graph import Graph
-from ensemw2s.storage import remote, store
+from ensemw2s.storage import remote
 from ensemw2s.storage.record import Record
 
 MANIFEST = "manifest.json"
@@ -44,12 +44,11 @@ class RunManifest(Record):
     @classmethod
     def read(cls, folder: Path) -> RunManifest:
         """Reads the manifest of a run. Raises `ArtifactError` if the file is missing or damaged."""
-        path = folder / MANIFEST
-        return cls.of_file(path, store.read_json(path), "delete it, and the same command goes on without it")
+        return cls.read_file(folder / MANIFEST, "delete it, and the same command goes on without it")
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a run's folder."""
-        self.to_file(folder / MANIFEST)
+        self.put_file(folder / MANIFEST)
 
 
 class Logbook:

@@ -128,6 +128,6 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
             "total_seconds": round(time.time() - began, 1),
         }
     )
-    results.to_file(graph.root / RESULTS)
+    results.put_file(graph.root / RESULTS)
     write_report(results, graph.root)
     return results

@@ -308,7 +308,7 @@ def evaluate(context: Context) -> None:
         examples=tuple(figures.examples(truths["ood"])),
     )
     with store.publish(stage.path, stage.description) as folder:
-        results.into(folder / RESULTS)
+        results.write_file(folder / RESULTS)
         _write_answers(folder / "answers.parquet", truths, columns)
         _write_forced(folder / "forced.parquet", truths, columns)
 

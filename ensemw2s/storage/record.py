@@ -37,11 +37,24 @@ class Record(BaseModel):
             said = f"{where}: {first['msg']}" if where else first["msg"]
             raise ArtifactError(f"{shown(path)} is damaged ({said}): {advice}") from None
 
-    def into(self, path: Path) -> None:
+    @classmethod
+    def read_file(cls, path: Path, advice: str = "delete its folder to redo it") -> Self:
+        """Reads the record that a file holds.
+
+        Args:
+            path: The file.
+            advice: What to do when it is damaged.
+
+        Raises:
+            ArtifactError: If it is missing or damaged.
+        """
+        return cls.of_file(path, store.read_json(path), advice)
+
+    def write_file(self, path: Path) -> None:
         """Writes the record as JSON into a folder that `store.publish` puts in place later."""
         store.write_json(path, self.model_dump(mode="json"))
 
-    def to_file(self, path: Path) -> None:
+    def put_file(self, path: Path) -> None:
         """Writes the record as JSON where its path says that it belongs, which may be object storage."""
         store.put_json(path, self.model_dump(mode="json"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from ensemw2s.storage.records import Record
+from ensemw2s.storage.record import Record
 from ensemw2s.storage.store import Description
 
 TRAINED = "train.json"

@@ -14,7 +14,7 @@ OLD = Path(__file__).parent / "data" / "results-0.1.json"
 
 
 def test_a_file_of_version_0_1_is_written_back_key_by_key_in_its_order(tmp_path: Path) -> None:
-    RunResults.read(OLD).to_file(tmp_path / "results.json")
+    RunResults.read(OLD).put_file(tmp_path / "results.json")
     old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (OLD, tmp_path / "results.json"))
     assert json.dumps(new) == json.dumps(old)
 
@@ -45,7 +45,7 @@ def test_null_means_absent(tmp_path: Path) -> None:
 
 
 def test_parts_that_only_some_runs_have_are_not_written_by_others(tmp_path: Path) -> None:
-    RunResults().to_file(tmp_path / "results.json")
+    RunResults().put_file(tmp_path / "results.json")
     written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert not {"fit", "generations", "hard_validation", "created", "stages"} & written.keys()
 
