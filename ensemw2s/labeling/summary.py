@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ensemw2s.labeling.parts import parts, rejected_parts
 from ensemw2s.storage import remote
-from ensemw2s.storage.records import Record
+from ensemw2s.storage.record import Record
 
 SUMMARY = "summary.json"
 BINS = 20
