@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 
 from ensemw2s.config import Lora
 from ensemw2s.costs.hardware import Processor, read_prices
-from ensemw2s.costs.memory import Voter
+from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import Shape, measure, tiny_shape
 from ensemw2s.costs.throughput import decoding_rate, share_of, training_rate
 
@@ -86,7 +86,7 @@ def main(output: Annotated[Path | None, typer.Option(help="File for the JSON, to
         shape = shape_named("tiny-weak" if "tiny" in result["base"] else result["base"])
         share = share_of(peaks[result["machine"]["threads"]], width=4, parts=1)
         for row in result["rows"]:
-            team = [Voter(shape, row["members"], shared=True)]  # small full members take one pass, too
+            team = [Members(shape, row["members"], shared=True)]  # small full members take one pass, too
             model = decoding_rate(team, share, assumed, slots=row["batch"], context=CONTEXT)
             what = f"decoding {result['base']}, {row['members']} {result['kind']} members, batch {row['batch']}"
             add(what, row["tokens_per_second"]["engine"], model)
