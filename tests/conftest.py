@@ -158,10 +158,18 @@ class Finished:
 
 @dataclass
 class Running:
-    """A command that runs in a process group of its own, its output in a file."""
+    """A command that runs in a process group of its own, its output in a file.
+
+    Attributes:
+        process: The command.
+        log: Its output.
+        known: Processes that were there before.
+        began: When it was started.
+    """
 
     process: subprocess.Popen[bytes]
     log: Path
+    known: set[int]
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -210,14 +218,14 @@ class Running:
         meanwhile()
         finished = self.wait()
         assert time.monotonic() - began < 60, self.tail()
-        assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
+        assert (left := survivors(self.known, but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
         return finished
 
     def killed(self) -> None:
         """Waits for the driver's death by a fault; what it started must go by itself."""
         assert self.wait().code == -signal.SIGKILL, self.tail()
-        assert (left := survivors(set(), but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
-        survivors(set(), 0.0)  # these would go within a minute
+        assert (left := survivors(self.known, but=AGENTS)) == [], f"outlived their driver: {left}\n{self.tail()}"
+        survivors(self.known, 0.0)  # these would go within a minute
 
     def kill(self) -> None:
         """SIGKILL for the driver alone, as the kernel or a cloud would do it; what it started must go by itself."""
@@ -302,6 +310,7 @@ class Workplace:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background, and inherited
             signal.signal(signal.SIGINT, signal.default_int_handler)
         log = self.folder / f"output-{len(self._started)}.txt"
+        known = known_processes()
         with log.open("wb") as handle:
             process = subprocess.Popen(
                 [*command, *map(str, arguments)],
@@ -312,7 +321,7 @@ class Workplace:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._started.append(Running(process, log))
+        self._started.append(Running(process, log, known))
         return self._started[-1]
 
     def run(self, *arguments: str | Path, limit: float = LIMIT) -> Finished:
