@@ -58,25 +58,6 @@ Overrides = Annotated[
 Fresh = Annotated[bool, option("--fresh", "Delete what was made with another config, and start anew.")]
 Debug = Annotated[bool, option("--debug", "Show stack traces, and the logs of Ray and its workers.")]
 
-ClusterFile = Annotated[
-    Path | None,
-    option("--cluster", "Cluster file of `ray up`. Shows what the run would need and cost there.", metavar="FILE"),
-]
-PricesFile = Annotated[
-    Path | None,
-    option("--prices", "Table of instance types. Default: prices.yaml beside the cluster file.", metavar="FILE"),
-]
-MeasuredRun = Annotated[
-    Path | None,
-    option("--measured", "A finished run. Its measured speeds replace estimated ones.", metavar="RUN_DIR"),
-]
-PromptTokens = Annotated[
-    int | None, option("--prompt-tokens", "Mean tokens per prompt. Default: from the first rows of the data.", min=1)
-]
-AnswerTokens = Annotated[
-    int | None, option("--answer-tokens", "Mean tokens per answer. Default: from the first rows of the data.", min=1)
-]
-
 Address = Annotated[
     str | None,
     option(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ensemw2s.cli import options
+from ensemw2s.cli.options import option
 from ensemw2s.cli.outcome import Output, before_work, outcome, say
 from ensemw2s.errors import ConfigError
 from ensemw2s.storage import remote
+
+if TYPE_CHECKING:
+    from ensemw2s.config import Config
 
 
 def init(
@@ -18,12 +23,10 @@ def init(
         str | None,
         typer.Argument(metavar="[NAME]", show_default=False, help="Name of your run. Without it, recipes are listed."),
     ] = None,
-    output: Annotated[
-        Path | None, options.option("--output", "File to write. Default: NAME.yaml.", metavar="FILE")
-    ] = None,
+    output: Annotated[Path | None, option("--output", "File to write. Default: NAME.yaml.", metavar="FILE")] = None,
     recipe: Annotated[
         str | None,
-        options.option(
+        option(
             "--recipe",
             "Recipe to begin with. Default: the one that is called NAME, else quickstart.",
             metavar="RECIPE",
@@ -87,14 +90,44 @@ def run(
         run_pipeline(loaded, fresh=fresh, debug=debug, progress=Progress(Output()), checked=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """What `plan` is told about a cluster that need not be up."""
+
+    cluster: Annotated[
+        Path | None,
+        option("--cluster", "Cluster file of `ray up`. Shows what the run would need and cost there.", metavar="FILE"),
+    ] = None
+    prices: Annotated[
+        Path | None,
+        option("--prices", "Table of instance types. Default: prices.yaml beside the cluster file.", metavar="FILE"),
+    ] = None
+    measured: Annotated[
+        Path | None,
+        option("--measured", "A finished run. Its measured speeds replace estimated ones.", metavar="RUN_DIR"),
+    ] = None
+    prompt_tokens: Annotated[
+        int | None,
+        option("--prompt-tokens", "Mean tokens per prompt. Default: from the first rows of the data.", min=1),
+    ] = None
+    answer_tokens: Annotated[
+        int | None,
+        option("--answer-tokens", "Mean tokens per answer. Default: from the first rows of the data.", min=1),
+    ] = None
+
+    def without_cluster(self) -> list[str]:
+        """The options that were given and mean nothing without --cluster."""
+        return [
+            f"--{name.replace('_', '-')}"
+            for name, value in vars(self).items()
+            if name != "cluster" and value is not None
+        ]
+
+
 def plan(
     config: options.ConfigFile,
+    costs: CostOptions,
     set_: options.Overrides = None,
-    cluster_file: options.ClusterFile = None,
-    prices: options.PricesFile = None,
-    measured: options.MeasuredRun = None,
-    prompt_tokens: options.PromptTokens = None,
-    answer_tokens: options.AnswerTokens = None,
     debug: options.Debug = False,
 ) -> None:
     """Show what `run` would do: stages, sizes, resources, and what is done already.
@@ -116,41 +149,47 @@ def plan(
             --set training.gpus_per_worker=1 --set labeling.gpus_per_actor=1
     """
     with outcome(debug=debug):
-        from ensemw2s.cluster.connect import cluster_address
-        from ensemw2s.cluster.resources import plan_resources
         from ensemw2s.config import load_config
-        from ensemw2s.pipeline import preflight
-        from ensemw2s.pipeline.build import build_graph
-        from ensemw2s.pipeline.plan import lay_out, parameters, resources_for, survey
-        from ensemw2s.pipeline.plan_print import print_plan
 
         loaded = load_config(config, set_)
-        if cluster_file is not None:
+        if costs.cluster is not None:
             from ensemw2s.costs import quote
 
-            tokens = (prompt_tokens, answer_tokens)
+            tokens = (costs.prompt_tokens, costs.answer_tokens)
             with before_work():
-                found = quote.prepare(loaded, cluster_file, prices=prices, measured=measured, tokens=tokens)
+                found = quote.prepare(
+                    loaded, costs.cluster, prices=costs.prices, measured=costs.measured, tokens=tokens
+                )
             quote.show(found, Output())
             return
-        given = {"--prices": prices, "--measured": measured, "--prompt-tokens": prompt_tokens}
-        given["--answer-tokens"] = answer_tokens
-        if alone := [name for name, value in given.items() if value is not None]:
-            raise ConfigError(f"{', '.join(alone)}: only with --cluster FILE, whose costs are asked for")
-        with before_work():
-            preflight.check(loaded)
-            graph = build_graph(loaded)
-            laid_out = lay_out(graph, survey(graph), parameters(graph))
-            resources = resources_for(loaded, debug=debug)
-            division = plan_resources(loaded, resources)
-        print_plan(
-            laid_out,
-            Output(),
-            resources=resources,
-            division=division,
-            free_bytes=preflight.free_bytes(graph.root),
-            address=cluster_address(loaded.cluster),
-        )
+        if alone := costs.without_cluster():
+            raise ConfigError(f"{', '.join(alone)}: give --cluster FILE, too; these options are about its costs")
+        _plan_here(loaded, debug=debug)
+
+
+def _plan_here(loaded: Config, *, debug: bool) -> None:
+    """Prints the plan for this machine, or for the cluster that the config names."""
+    from ensemw2s.cluster.connect import cluster_address
+    from ensemw2s.cluster.resources import plan_resources
+    from ensemw2s.pipeline import preflight
+    from ensemw2s.pipeline.build import build_graph
+    from ensemw2s.pipeline.plan import lay_out, parameters, resources_for, survey
+    from ensemw2s.pipeline.plan_print import print_plan
+
+    with before_work():
+        preflight.check(loaded)
+        graph = build_graph(loaded)
+        laid_out = lay_out(graph, survey(graph), parameters(graph))
+        resources = resources_for(loaded, debug=debug)
+        division = plan_resources(loaded, resources)
+    print_plan(
+        laid_out,
+        Output(),
+        resources=resources,
+        division=division,
+        free_bytes=preflight.free_bytes(graph.root),
+        address=cluster_address(loaded.cluster),
+    )
 
 
 def tune(

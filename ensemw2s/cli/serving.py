@@ -2,58 +2,81 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ensemw2s import env
 from ensemw2s.cli import options
+from ensemw2s.cli.options import option
 from ensemw2s.cli.outcome import before_work, outcome, say
 from ensemw2s.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ensemw2s.serving.settings import ServeSettings
 
-def serve(
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What `serve` is told."""
+
     ensemble: Annotated[
-        str | None, typer.Option(metavar="DIR", show_default=False, help="Ensemble to host, under the name ensemble.")
-    ] = None,
+        str | None, option("--ensemble", "Ensemble to host, under the name ensemble.", metavar="DIR")
+    ] = None
     model: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="NAME=DIR", show_default=False, help="Model to host under NAME. Repeatable."),
-    ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option("--settings", metavar="FILE", show_default=False, help="YAML file with models, limits and more."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    slots: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Requests per forward pass of a replica.")
-    ] = None,
-    max_replicas: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Most replicas of a model under load.")
-    ] = None,
+        list[str] | None, option("--model", "Model to host under NAME. Repeatable.", metavar="NAME=DIR")
+    ] = None
+    settings_file: Annotated[
+        Path | None, option("--settings", "YAML file with models, limits and more.", metavar="FILE")
+    ] = None
+    host: Annotated[str, option("--host", "Address to listen on.", show_default=True)] = "127.0.0.1"
+    port: Annotated[int, option("--port", "Port to listen on.", min=1, max=65535, show_default=True)] = 8000
+    slots: Annotated[int | None, option("--slots", "Requests per forward pass of a replica.", min=1)] = None
+    max_replicas: Annotated[int | None, option("--max-replicas", "Most replicas of a model under load.", min=1)] = None
     api_keys: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--api-keys",
+            f"File with one API key per line, beside those in {env.API_KEYS.name}. Default: no key is needed.",
             metavar="FILE",
-            show_default=False,
-            help="File with one API key per line, beside those in ENSEMW2S_API_KEYS. Default: no key is needed.",
         ),
-    ] = None,
+    ] = None
     watch: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", min=1, show_default=False, help="How often to look for changed model folders."),
-    ] = None,
-    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the replicas' logs.")] = False,
+        float | None, option("--watch", "How often to look for changed model folders.", metavar="SECONDS", min=1)
+    ] = None
+    log_prompts: Annotated[bool, option("--log-prompts", "Write prompts into the replicas' logs.")] = False
     detach: Annotated[
-        bool, typer.Option("--detach", help="Exit when it is up. It stays on the cluster until `serve shutdown`.")
-    ] = False,
-    address: options.Address = None,
-    cpus: options.Cpus = None,
-    debug: options.Debug = False,
-) -> None:
+        bool, option("--detach", "Exit when it is up. It stays on the cluster until `serve shutdown`.")
+    ] = False
+    address: options.Address = None
+    cpus: options.Cpus = None
+
+    def settings(self) -> ServeSettings:
+        """The settings of the file, if there is one, with the options on top."""
+        from ensemw2s.serving import endpoint
+        from ensemw2s.serving.settings import ServeSettings
+
+        if not (self.ensemble or self.model) and (self.slots or self.max_replicas):
+            raise ConfigError(
+                "--slots and --max-replicas go with --ensemble and --model; in a settings file, set them for each model"
+            )
+        named = endpoint.hosted(self.ensemble, self.model, slots=self.slots, max_replicas=self.max_replicas)
+        wanted = endpoint.read_settings(self.settings_file) if self.settings_file is not None else None
+        models = [*(wanted.models if wanted else []), *named]
+        if not models:
+            raise ConfigError("nothing to host: give --ensemble DIR, --model NAME=DIR or --settings FILE")
+        merged = wanted.model_dump() if wanted else {}
+        merged["models"] = [one.model_dump() for one in models]
+        if self.api_keys is not None:
+            merged["api_keys_file"] = self.api_keys
+        if self.log_prompts:
+            merged["log_prompts"] = True
+        return ServeSettings.model_validate(merged)
+
+
+def serve(given: ServeOptions, debug: options.Debug = False) -> None:
     """Host ensembles, students and experts: the OpenAI API, a page that shows the votes, metrics.
 
     /v1/completions and /v1/chat/completions answer as a whole or as a stream. A request with
@@ -71,29 +94,15 @@ def serve(
     with outcome(debug=debug):
         from ensemw2s.config import ClusterConfig
         from ensemw2s.serving import endpoint
-        from ensemw2s.serving.settings import ServeSettings
 
-        if not (ensemble or model) and (slots or max_replicas):
-            raise ConfigError(
-                "--slots and --max-replicas go with --ensemble and --model; in a settings file, set them for each model"
-            )
-        named = endpoint.hosted(ensemble, model, slots=slots, max_replicas=max_replicas)
-        wanted = endpoint.read_settings(settings) if settings is not None else None
-        models = [*(wanted.models if wanted else []), *named]
-        if not models:
-            raise ConfigError("nothing to host: give --ensemble DIR, --model NAME=DIR or --settings FILE")
-        base = wanted.model_dump() if wanted else {}
-        given = {"api_keys_file": api_keys} if api_keys is not None else {}
-        merged = {**base, **given, "models": [one.model_dump() for one in models]}
-        if log_prompts:
-            merged["log_prompts"] = True
+        settings = given.settings()
         with before_work():
-            checked = endpoint.check(ServeSettings.model_validate(merged))
-        where = ClusterConfig(address=address, cpus=cpus)
-        if detach:
-            endpoint.deploy(checked, where, host, port, say, debug=debug)
+            checked = endpoint.check(settings)
+        where = ClusterConfig(address=given.address, cpus=given.cpus)
+        if given.detach:
+            endpoint.deploy(checked, where, given.host, given.port, say, debug=debug)
         else:
-            endpoint.serve(checked, where, host, port, say, watch=watch, debug=debug)
+            endpoint.serve(checked, where, given.host, given.port, say, watch=given.watch, debug=debug)
 
 
 def ask(

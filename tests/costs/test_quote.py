@@ -126,7 +126,7 @@ def test_a_table_of_ones_own_is_taken(study, tmp_path):
 def test_options_of_costs_need_a_cluster(study):
     result = call(study()[0], "--prompt-tokens", 3)
     assert result.exit_code == 2
-    assert "--prompt-tokens: only with --cluster FILE" in result.stderr
+    assert "--prompt-tokens: give --cluster FILE, too" in result.stderr
 
 
 def test_a_base_that_is_not_here_is_named(study):
