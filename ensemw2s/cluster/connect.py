@@ -1,4 +1,4 @@
-"""The Ray that a run uses: joined where the config or the environment names one, started on this machine elsewhere.
+"""The Ray that a run uses. It joins the one that the config or the environment names, or starts one on this machine.
 
 A config goes in; a connection comes out, with what its nodes have.
 """
@@ -20,7 +20,7 @@ from ensemw2s.storage import remote
 
 
 def cluster_address(config: ClusterConfig) -> str | None:
-    """Address of the cluster to join; none: start a Ray here."""
+    """Address of the cluster to join. None: start a Ray on this machine."""
     return config.address or env.RAY_ADDRESS.get()
 
 

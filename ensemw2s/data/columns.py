@@ -1,7 +1,7 @@
 """From a source's raw row to an example: column names and Jinja templates over the row.
 
-Raw rows flow in as dictionaries, dictionaries with the fields of an example flow out. Its own module because the
-corpus of the tiny models builds documents with the same templates.
+Raw rows come in, the fields of examples go out. It is a module of its own because the corpus of the tiny models builds
+documents with the same templates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One reader for each kind of source: where it is, a config section flows in and raw rows (dictionaries) flow out.
+"""One reader for each kind of source. A section of the config comes in, raw rows go out.
 
 A new kind of source is a class here with the three methods of `Reader` (and a section in `config`). What rows mean
-(columns, ids, duplicates) is the business of `sources`, the same for all kinds.
+(columns, ids, duplicates) is decided in `sources`, the same for all kinds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_reader(
 
     Args:
         source: The section.
-        on_error: Told of rows of text files that cannot be parsed, which are then passed over; none: they are raised.
+        on_error: Called for each row of a text file that cannot be parsed, which is then skipped. Default: raise it.
     """
     if isinstance(source, ReasoningGymSource):
         return ReasoningGymReader(source)

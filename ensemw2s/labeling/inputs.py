@@ -33,7 +33,7 @@ class Settings:
     Attributes:
         data: Template, answer prefix, limits; its source is the input.
         labeling: Pool of actors and decoding.
-        run: Folder of the run whose config these come from; none: they are defaults and options.
+        run: Folder of the run whose config these come from. None: they are defaults and options.
     """
 
     data: DataConfig

@@ -63,8 +63,8 @@ def write_examples(source: FileSource, path: Path, *, group: int, rejected: Path
         source: Files or a data set, and columns.
         path: The parquet file.
         group: Rows of a row group; the grain in which actors read.
-        rejected: Where rows go that cannot be used (REJECTED_SCHEMA), if there are any; none: the first one is raised,
-            and every row must have an answer.
+        rejected: File for rows that cannot be used (REJECTED_SCHEMA). Default: the first one is raised, and every row
+            must have an answer.
 
     Returns:
         Number of rows that can be used.
@@ -103,7 +103,7 @@ def _example(source: FileSource, origin: str, row: Row, seen: _Seen, *, labelled
     times = seen.add(own)
     if times > 1:
         if example["id"] is not None:
-            raise DataError(f"{origin}: the id {own} is there before; ids must be unique")
+            raise DataError(f"{origin}: the id {own} occurs twice; ids must be unique")
         own = f"{own}-{times}"
     return {**example, "id": own, "difficulty": example["difficulty"] or 0.0}
 
@@ -166,7 +166,7 @@ class _Seen:
         self._path.unlink(missing_ok=True)
 
     def add(self, identity: str) -> int:
-        """Which time this is."""
+        """How often the id has come, this time included."""
         upsert = "insert into seen values (?, 1) on conflict do update set times = times + 1 returning times"
         return int(self._table.execute(upsert, (identity,)).fetchone()[0])
 

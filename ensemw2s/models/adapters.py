@@ -119,7 +119,7 @@ def save_adapter(
         model: The PEFT model.
         directory: Target folder; exists.
         state_dict: Gathered weights of the PEFT model in place of its own.
-        base: Where the base is; none: what the adapters recorded when they were loaded.
+        base: Where the base is. Default: what the adapters recorded when they were loaded.
 
     Raises:
         ModelError: If the base is not known.

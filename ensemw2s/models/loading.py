@@ -136,7 +136,7 @@ def save_trained(
         tokenizer: Its tokenizer.
         directory: Target folder; made if missing.
         state_dict: Gathered weights in place of the model's own (which ZeRO may have sharded).
-        base: Where a PEFT model's base is, recorded in adapter_config.json; none: what the adapters recorded.
+        base: Where a PEFT model's base is, recorded in adapter_config.json. Default: what the adapters recorded.
 
     Raises:
         ModelError: If a PEFT model's base is not known.

@@ -34,7 +34,7 @@ from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Expert, Graph, Round
 from ensemw2s.pipeline.specs import expert_spec, tracking_of
 from ensemw2s.storage import store
-from ensemw2s.training.curves import Curves
+from ensemw2s.training.curves import CurveWriter
 from ensemw2s.training.records import TrainRecord
 
 
@@ -98,7 +98,7 @@ def is_last(graph: Graph, history: list[RoundRecord]) -> bool:
 
 def _draw(context: Context, history: list[RoundRecord]) -> None:
     """Alpha and error by round, for people; all rounds anew each time, so that a run that was killed has them."""
-    curves = Curves(tracking_of(context.graph, "boosting"))
+    curves = CurveWriter(tracking_of(context.graph, "boosting"))
     for record in history:
         curves.point(record.round, {"alpha": record.alpha, "weighted_error": record.weighted_error})
     curves.close()

@@ -1,8 +1,8 @@
-"""Object storage: a URI comes in, a folder of this machine that mirrors it goes out; what is made there goes back.
+"""Object storage: a URI comes in, and a local folder that mirrors it goes out. What is made in the folder is uploaded.
 
-The path of a mirror says itself what it mirrors, so the rest of the package has paths only, on every node. The objects
-are the truth: a copy is taken when it is read and differs, and may be deleted at any time. Nothing can be renamed
-there, so the marker of a folder is the last object to be written, and the first to go when the folder is replaced.
+The path of a mirror says what it mirrors, so the rest of the package needs only paths, on every node. The objects are
+the truth. A local copy is made when an object is read and differs; it may be deleted at any time. Objects cannot be
+renamed, so the marker of a folder is written last, and removed first when the folder is replaced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTENTS = ".contents.json"
 """Which files belong to a folder that has a marker, and an id that no other version of the folder has."""
 
 WORKING = (".partial-", ".working-")
-"""How names of folders begin that are being written: these are nobody else's yet, and mirror nothing."""
+"""Prefixes of folders that are being written. They mirror nothing yet."""
 
 _MIRROR = "ensemw2s-mirror"
 _TEMPORARY = ".tmp"
@@ -128,19 +128,19 @@ def names(folder: Path) -> set[str]:
 
 
 def pull(path: Path, *, last: str = MARKER) -> Path:
-    """Brings a file or a folder here, unless the copy here is the same; what is not there is not here either after.
+    """Downloads a file or a folder, unless the local copy is the same. Removes the local copy of what no longer exists.
 
-    Of a folder that `push` wrote, the files of its newest version come; of any other folder all files.
+    Of a folder that `push` wrote, it downloads the files of the newest version; of any other folder, all files.
 
     Args:
-        path: What is wanted; of a path that mirrors nothing, nothing is done.
+        path: What to download. A path that mirrors nothing is left as it is.
         last: Name of the folder's marker.
 
     Returns:
         The path.
 
     Raises:
-        ArtifactError: If `push` did not come to its end.
+        ArtifactError: If a `push` was cut off.
         ResourceError: If the storage cannot be read.
     """
     if (place := _place(path)) is None:
@@ -180,14 +180,14 @@ def _pull_folder(store: FileSystem, key: str, path: Path, last: str) -> None:
 
 
 def push(source: Path, target: Path | None = None, *, last: str = MARKER) -> None:
-    """Takes a file or a folder to where its path says that it belongs.
+    """Uploads a file or a folder to what its path mirrors.
 
-    A folder with a marker is replaced as a whole: its old marker goes first, its new one comes last. Folders inside
-    that the new version does not have (of other stages) stay. Of a folder without a marker, files that are new go.
+    A folder with a marker is replaced as a whole: its old marker is removed first, its new one is written last. Folders
+    inside it that belong to other stages stay. Of a folder without a marker, only new files are uploaded.
 
     Args:
-        source: What to take.
-        target: Its path, where it does not lie there yet.
+        source: What to upload.
+        target: The path whose mirror it goes to. Default: `source`.
         last: Name of the folder's marker.
 
     Raises:
@@ -229,7 +229,7 @@ def _push_files(store: FileSystem, key: str, source: Path, files: set[str]) -> s
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, here and there; the marker of a folder first."""
+    """Deletes a file or a folder, local and in object storage; the marker of a folder first."""
     if (place := _place(path)) is not None:
         store, key = place
         with _told(path):

@@ -153,7 +153,7 @@ def publish(path: Path, description: Description) -> Iterator[Path]:
     """Gives an empty folder to write into, and puts its content in place at `path` when the block ends well.
 
     Folders of other stages that already lie inside `path` (a round's experts) stay. In object storage, what another
-    machine finished in the meantime stays, too.
+    machine has finished meanwhile stays, too.
 
     Raises:
         ResourceError: If the disk is full; what was written is removed, `path` is as it was. If object storage cannot

@@ -96,7 +96,7 @@ class Layout:
     micro: int
     """Examples a micro-batch."""
     accumulation: int
-    """Micro-batches a step, the same on every worker."""
+    """Micro-batches per step, the same on every worker."""
 
     @classmethod
     def of(cls, *, batch_size: int, micro_batch_size: int | None, world: int, rank: int) -> Layout:

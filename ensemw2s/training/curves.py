@@ -1,7 +1,7 @@
-"""Curves of a training where people look at them: numbers of a step come in, points go to TensorBoard or MLflow.
+"""Curves of a training: numbers of a step come in, points go to TensorBoard or MLflow, where people look at them.
 
-Written while it trains, by worker 0, next to the run's artifacts and not into them: they are there to be looked at,
-nothing reads them back, and a tracking server that does not answer stops no training.
+Worker 0 writes them while it trains, beside the run's artifacts. Nothing reads them back, and a tracking server that
+does not answer stops no training.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TAG = "ensemw2s.training"
 """Tag of an MLflow run: the name of the training that it shows."""
 
 
-class Curves:
+class CurveWriter:
     """Scalars over steps; a point stands for all steps since the last one."""
 
     def __init__(self, tracking: Tracking | None, *, after: int = 0) -> None:
         """Begins anew, or goes on: what an earlier, killed training wrote is removed or continued.
 
         Args:
-            tracking: Where points go; none: nowhere.
+            tracking: Where points go. None: nowhere.
             after: Step whose checkpoint the training goes on from; 0: the start.
         """
         self._every = tracking.every if tracking else 1
@@ -40,7 +40,7 @@ class Curves:
             self._try(lambda: setattr(self, "_sink", kind(tracking, after)))
 
     def due(self, number: int, tokens: int) -> bool:
-        """Counts a step; whether it is time for a point. Only then its values need to be fetched from the device.
+        """Counts a step, and says whether a point is due. Only then must its values be fetched from the device.
 
         Args:
             number: Steps done so far.

@@ -1,6 +1,6 @@
 """Many training runs on Ray Train: a list of specs goes in, their trained models lie in their output folders after.
 
-A lane is one `TorchTrainer` run whose workers train one spec after another, so that starting up is paid once a lane. A
+A lane is one `TorchTrainer` run whose workers train one spec after another, so starting up is paid once per lane. A
 board (one small actor) hands out the specs, so that lanes stay busy while any is left, and collects the progress.
 """
 
@@ -36,7 +36,7 @@ POLL = 0.3
 """Seconds between two looks at the board."""
 
 PATIENCE = 60.0
-"""Seconds in which lanes that are abandoned must end: a step, or the start of a lane."""
+"""Seconds that abandoned lanes have to end. One step, or the start of a lane, must fit."""
 
 GROW = 60.0
 """Seconds between two looks at whether a lane that may grow can."""
@@ -67,7 +67,7 @@ class Board:
             self._changed.notify_all()
 
     async def take(self, lane: int) -> str | None:
-        """Waits for the next spec of a lane; none: there will be no more.
+        """Waits for the next spec of a lane. None: there are no more.
 
         A lane that comes back without having finished (its workers died) gets the same spec again.
         """

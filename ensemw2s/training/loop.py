@@ -29,21 +29,21 @@ from ensemw2s.models import loading
 from ensemw2s.storage import store
 from ensemw2s.training import checkpoints, group, objectives, setup, state
 from ensemw2s.training.batches import Layout, collate, read_training_set, step_batches
-from ensemw2s.training.curves import Curves
+from ensemw2s.training.curves import CurveWriter
 from ensemw2s.training.records import SoFar, TrainRecord
 from ensemw2s.training.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[str, int, int, torch.Tensor], None]
-"""Called with the spec's name, steps done, steps in all, and the loss: a scalar on the device, for reading it waits."""
+"""Called with the spec's name, steps done, steps in all, and the loss: a scalar on the device. Reading it waits."""
 
 
 OnCheckpoint = Callable[[Path, int], None]
 """Called by every worker when a checkpoint is in place, with the folder of checkpoints and the steps done."""
 
 LOOK = 5.0
-"""Least seconds between two calls of `leaving`, and of `on_checkpoint`: under Ray Train they take seconds."""
+"""Seconds between two calls of `leaving`, and of `on_checkpoint`, at least. Under Ray Train they take seconds."""
 
 
 def train(
@@ -60,11 +60,11 @@ def train(
 
     Args:
         spec: What to train.
-        device: Where; none: the worker's GPU if there is one, else the CPU.
+        device: Where it trains. Default: the worker's GPU if there is one, else the CPU.
         on_step: Progress callback on worker 0.
-        on_checkpoint: Called by every worker after a checkpoint, if the last call was not just now.
-        leaving: Called by every worker at the same step now and then; says whether a worker's machine is about to be
-            taken away, which is answered with a checkpoint. All workers must get the same answer.
+        on_checkpoint: Called by every worker after a checkpoint, at most every `LOOK` seconds.
+        leaving: Called by every worker at the same step, every few seconds. It says whether a worker's machine is
+            about to be taken away; if so, a checkpoint is written. All workers must get the same answer.
 
     Returns:
         The record in train.json: steps, tokens, seconds, losses, validation by epoch.
@@ -155,7 +155,7 @@ class _Run:
         self.warned, self.tell, self.restored = False, False, self.so_far.step
         # on the CPU, so that a question does not wait for what a GPU is at
         self.talk = dist.new_group(backend="gloo") if self.world > 1 and device.type != "cpu" else None
-        self.curves = Curves(spec.tracking if self.rank == 0 else None, after=self.so_far.step)
+        self.curves = CurveWriter(spec.tracking if self.rank == 0 else None, after=self.so_far.step)
 
     def fit(self, on_step: OnStep | None) -> TrainRecord:
         """Runs all epochs that are left. Returns the record for train.json."""
@@ -192,7 +192,7 @@ class _Run:
         return self.so_far.seconds + time.monotonic() - self.started
 
     def _epoch(self, epoch: int, on_step: OnStep | None) -> float:
-        """What is left of one pass over the data. Returns the mean loss a step, over all workers."""
+        """What is left of one pass over the data. Returns the mean loss per step, over all workers."""
         spec, engine, so_far = self.spec, self.engine, self.so_far
         engine.train()
         total = torch.tensor(so_far.loss if self.rank == 0 else 0.0, device=self.device)

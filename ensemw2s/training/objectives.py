@@ -1,4 +1,4 @@
-"""The losses of a token: plain cross-entropy, KL to a target distribution, and the auxiliary confidence loss.
+"""The losses per token: plain cross-entropy, KL to a target distribution, and the auxiliary confidence loss.
 
 Logits at answer positions and a micro-batch (see `batches.collate`) go in, the weighted sum of token losses comes out.
 """

@@ -31,7 +31,7 @@ class Start(_Frozen):
 
 
 class Objective(_Frozen):
-    """The loss of a token."""
+    """The loss per token."""
 
     kind: Literal["xent", "soft", "logconf"] = "xent"
     confidence_weight: float = 0.5
@@ -64,7 +64,7 @@ class TrainSpec(_Frozen):
     tokens: list[str]
     """Token tables (parquet), read one after the other as one data set."""
     weights: RoundWeights | None = None
-    """Token weights of a boosting round; none: every token counts the same."""
+    """Token weights of a boosting round. Default: every token counts the same."""
     recipe: Recipe
     objective: Objective = Objective()
     validation: str | None = None
@@ -78,5 +78,5 @@ class TrainSpec(_Frozen):
     gradient_checkpointing: bool = False
     threads: int = 1
     checkpoint_seconds: float | None = None
-    """Time between two checkpoints; 0: one before every step; none: no checkpoints."""
+    """Seconds between two checkpoints; 0: one before every step. Default: no checkpoints."""
     tracking: Tracking | None = None

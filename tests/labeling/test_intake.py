@@ -46,7 +46,7 @@ def test_rows_that_cannot_be_used_are_put_aside_with_the_reason(tmp_path):
     reasons = [row["reason"] for row in refused]
     for reason, expected in zip(
         reasons,
-        ("line 2 is not JSON", "row 3", "row 4 has no column 'prompt'", "row 5 is a list", "the id 1 is there before"),
+        ("line 2 is not JSON", "row 3", "row 4 has no column 'prompt'", "row 5 is a list", "the id 1 occurs twice"),
         strict=True,
     ):
         assert expected in reason

@@ -10,7 +10,7 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from ensemw2s.training import loop
-from ensemw2s.training.curves import Curves
+from ensemw2s.training.curves import CurveWriter
 from ensemw2s.training.spec import Tracking
 
 
@@ -32,7 +32,7 @@ def at(place: Path | str, **options: Any) -> Tracking:
 
 
 def test_a_point_stands_for_the_steps_since_the_last(tmp_path):
-    curves = Curves(at(tmp_path / "c", every=2))
+    curves = CurveWriter(at(tmp_path / "c", every=2))
     for number in range(1, 6):
         if curves.due(number, tokens=10):
             curves.step(number, {"loss": 1.0 / number})
@@ -45,7 +45,7 @@ def test_a_point_stands_for_the_steps_since_the_last(tmp_path):
 
 def test_what_a_killed_training_wrote_is_replaced(tmp_path):
     for value in (1.0, 2.0):
-        curves = Curves(at(tmp_path / "c"))
+        curves = CurveWriter(at(tmp_path / "c"))
         curves.point(1, {"alpha": value})
         curves.close()
     assert points(tmp_path / "c") == {"alpha": {1: 2.0}}
@@ -53,7 +53,7 @@ def test_what_a_killed_training_wrote_is_replaced(tmp_path):
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    curves = Curves(None)
+    curves = CurveWriter(None)
     assert not curves.due(1, tokens=1)
     curves.point(1, {"loss": 1.0})
     curves.close()
@@ -77,7 +77,7 @@ def test_a_training_leaves_its_curves_beside_its_model(workshop, tmp_path):
 def test_curves_go_on_where_the_checkpoint_was(tmp_path):
     folder = tmp_path / "c"
     for after, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        curves = Curves(at(folder), after=after)
+        curves = CurveWriter(at(folder), after=after)
         for step in steps:
             curves.point(step, {"loss": step + after / 10})
         curves.close()
@@ -128,14 +128,14 @@ def test_a_training_is_a_run_of_mlflow(workshop, tmp_path, mlflow):
 @pytest.mark.slow
 def test_mlflow_goes_on_with_a_run_or_begins_it_anew(tmp_path, mlflow):
     for name, after, steps in (("a", 0, (1, 2)), ("b", 0, (7,)), ("a", 2, (3,))):
-        curves = Curves(mlflow(name), after=after)
+        curves = CurveWriter(mlflow(name), after=after)
         for step in steps:
             curves.point(step, {"alpha": step / 10})
         curves.close(finished=bool(after))
     a, b = sorted(runs(tmp_path / "store", "study"), key=lambda run: run.info.run_name)
     assert history(tmp_path / "store", a, "alpha") == {1: 0.1, 2: 0.2, 3: 0.3}
     assert (a.info.status, b.info.status) == ("FINISHED", "KILLED")
-    curves = Curves(mlflow("b"))
+    curves = CurveWriter(mlflow("b"))
     curves.point(1, {"alpha": 9.0})
     curves.close()
     [_, b] = sorted(runs(tmp_path / "store", "study"), key=lambda run: run.info.run_name)

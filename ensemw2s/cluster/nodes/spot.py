@@ -1,8 +1,8 @@
-"""Spot first, on-demand where there is none: what the providers of all clouds have in common.
+"""Spot instances first, on-demand ones where the cloud has none left. The providers of all clouds share this.
 
-Ray's autoscaler does not do that. It asks for the node type that fits best, and when the cloud has no spot instance of
-it, it asks for the same type again: it only steps back from nodes that came and never joined. So the provider, which
-hears the refusal, asks for the same machine at full price. A cluster config is checked here too, before a launch.
+Ray's autoscaler does not do that. It asks for the node type that fits best. When the cloud has no spot instance of it,
+Ray asks for the same type again. So the provider, which hears the refusal, asks for the same machine at full price. A
+cluster config is checked here too, before a launch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NodeConfig = dict[str, object]
 """What a cloud is asked for: `node_config` of the cluster config, in the words of that cloud."""
 
 
-class NodeType(TypedDict):
+class _NodeType(TypedDict):
     """A kind of node in a cluster config; what is not read here is left out."""
 
     node_config: NodeConfig
@@ -35,7 +35,7 @@ class ClusterFile(TypedDict):
     """A cluster config with Ray's defaults; what is not read here is left out."""
 
     provider: dict[str, object]
-    available_node_types: dict[str, NodeType]
+    available_node_types: dict[str, _NodeType]
     file_mounts: dict[str, str]
     docker: dict[str, str]
 
@@ -102,7 +102,7 @@ def check(config: ClusterFile) -> None:
     absent = [path for path in config["file_mounts"].values() if not Path(path).expanduser().exists()]
     if absent:
         raise ConfigError(
-            f"file_mounts names {', '.join(absent)}, which is not there; `ray get-auth-token --generate` makes a token"
+            f"file_mounts names {', '.join(absent)}, which does not exist. For a token: `ray get-auth-token --generate`"
         )
     image = config["docker"].get("image")
     if not DIGEST.fullmatch(str(image)):

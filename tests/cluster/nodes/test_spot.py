@@ -85,5 +85,7 @@ def test_an_image_that_is_not_named_by_its_digest_is_refused(config, image):
 
 def test_without_a_token_the_command_that_makes_one_is_named(config):
     config["file_mounts"]["/there/auth_token"] += "-not-there"
-    with pytest.raises(ConfigError, match=r"auth_token-not-there, which is not there; `ray get-auth-token --generate`"):
+    with pytest.raises(
+        ConfigError, match=r"auth_token-not-there, which does not exist\. For a token: `ray get-auth-token --generate`"
+    ):
         check(config)
