@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ensemw2s.cluster.resources import ResourcePlan, pieces, plan_resources
 from ensemw2s.config import Config
 from ensemw2s.costs import needs
-from ensemw2s.costs.hardware import Cluster, NodeType
+from ensemw2s.costs.hardware import Cluster, PricedNode
 from ensemw2s.costs.lengths import Lengths
 from ensemw2s.costs.memory import Members
 from ensemw2s.costs.needs import Need, Shapes, TrainingJob
@@ -42,7 +42,7 @@ class Row:
 
     name: str
     what: str
-    node: NodeType
+    node: PricedNode
     parts: float
     seconds: float
     gpu_seconds: float
@@ -66,7 +66,7 @@ class Bill:
         on_demand: At the on-demand price.
     """
 
-    node: NodeType
+    node: PricedNode
     nodes: int
     hours: float
     money: float
@@ -203,11 +203,11 @@ class _Schedule:
         each = pieces((self.actor.cpus, self.actor.gpus), d.cpus_per_actor, d.gpus_per_actor)
         return max(1, min(self.division.actors, self.actor.most * each))
 
-    def _per_node(self, node: NodeType) -> int:
+    def _per_node(self, node: PricedNode) -> int:
         t = self.config.training
         return pieces((node.cpus, node.gpus), t.cpus_per_worker, t.gpus_per_worker)
 
-    def _share(self, node: NodeType, precision: str, cpus: float, gpus: float) -> Share:
+    def _share(self, node: PricedNode, precision: str, cpus: float, gpus: float) -> Share:
         processor = node.processor if gpus or not node.gpus else None  # the table says how fast its GPUs are
         if processor is None:
             raise ConfigError(
@@ -217,7 +217,7 @@ class _Schedule:
         parts = gpus if gpus else min(1.0, cpus / node.cpus)
         return share_of(processor, width=needs.width(precision, node, gpus), parts=parts)
 
-    def _row(self, name: str, what: str, node: NodeType, at_a_time: int, seconds: float, busy: float) -> Row:
+    def _row(self, name: str, what: str, node: PricedNode, at_a_time: int, seconds: float, busy: float) -> Row:
         """A row of `busy` process-seconds, `at_a_time` processes at a time."""
         t, d = self.config.training, self.config.labeling
         trains = node is self.trainer and not _decodes(name)
@@ -360,7 +360,7 @@ class _Schedule:
         found += [self._bill(node, 1, seconds / HOUR) for node in heads]
         return tuple(bill for bill in found if bill.nodes and bill.hours), seconds
 
-    def _bill(self, node: NodeType, nodes: int, hours: float) -> Bill:
+    def _bill(self, node: PricedNode, nodes: int, hours: float) -> Bill:
         prices = self.found.prices
         return Bill(node, nodes, hours, hours * node.price(prices), hours * node.price(prices, spot=False))
 

@@ -144,7 +144,7 @@ class LauncherFile(_Launcher):
 
 
 @dataclass(frozen=True)
-class NodeType:
+class PricedNode:
     """A kind of node of a cluster, with what the table says of its instance type.
 
     Attributes:
@@ -192,13 +192,13 @@ class Cluster:
     """
 
     name: str
-    nodes: tuple[NodeType, ...]
+    nodes: tuple[PricedNode, ...]
     limit: int
     idle_minutes: float
     prices: Prices
 
     @property
-    def workers(self) -> tuple[NodeType, ...]:
+    def workers(self) -> tuple[PricedNode, ...]:
         """The kinds that experts and actors may run on."""
         return tuple(node for node in self.nodes if node.most and (node.cpus or node.gpus))
 
@@ -273,7 +273,7 @@ def read_cluster(path: Path, prices: Path | None = None) -> Cluster:
     return Cluster(file.cluster_name or path.stem, tuple(nodes), file.max_workers + 1, file.idle_timeout_minutes, known)
 
 
-def _node(path: Path, name: str, entry: LauncherNode, file: LauncherFile, prices: Prices, table: Path) -> NodeType:
+def _node(path: Path, name: str, entry: LauncherNode, file: LauncherFile, prices: Prices, table: Path) -> PricedNode:
     settings = entry.node_config or LauncherSettings()
     kind = (settings.aws_type or settings.google_type or name).rsplit("/", 1)[-1]
     if kind not in prices.instances:
@@ -287,7 +287,7 @@ def _node(path: Path, name: str, entry: LauncherNode, file: LauncherFile, prices
     # beside the head itself no more of its kind, unless the file says so
     more = entry.max_workers if entry.max_workers is not None else (0 if is_head else file.max_workers)
     most = more + is_head
-    return NodeType(
+    return PricedNode(
         name=name,
         kind=kind,
         instance=instance,

@@ -13,7 +13,7 @@ from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import Config, Recipe
 from ensemw2s.config.systems import BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.costs import nearest
-from ensemw2s.costs.hardware import Cluster, NodeType, Prices
+from ensemw2s.costs.hardware import Cluster, PricedNode, Prices
 from ensemw2s.costs.memory import GIB, Members, Memory, Training, decoding_memory, training_memory
 from ensemw2s.costs.processes import Process, Work, candidates
 from ensemw2s.costs.shapes import Shape, shape_of, tiny_shape
@@ -90,20 +90,20 @@ class Need:
 
     name: str
     memory: Memory
-    node: NodeType
+    node: PricedNode
     available: float
     stages: tuple[int, ...] = ()
     stage: int | None = None
 
 
-def width(precision: str, node: NodeType, gpus: float) -> int:
+def width(precision: str, node: PricedNode, gpus: float) -> int:
     """Bytes per weight in a process with these GPUs of a node; `auto` is bfloat16 on GPUs that have it."""
     if precision == "auto":
         return 2 if gpus and node.processor is not None and node.processor.bf16_tflops else 4
     return 4 if precision == "fp32" else 2
 
 
-def available(node: NodeType, prices: Prices, *, cpus: float, gpus: float) -> float:
+def available(node: PricedNode, prices: Prices, *, cpus: float, gpus: float) -> float:
     """Bytes of memory for a process that has these CPUs and GPUs of a node."""
     if gpus == 0:
         return node.instance.memory_gib * GIB * min(1.0, cpus / node.cpus)
@@ -111,7 +111,7 @@ def available(node: NodeType, prices: Prices, *, cpus: float, gpus: float) -> fl
     return (node.processor.memory_gib * gpus - prices.assumptions.overhead_gib * max(1.0, gpus)) * GIB
 
 
-def training_of(job: TrainingJob, config: Config, shape: Shape, node: NodeType) -> Training:
+def training_of(job: TrainingJob, config: Config, shape: Shape, node: PricedNode) -> Training:
     """What decides about the memory of a training on a kind of node."""
     t, context = config.training, shape.context or math.inf
     answer = max(config.data.max_answer_tokens, config.labeling.max_new_tokens if job.part == "students" else 0)
@@ -154,14 +154,14 @@ def place_trainings(graph: Graph, todo: Sequence[TrainingJob], sizes: Shapes, fo
     raise ResourceError(refusals[-1])  # of the kind with the largest price, which holds most
 
 
-def _training_need(name: str, t: Training, config: Config, node: NodeType, prices: Prices) -> Need:
+def _training_need(name: str, t: Training, config: Config, node: PricedNode, prices: Prices) -> Need:
     stages = [replace(t, zero_stage=stage, offload="none") for stage in range(4)]
     room = available(node, prices, cpus=config.training.cpus_per_worker, gpus=min(1.0, config.training.gpus_per_worker))
     peaks = tuple(training_memory(other).peak for other in stages)
     return Need(name, training_memory(t), node, room, peaks, t.zero_stage)
 
 
-def _fits_training(t: Training, config: Config, node: NodeType, prices: Prices) -> bool:
+def _fits_training(t: Training, config: Config, node: PricedNode, prices: Prices) -> bool:
     """Whether a worker fits on its GPU, and what it offloads on its share of the machine."""
     c = config.training
     memory, side_by_side = training_memory(t), pieces((node.cpus, node.gpus), c.cpus_per_worker, c.gpus_per_worker)
@@ -171,7 +171,9 @@ def _fits_training(t: Training, config: Config, node: NodeType, prices: Prices) 
     return memory.peak <= room and memory.host * side_by_side <= node.instance.memory_gib * GIB
 
 
-def _refuse_training(entry: tuple[TrainingJob, Need, Training], config: Config, node: NodeType, found: Cluster) -> str:
+def _refuse_training(
+    entry: tuple[TrainingJob, Need, Training], config: Config, node: PricedNode, found: Cluster
+) -> str:
     job, need, t = entry
     c = config.training
     most = node.most * pieces((node.cpus, node.gpus), c.cpus_per_worker, c.gpus_per_worker)
@@ -186,7 +188,7 @@ def _refuse_training(entry: tuple[TrainingJob, Need, Training], config: Config, 
         other = nearest.changed_training(t, values)
         return other is not None and _fits_training(other, config, node, found.prices)
 
-    def as_it_is(other: NodeType) -> bool:
+    def as_it_is(other: PricedNode) -> bool:
         return _fits_training(
             replace(t, width=width(c.precision, other, c.gpus_per_worker)), config, other, found.prices
         )
@@ -213,7 +215,7 @@ def _refusal(need: Need, advice: list[str] | None, larger: str | None) -> str:
     return "; ".join(lines)
 
 
-def _larger(prices: Prices, node: NodeType, work: Work, fits: Callable[[NodeType], bool]) -> str | None:
+def _larger(prices: Prices, node: PricedNode, work: Work, fits: Callable[[PricedNode], bool]) -> str | None:
     """The cheapest instance type of the same cloud on which something fits; with GPUs only for what asks for some."""
     process = Process.of(work)
     for kind, instance in sorted(prices.instances.items(), key=lambda item: item[1].on_demand):
@@ -245,7 +247,7 @@ class Crowd:
     models: tuple[tuple[Shape, int], ...]
     teams: tuple[tuple[Members, ...], ...]
 
-    def memory(self, config: Config, node: NodeType) -> Memory:
+    def memory(self, config: Config, node: PricedNode) -> Memory:
         """What it takes on a kind of node."""
         d = config.labeling
         voters = [voter for team in self.teams for voter in team]
@@ -254,7 +256,7 @@ class Crowd:
         bytes_ = width(d.precision, node, d.gpus_per_actor)
         return decoding_memory(self.models, voters, slots=d.batch_size, length=int(min(longest, context)), width=bytes_)
 
-    def room(self, config: Config, node: NodeType, prices: Prices) -> float:
+    def room(self, config: Config, node: PricedNode, prices: Prices) -> float:
         """What it has there: of several GPUs as many as it has models, for one is not divided."""
         d = config.labeling
         gpus = min(d.gpus_per_actor, max(1.0, len(self.models)))
@@ -339,7 +341,7 @@ def place_actors(graph: Graph, sizes: Shapes, found: Cluster) -> list[Need]:
     raise ResourceError(refusals[-1])
 
 
-def _refuse_actor(need: Need, crowds: Sequence[Crowd], config: Config, node: NodeType, found: Cluster) -> str:
+def _refuse_actor(need: Need, crowds: Sequence[Crowd], config: Config, node: PricedNode, found: Cluster) -> str:
     d = config.labeling
     halves = [d.batch_size >> k for k in range(1, d.batch_size.bit_length())]
     gpus = [n for n in (2, 4, 8) if d.gpus_per_actor and d.gpus_per_actor < n <= node.gpus]
@@ -349,7 +351,7 @@ def _refuse_actor(need: Need, crowds: Sequence[Crowd], config: Config, node: Nod
         [(f"labeling.gpus_per_actor={n}", {"gpus_per_actor": n}) for n in gpus],
     ]
 
-    def fits_on(node: NodeType, values: nearest.Values) -> bool:
+    def fits_on(node: PricedNode, values: nearest.Values) -> bool:
         other = config.model_copy(update={"labeling": d.model_copy(update=values)})
         return all(crowd.memory(other, node).peak <= crowd.room(other, node, found.prices) for crowd in crowds)
 

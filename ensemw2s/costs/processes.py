@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import LabelingConfig, TrainingConfig
-from ensemw2s.costs.hardware import Cluster, NodeType
+from ensemw2s.costs.hardware import Cluster, PricedNode
 from ensemw2s.errors import ResourceError
 
 Work = TrainingConfig | LabelingConfig
@@ -45,12 +45,12 @@ class Process:
             return cls("training", "worker", *sizes, work.node_resource)
         return cls("labeling", "actor", work.cpus_per_actor, work.gpus_per_actor, work.min_actors, work.node_resource)
 
-    def on(self, node: NodeType) -> int:
+    def on(self, node: PricedNode) -> int:
         """How many a node has room for."""
         return pieces((node.cpus, node.gpus), self.cpus, self.gpus)
 
 
-def candidates(found: Cluster, work: Work) -> list[NodeType]:
+def candidates(found: Cluster, work: Work) -> list[PricedNode]:
     """Kinds of node that may run a process and have room for one, the cheapest room first.
 
     Like Ray's autoscaler, this leaves nodes with GPUs to those who ask for some, as long as there are others.

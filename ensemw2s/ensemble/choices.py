@@ -48,7 +48,7 @@ def choose_tokens(
         members: `log_probs`.
 
     Returns:
-        Tokens `[slots, q]`, and what is recorded of each, by `running.Record`: arrays whose first two dimensions are
+        Tokens `[slots, q]`, and what is recorded of each, by `running.Column`: arrays whose first two dimensions are
         slots and q.
     """
     q = members.shape[2]

@@ -18,7 +18,7 @@ STOP_MARGIN = 8
 """Tokens before a stop string that are decoded along with it: so its first bytes come out as they do in context."""
 
 
-class Record(IntEnum):
+class Column(IntEnum):
     """What a step records of every token, by its place in the step's list of arrays `[slots, q, ...]`."""
 
     LOGPROB = 0
@@ -105,29 +105,29 @@ class Running:
         members, request = len(self.weights), self.request
         tokens = self.sequence[self.prompt_length + start :]
         n, top, own = len(tokens), request.distributions, request.votes
-        votes = self._column(Record.VOTES, start).reshape(n, members)
+        votes = self._column(Column.VOTES, start).reshape(n, members)
         hits = (votes == np.array(tokens)[:, None]).astype(np.float32)
         return Generation(
             token_ids=tokens,
-            logprobs=self._column(Record.LOGPROB, start).astype(np.float32),
+            logprobs=self._column(Column.LOGPROB, start).astype(np.float32),
             agreement=np.minimum(hits @ np.array(self.weights, np.float32), 1.0),
             votes=votes.astype(np.int32),
             entropy=vote_entropy(votes, self.weights),
             finish_reason=reason,
             stop=stop,
-            top_tokens=self._likeliest(Record.TOP_TOKENS, start, n, top).astype(np.int32) if top else None,
-            top_logprobs=self._likeliest(Record.TOP_LOGPROBS, start, n, top).astype(np.float32) if top else None,
-            vote_tokens=self._likeliest(Record.VOTE_TOKENS, start, n, members, own).astype(np.int32) if own else None,
-            vote_logprobs=self._likeliest(Record.VOTE_LOGPROBS, start, n, members, own).astype(np.float32)
+            top_tokens=self._likeliest(Column.TOP_TOKENS, start, n, top).astype(np.int32) if top else None,
+            top_logprobs=self._likeliest(Column.TOP_LOGPROBS, start, n, top).astype(np.float32) if top else None,
+            vote_tokens=self._likeliest(Column.VOTE_TOKENS, start, n, members, own).astype(np.int32) if own else None,
+            vote_logprobs=self._likeliest(Column.VOTE_LOGPROBS, start, n, members, own).astype(np.float32)
             if own
             else None,
         )
 
-    def _column(self, part: Record, start: int) -> np.ndarray:
+    def _column(self, part: Column, start: int) -> np.ndarray:
         """One kind of record of the tokens from `start` on, `[n, ...]`."""
         return np.array([records[part][slot, place] for records, slot, place in self.records[start:]])
 
-    def _likeliest(self, part: Record, start: int, *shape: int) -> np.ndarray:
+    def _likeliest(self, part: Column, start: int, *shape: int) -> np.ndarray:
         """The same for likeliest tokens, as many as this request asked for: others in the batch may want more."""
         steps = [records[part][slot, place][..., : shape[-1]] for records, slot, place in self.records[start:]]
         return np.array(steps).reshape(shape)

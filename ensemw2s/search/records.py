@@ -8,11 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from ensemw2s.errors import SearchError
 from ensemw2s.search.space import Point
-from ensemw2s.storage import remote, store
+from ensemw2s.storage.record import Record
 
 RESULT = "search.json"
 
@@ -22,13 +19,7 @@ OBJECTIVE = "objective"
 State = Literal["finished", "stopped", "failed"]
 
 
-class _Record(BaseModel):
-    """Plain values that do not change; keys of a later version are skipped."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Measurement(_Record):
+class Measurement(Record):
     """What Tune is told of one ensemble size of a trial.
 
     Attributes:
@@ -64,7 +55,7 @@ class Measurement(_Record):
         return self.model_dump(exclude_none=True)
 
 
-class BestTrial(_Record):
+class BestTrial(Record):
     """The trial and size that a search chose.
 
     Attributes:
@@ -80,7 +71,7 @@ class BestTrial(_Record):
     point: Point
 
 
-class TrialRecord(_Record):
+class TrialRecord(Record):
     """A trial that measured something.
 
     Attributes:
@@ -102,7 +93,7 @@ class TrialRecord(_Record):
     point: Point
 
 
-class FailedTrial(_Record):
+class FailedTrial(Record):
     """A trial that failed, or in which no expert came to a vote, and why."""
 
     trial: int
@@ -110,7 +101,7 @@ class FailedTrial(_Record):
     point: Point
 
 
-class SearchResult(_Record):
+class SearchResult(Record):
     """The whole of search.json.
 
     Attributes:
@@ -140,18 +131,11 @@ def read_result(folder: Path) -> SearchResult:
     """Reads the search.json of a search's folder.
 
     Raises:
-        SearchError: If it is not what a search wrote.
+        ArtifactError: If it is not what a search wrote.
     """
-    try:
-        return SearchResult.model_validate(store.read_json(folder / RESULT))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SearchError(
-            f"{remote.shown(folder / RESULT)} is damaged ({where}: {first['msg']}); --fresh searches anew"
-        ) from None
+    return SearchResult.read_file(folder / RESULT, "--fresh searches anew")
 
 
 def write_result(folder: Path, result: SearchResult) -> None:
     """Writes search.json, which says that the search is complete."""
-    store.put_json(folder / RESULT, result.model_dump(mode="json"))
+    result.put_file(folder / RESULT)

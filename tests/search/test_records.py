@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ensemw2s.errors import SearchError
+from ensemw2s.errors import ArtifactError
 from ensemw2s.search.records import Measurement, SearchResult, read_result, write_result
 
 OLDER = {
@@ -44,7 +44,7 @@ def test_keys_of_a_later_version_are_skipped(tmp_path) -> None:
 
 def test_a_damaged_file_is_named_with_the_key_that_is_wrong(tmp_path) -> None:
     (tmp_path / "search.json").write_text(json.dumps({**OLDER, "best": {"trial": 1}}))
-    with pytest.raises(SearchError, match=r"search\.json is damaged \(best\.rounds: Field required\)"):
+    with pytest.raises(ArtifactError, match=r"search\.json is damaged \(best\.rounds: Field required\)"):
         read_result(tmp_path)
 
 
