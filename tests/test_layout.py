@@ -45,7 +45,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The package itself is the public API: it names what stands anywhere, and nothing in it is for the rooms but this.
 FOR_ALL = {"__version__"}
 
-MOST_LOOSE, MOST_LINES, MOST_ANY = 4, 450, 100
+MOST_LOOSE, MOST_LINES, MOST_ANY = 4, 400, 50
 """Modules beside `__init__.py`; lines of a file; lines of the whole package that have `dict[str, Any]`."""
 
 # Tests of the whole rather than of one module, and what they are about.

@@ -1,8 +1,7 @@
 """From a config to the graph of its run: which stages there are, what each depends on, and where it lies.
 
 Nothing is read or run except what identifies data and models. The settings of a stage are its fingerprint: a key that
-changes here makes every run that exists do the stage again. What a stage does is never read out of them, but out of the
-fields of the graph.
+changes here makes every run that exists do the stage again. What a stage does stands in the fields of the graph.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ def build_graph(config: Config, shared: Path | None = None) -> Graph:
 
     Args:
         config: The config.
-        shared: In place of the run's own folder: one in which runs of similar configs find each other's stages, each
-            in a folder named by its fingerprint.
+        shared: A folder that similar runs share, in place of the run's own; its stages are named by fingerprint.
 
     Raises:
         DataError: If a data source cannot be identified (a file is missing).
