@@ -53,6 +53,9 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_GONE = 100.0
 """Seconds in which these must be gone."""
 
+AS_IMPORTANT = {"RAY_worker_niceness": "0"}
+"""Ray's workers get as much of the processors as others do: at Ray's own 15, what else runs here would starve them."""
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes wait for each other by spinning
 
 Tree = dict[str, Any]
@@ -301,6 +304,7 @@ class Workplace:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
         environment |= {
             "RAY_AUTH_MODE": "disabled",
+            **AS_IMPORTANT,
             "RAY_TMPDIR": str(self.ray),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
@@ -442,6 +446,8 @@ def ray_environment() -> Iterator[None]:
         for key in [key for key in os.environ if key.startswith("RAY_")]:
             patch.delenv(key)
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        for key, value in AS_IMPORTANT.items():
+            patch.setenv(key, value)
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("OMP_NUM_THREADS", "1")
         yield

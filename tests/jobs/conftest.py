@@ -28,6 +28,7 @@ class Head:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
         self.environment = kept | {
             "RAY_AUTH_MODE": "token",
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TMPDIR": str(place.ray),
             "RAY_USAGE_STATS_ENABLED": "0",
