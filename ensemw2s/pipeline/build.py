@@ -57,8 +57,7 @@ def build_graph(config: Config, shared: Path | None = None) -> Graph:
 
 def settings_of(section: BaseModel, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, object]:
     """A config section as dotted key → plain value."""
-    dumped = section.model_dump(mode="json")
-    return {f"{prefix}.{key}": value for key, value in dumped.items() if key not in without}
+    return {f"{prefix}.{key}": value for key, value in section.model_dump(mode="json").items() if key not in without}
 
 
 class _Builder:
@@ -260,13 +259,12 @@ class _Builder:
         boosting = self.config.boosting
         if before is None:  # all weights are equal, whatever is made of errors later
             settings = {f"boosting.{key}": settings[f"boosting.{key}"] for key in FIRST_ROUND}
-        warm = before is not None and boosting.warm_start == "previous"
         return self._expert(
             f"rounds/{t}/experts/{k}{suffix}",
             (t - 1) * boosting.width + k,
             settings,
-            after=(before.stage,) if before is not None else (),
-            warm_from=before.experts[k].stage if before is not None and warm else None,
+            after=(before.stage,) if before else (),
+            warm_from=before.experts[k].stage if before and boosting.warm_start == "previous" else None,
         )
 
     def _baselines(self) -> dict[str, tuple[Expert, ...]]:
@@ -388,11 +386,10 @@ class _Builder:
             "labeling.max_new_tokens": config.labeling.max_new_tokens,
             "labeling.precision": config.labeling.precision,
         }
-        bases = self.weak if BASE_ZERO_SHOT in self.needed else ()
         inputs = (
             self.data,
             ensemble,
-            *(base.stage for base in bases),
+            *(base.stage for base in self.weak if BASE_ZERO_SHOT in self.needed),
             *(expert.stage for experts in baselines.values() for expert in experts),
             *labels.values(),
             *(student.stage for student in students),

@@ -1,10 +1,13 @@
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ensemw2s.config import SYSTEMS, parse_config
+from ensemw2s.config.systems import ALL_SYSTEMS
 from ensemw2s.errors import BoostingError
+from ensemw2s.pipeline import systems
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph
 from ensemw2s.pipeline.systems import ensemble_voter, groups, label_maker, prefix_voters
@@ -121,3 +124,14 @@ def test_folders_are_absolute_and_hub_ids_stay(graph, tmp_path, monkeypatch):
     assert voters["base:b"].models == ["some/model"]
     others = [Path(path) for name, v in voters.items() if name != "base:b" for path in v.models]
     assert all(path.is_absolute() and tmp_path in path.parents for path in others)
+
+
+def test_no_name_of_a_system_stands_in_the_pipeline():
+    """A system is an entry of the table and a function that makes its experts, so nothing else may ask for one."""
+    found = {
+        (path.name, node.value)
+        for path in Path(systems.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ALL_SYSTEMS
+    }
+    assert found == {("manifest.py", "ensemw2s")}, "that one is the package, whose version is written down"
