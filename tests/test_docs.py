@@ -167,4 +167,4 @@ def test_the_snippets_that_need_an_ensemble_alone_run(tmp_path: Path, monkeypatc
             if "from_pretrained" in code and page.parent.name == "docs":
                 exec(compile(code, page.name, "exec"), {})
                 ran += 1
-    assert ran >= 4
+    assert ran >= 3
