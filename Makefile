@@ -63,6 +63,7 @@ docs: setup  ## Write the generated pages and build the site into site/, strictl
 	@echo "docs: open site/index.html"
 
 wheel: setup  ## Build the wheel into dist/.
+	rm -rf build  # files of an older build would get into the wheel
 	$(BIN)/pip wheel . --no-deps --no-build-isolation --quiet --disable-pip-version-check --wheel-dir dist
 
 lock: setup  ## Write constraints.txt from what .venv holds.

@@ -87,7 +87,9 @@ def _of_adapters(folder: Path, tokenizer: str) -> ModelFacts:
 def print_embedded(console: Console) -> None:
     """Prints the embedded family: architecture, sizes, and parameters with the vocabulary that is the default."""
     vocabulary = Pretraining().vocabulary
-    table = _table("Model", "Architecture", "Layers", "Hidden", "Heads", "Context", "Parameters")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("Model", "Architecture", "Layers", "Hidden", "Heads", "Context", "Parameters"):
+        table.add_column(heading, justify="left" if heading in ("Model", "Architecture") else "right", no_wrap=True)
     for name, sizes in TINY_ARCHITECTURES.items():
         numbers = (sizes.layers, sizes.hidden, sizes.heads, CONTEXT)
         table.add_row(name, "LlamaForCausalLM", *map(str, numbers), amount(tiny_parameters(name, vocabulary)))
@@ -114,10 +116,3 @@ def print_facts(found: list[ModelFacts], console: Console) -> None:
         }
         for name, value in lines.items():
             console.print(Text(f"  {name:<13}{value}"), soft_wrap=True)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
-    return table
