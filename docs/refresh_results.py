@@ -11,13 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from ensemw2s.config.study import StudyConfig
-from ensemw2s.storage import store
 from ensemw2s.study import questions, report, tables
+from ensemw2s.study.records import Diagnosis, StudyResults
 from ensemw2s.study.sheet import lower_first
 from ensemw2s.study.summary import associations, summarise
 
@@ -55,37 +54,37 @@ ensemble, gets the accuracy of our own evaluation, example by example (`tests/en
 """
 
 
-def page(summaries: list[dict[str, Any]]) -> str:
-    """The whole page from the contents of study.json files."""
+def page(summaries: list[StudyResults]) -> str:
+    """The whole page from what studies say."""
     known = {path.stem for path in (ROOT / "ensemw2s" / "recipes" / "studies").glob("*.yaml")}
     lines = [INTRODUCTION, "## What reviewers of the paper asked\n"]
-    for question, said in questions.answers(summaries, known - {summary["name"] for summary in summaries}):
+    for question, said in questions.answers(summaries, known - {summary.name for summary in summaries}):
         lines += [f"**{question}**\n", "\n".join(f"- {sentence}" for sentence in said) + "\n"]
     lines += [OTHERS_CODE, "## The studies\n"]
     lines += [_contents(summary) for summary in summaries]
     return "\n".join([*lines, *(line for summary in summaries for line in section(summary))])
 
 
-def _contents(summary: dict[str, Any]) -> str:
+def _contents(summary: StudyResults) -> str:
     """The tables of a study, linked."""
-    name = summary["name"]
+    name = summary.name
     titles = (lower_first(sheet.title) for sheet in tables.sheets(summary))
     linked = [f"[{title}]({questions.anchor(f'{name}: {title}')})" for title in titles]
     return f"- [{name}]({questions.anchor(name)}): {', '.join(linked)}\n"
 
 
-def section(summary: dict[str, Any]) -> Iterator[str]:
+def section(summary: StudyResults) -> Iterator[str]:
     """One study: where its figures come from, what held, and its tables."""
-    yield f"## {summary['name']}\n"
+    yield f"## {summary.name}\n"
     yield ", ".join(f"{key} {value}" for key, value in report.facts(summary)) + ".\n"
-    for name, reason in summary["failed"].items():
+    for name, reason in summary.failed.items():
         yield f"Failed: {name}: {reason}\n"
     for said, sentences in tables.verdicts(summary).items():
         if sentences:
-            yield f"### {summary['name']}: {lower_first(said)}\n"
+            yield f"### {summary.name}: {lower_first(said)}\n"
             yield "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
     for sheet in tables.sheets(summary):
-        yield f"### {summary['name']}: {lower_first(sheet.title)}\n"
+        yield f"### {summary.name}: {lower_first(sheet.title)}\n"
         yield report.markdown(sheet) + "\n"
 
 
@@ -94,16 +93,19 @@ def read(studies: list[Path]) -> str:
     return page([_study(path / "study.json" if path.is_dir() else path) for path in studies])
 
 
-def _study(path: Path) -> dict[str, Any]:
+def _study(path: Path) -> StudyResults:
     """What a study says by the statistics of today; of one without rows, what can be made from its points alone."""
-    told, rows = store.read_json(path), path.with_suffix(".parquet")
-    resamples = told.get("resamples", StudyConfig.model_fields["resamples"].default)
+    told, rows = StudyResults.read(path), path.with_name(f"{path.name.split('.')[0]}.parquet")
+    resamples = told.resamples or StudyConfig.model_fields["resamples"].default
     if rows.exists():
-        others = {entry["variant"] for entry in told["other_data"]}
-        against = {entry["variant"]: entry["against"] for entry in told.get("pairs", [])}
-        return {**told, **summarise(pd.read_parquet(rows), resamples=resamples, other_data=others, against=against)}
-    points = told["diagnosis"]["points"]
-    return {**told, "diagnosis": {"points": points, "associations": associations(points, resamples)}}
+        others = {entry.variant for entry in told.other_data}
+        against = {entry.variant: entry.against for entry in told.pairs if entry.against}
+        figures = summarise(pd.read_parquet(rows), resamples=resamples, other_data=others, against=against)
+        return told.model_copy(update=dict(figures))
+    points = told.diagnosis.points
+    return told.model_copy(
+        update={"diagnosis": Diagnosis(points=points, associations=tuple(associations(points, resamples)))}
+    )
 
 
 def main(studies: list[Path]) -> None:

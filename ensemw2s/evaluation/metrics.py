@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemw2s.errors import DataError
-from ensemw2s.evaluation.records import AgreementBin, Difference, Metrics, Pgr
+from ensemw2s.evaluation.records import AgreementBin, Difference, Metrics, Pgr, Verdict
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -62,7 +62,7 @@ def interval(values: npt.ArrayLike, *, samples: int, seed: int) -> tuple[float, 
     return _percentiles(_resampled_means(column[:, None], samples, seed)[:, 0])
 
 
-def verdict(lo: float, hi: float) -> str:
+def verdict(lo: float, hi: float) -> Verdict:
     """What an interval of a difference lets one say: better, worse, or no difference when it includes 0."""
     if lo > 0:
         return "better"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BeforeValidator, model_validator
 
@@ -27,6 +27,7 @@ VALIDATION, HARD_VALIDATION = "validation", "hard_validation"
 
 T = TypeVar("T")
 Interval = tuple[float, float]
+Verdict = Literal["better", "worse", "no difference"]
 
 
 def _without_nulls(value: object) -> object:

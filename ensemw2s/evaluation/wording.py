@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation.metrics import verdict
-from ensemw2s.evaluation.records import Interval, RunResults
+from ensemw2s.evaluation.records import Interval, RunResults, Verdict
 
 NOTHING = "–"
 MINUS = "−"
@@ -132,7 +132,7 @@ class Bout:
     ci95: Interval
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         return verdict(*self.ci95)
 
 

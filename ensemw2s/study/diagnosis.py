@@ -6,29 +6,21 @@ Pure. A vote can only repair an error that not all members make, so these figure
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Facts = dict[str, Any]
+from ensemw2s.evaluation.voters import EXPERT
+from ensemw2s.study.row import MemberErrors, WrongAnswers
 
 
-def diagnose(answers: list[list[int]], members: list[list[list[int]]]) -> Facts:
+def diagnose(answers: list[list[int]], members: list[list[list[int]]]) -> MemberErrors:
     """What members have in common.
 
     Args:
         answers: Of each example the n tokens of its true answer.
         members: Of each example the tokens that every member finds likeliest, `[members][n]`.
-
-    Returns:
-        `error_correlation`: Pearson's between two members' errors over all tokens, averaged over pairs; null where no
-        pair has errors of both kinds.
-        `both_wrong`: share of tokens at which both members of a pair are wrong, averaged over pairs.
-        `same_wrong`: of these, the share at which they agree on the wrong token; null where there are none.
-        `all_same_wrong`: share of tokens at which all members agree on one wrong token: no vote can repair these.
-        `member_token_accuracy`, `member_exact_match`: means over members; exact is an example with no wrong token.
     """
     truth = np.concatenate([np.asarray(answer) for answer in answers])
     said = np.concatenate([np.asarray(each) for each in members], axis=1)
@@ -38,14 +30,14 @@ def diagnose(answers: list[list[int]], members: list[list[list[int]]]) -> Facts:
     same = np.array([np.mean(wrong[a] & wrong[b] & (said[a] == said[b])) for a, b in pairs])
     bounds = np.cumsum([len(answer) for answer in answers])[:-1]
     exact = np.array([[not part.any() for part in np.split(row, bounds)] for row in wrong])
-    return {
-        "error_correlation": _correlation(wrong, pairs),
-        "both_wrong": float(both.mean()) if pairs else None,
-        "same_wrong": float(same.sum() / both.sum()) if both.sum() else None,
-        "all_same_wrong": float(np.mean(wrong[0] & (said == said[0]).all(axis=0))),
-        "member_token_accuracy": float(1 - wrong.mean()),
-        "member_exact_match": float(exact.mean()),
-    }
+    return MemberErrors(
+        error_correlation=_correlation(wrong, pairs),
+        both_wrong=float(both.mean()) if pairs else None,
+        same_wrong=float(same.sum() / both.sum()) if both.sum() else None,
+        all_same_wrong=float(np.mean(wrong[0] & (said == said[0]).all(axis=0))),
+        member_token_accuracy=float(1 - wrong.mean()),
+        member_exact_match=float(exact.mean()),
+    )
 
 
 def _correlation(wrong: NDArray[np.bool_], pairs: list[tuple[int, int]]) -> float | None:
@@ -61,7 +53,7 @@ def _correlation(wrong: NDArray[np.bool_], pairs: list[tuple[int, int]]) -> floa
     return float(np.mean(found)) if found else None
 
 
-def of_table(forced: pa.Table) -> dict[tuple[str, str], Facts]:
+def of_table(forced: pa.Table) -> dict[tuple[str, str], MemberErrors]:
     """`diagnose` for every voter and split of a run's forced.parquet."""
     found = {}
     keys = {(row["voter"], row["split"]) for row in forced.select(["voter", "split"]).to_pylist()}
@@ -72,21 +64,19 @@ def of_table(forced: pa.Table) -> dict[tuple[str, str], Facts]:
     return found
 
 
-def of_answers(answers: pa.Table) -> dict[str, Facts]:
+def of_answers(answers: pa.Table) -> dict[str, WrongAnswers]:
     """How often boosted experts agree on a wrong answer, each decoding alone.
 
     Args:
         answers: A run's answers.parquet; the experts are in it where sequence_vote was evaluated.
 
     Returns:
-        By split `same_wrong_answer`: of the prompts that both experts of a pair get wrong, the share to which they give
-        the same answer (null where there are none), over all pairs; and `all_same_wrong_answer`: share of all prompts
-        to which all experts give one wrong answer. Splits without two experts are left out.
+        Split → how often they agree. Splits without two experts are left out.
     """
     given: dict[str, dict[str, list[str]]] = {}
     truths: dict[str, list[str]] = {}
     for row in answers.to_pylist():
-        if row["voter"].startswith("expert:"):
+        if row["voter"].startswith(EXPERT):
             own = given.setdefault(row["split"], {})
             own.setdefault(row["voter"], []).append(row["answer"].strip())
             if len(own) == 1:
@@ -100,8 +90,8 @@ def of_answers(answers: pa.Table) -> dict[str, Facts]:
         pairs = list(itertools.combinations(range(len(said)), 2))
         both = sum(int((wrong[a] & wrong[b]).sum()) for a, b in pairs)
         same = sum(int((wrong[a] & wrong[b] & (said[a] == said[b])).sum()) for a, b in pairs)
-        found[split] = {
-            "same_wrong_answer": same / both if both else None,
-            "all_same_wrong_answer": float(np.mean(wrong[0] & (said == said[0]).all(axis=0))),
-        }
+        found[split] = WrongAnswers(
+            same_wrong_answer=same / both if both else None,
+            all_same_wrong_answer=float(np.mean(wrong[0] & (said == said[0]).all(axis=0))),
+        )
     return found

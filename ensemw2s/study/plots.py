@@ -5,29 +5,27 @@ Drawn in the themes and with the canvas of a run's report (`evaluation.plots`), 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ensemw2s.config.study import DEFAULT
+from ensemw2s.config.systems import BAGGING, ENSEMW2S, TABLE
 from ensemw2s.evaluation.plots import Plot, Theme, canvas, legend
+from ensemw2s.evaluation.records import VALIDATION
 from ensemw2s.evaluation.wording import SPLITS, points
-from ensemw2s.study.rows import VALIDATION
+from ensemw2s.study.records import StudyFigures
 from ensemw2s.study.sheet import name_of, scope_name, scopes
-from ensemw2s.study.summary import ALL
+from ensemw2s.study.summary import ALL, is_student
 
 MOST = 12
 """Panels of curves that are drawn; a study of more tasks shows the first."""
 
 
-def _differences(summary: dict[str, Any], theme: Theme) -> Figure | None:
+def _differences(summary: StudyFigures, theme: Theme) -> Figure | None:
     """The ensemble minus its three rivals, for all tasks and each."""
-    rivals = ("bagging", "expert_compute_matched", "expert_single")
-    entries = [
-        e for e in summary["comparisons"] if e["variant"] == DEFAULT and e["a"] == "ensemw2s" and e["b"] in rivals
-    ]
+    rivals = tuple(reversed(TABLE[ENSEMW2S].claims_over))
+    entries = [e for e in summary.comparisons if e.variant == DEFAULT and e.a == ENSEMW2S and e.b in rivals]
     if not entries:
         return None
     order = [(scope, rival) for rival in rivals for scope in scopes(summary)]
@@ -36,11 +34,11 @@ def _differences(summary: dict[str, Any], theme: Theme) -> Figure | None:
         shown = False
         for row, (scope, rival) in enumerate(order):
             for e in entries:
-                if (e["task"], e["b"], e["split"]) == (scope, rival, split):
-                    axes.plot([e["mean"]], [row + shift], "o", color=colour, label=None if shown else title)
+                if (e.task, e.b, e.split) == (scope, rival, split):
+                    axes.plot([e.mean], [row + shift], "o", color=colour, label=None if shown else title)
                     shown = True
-                    if e["ci95"]:
-                        axes.plot(e["ci95"], [row + shift] * 2, color=colour, linewidth=1.2)
+                    if e.ci95:
+                        axes.plot(e.ci95, [row + shift] * 2, color=colour, linewidth=1.2)
     axes.axvline(0, color=theme.ink, linewidth=0.8)
     axes.set_yticks(range(len(order)), [f"{scope_name(scope)} − {name_of(rival)}" for scope, rival in order])
     for row, (scope, _) in enumerate(order):
@@ -55,39 +53,39 @@ def _differences(summary: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-def _curves(summary: dict[str, Any], theme: Theme) -> Figure | None:
+def _curves(summary: StudyFigures, theme: Theme) -> Figure | None:
     """Exact match by rounds, a panel a task."""
-    curves = [c for c in summary["curves"] if c["variant"] == DEFAULT][:MOST]
+    curves = [c for c in summary.curves if c.variant == DEFAULT][:MOST]
     if not curves:
         return None
     drawn, panels = canvas(1.25 * len(curves) + 0.5, rows=len(curves))
     series = ((VALIDATION, "validation", theme.other, "^"), ("id", "ID", theme.id, "o"), ("ood", "OOD", theme.ood, "s"))
     for axes, curve in zip(panels, curves, strict=True):
         for key, title, colour, marker in series:
-            axes.plot(curve["rounds"], curve[key], color=colour, marker=marker, label=title)
+            axes.plot(curve.rounds, curve.on(key), color=colour, marker=marker, label=title)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_ylabel(curve["task"], fontsize=6.5)
+        axes.set_ylabel(curve.task, fontsize=6.5)
         axes.margins(y=0.15)
     panels[-1].set_xlabel("rounds")
     legend(panels[0])
     return drawn
 
 
-def _cost(summary: dict[str, Any], theme: Theme) -> Figure | None:
+def _cost(summary: StudyFigures, theme: Theme) -> Figure | None:
     """Exact match on OOD by the tokens that training took, supervisors included."""
     place = scopes(summary)[0]
-    costs = {e["system"]: e for e in summary["costs"] if e["task"] == place and e["variant"] == DEFAULT}
+    costs = {e.system: e for e in summary.costs if e.task == place and e.variant == DEFAULT}
     points_of = {}
-    for e in summary["systems"]:
-        if (e["task"], e["variant"], e["split"]) == (place, DEFAULT, "ood") and e["system"] in costs:
-            cost = costs[e["system"]]
-            points_of[e["system"]] = (cost["tokens_trained"] + (cost["supervision_trained"] or 0), e["mean"])
+    for e in summary.systems:
+        if (e.task, e.variant, e.split) == (place, DEFAULT, "ood") and e.system in costs:
+            cost = costs[e.system]
+            points_of[e.system] = (cost.tokens_trained + (cost.supervision_trained or 0), e.mean)
     if not points_of:
         return None
     drawn, (axes,) = canvas(3.0)
     for system, (tokens, value) in points_of.items():
-        student = system.startswith("student_")
+        student = is_student(system)
         colour = theme.ood if student else theme.id
         axes.plot([tokens], [value], "s" if student else "o", color=colour)
         axes.annotate(name_of(system), (tokens, value), (4, 3), textcoords="offset points", fontsize=6)
@@ -99,9 +97,9 @@ def _cost(summary: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-def _diagnosis(summary: dict[str, Any], theme: Theme) -> Figure | None:
+def _diagnosis(summary: StudyFigures, theme: Theme) -> Figure | None:
     """Gain of the vote over its mean member, by the correlation of errors and by agreement on wrong tokens."""
-    found = summary["diagnosis"]["points"]
+    found = summary.diagnosis.points
     if not found:
         return None
     drawn, panels = canvas(4.6, rows=2)
@@ -109,10 +107,10 @@ def _diagnosis(summary: dict[str, Any], theme: Theme) -> Figure | None:
     titles = ("correlation of two members' errors", "same wrong token, where two are wrong")
     for axes, key, title in zip(panels, ("error_correlation", "same_wrong"), titles, strict=True):
         for split, (colour, name) in looks.items():
-            for system, marker in (("ensemw2s", "o"), ("bagging", "x")):
-                own = [p for p in found if p["split"] == split and p["system"] == system and p[key] is not None]
-                x, y = np.array([p[key] for p in own]), np.array([p["gain"] for p in own])
-                suffix = "" if system == "ensemw2s" else ", bagging"
+            for system, marker in ((ENSEMW2S, "o"), (BAGGING, "x")):
+                own = [p for p in found if p.split == split and p.system == system and getattr(p, key) is not None]
+                x, y = np.array([getattr(p, key) for p in own]), np.array([p.gain for p in own])
+                suffix = "" if system == ENSEMW2S else ", bagging"
                 axes.plot(x, y, marker, color=colour, markersize=3.5, alpha=0.8, label=name + suffix)
         axes.axhline(0, color=theme.muted, linewidth=0.7)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: points(v)))
@@ -123,7 +121,7 @@ def _diagnosis(summary: dict[str, Any], theme: Theme) -> Figure | None:
     return drawn
 
 
-PLOTS: dict[str, Plot] = {
+PLOTS: dict[str, Plot[StudyFigures]] = {
     "comparisons": _differences,
     "chosen": _curves,
     "costs": _cost,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
@@ -15,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.config.study import StudyConfig
+from ensemw2s.evaluation.page import data_uri
 from ensemw2s.evaluation.plots import DARK, LIGHT, render
 from ensemw2s.pipeline.manifest import git_commit, versions
 from ensemw2s.storage import store
 from ensemw2s.study import plots, tables
 from ensemw2s.study.cells import with_other_data
+from ensemw2s.study.records import StudyResults
 from ensemw2s.study.sheet import Sheet
 from ensemw2s.study.summary import summarise
-
-Facts = dict[str, Any]
 
 SHOWN = {
     "comparisons": ("", "ID", "p", "OOD", "p"),
@@ -43,7 +41,7 @@ def write(
     missing: list[str],
     folder: Path,
     commits: dict[str, int] | None = None,
-) -> Facts:
+) -> StudyResults:
     """Writes study.json, study.html and plots/.
 
     Args:
@@ -52,28 +50,29 @@ def write(
         failed: Name of each failed cell → reason.
         missing: Names of the cells that are not in the table, failed or not.
         folder: Its folder.
-        commits: Commit of the code → cells that it finished.
+        commits: Commit of the code → number of cells that it finished.
 
     Returns:
-        The content of study.json.
+        What study.json says.
     """
     frame = table.to_pandas()
     finished = int(frame[["task", "variant", "seed"]].drop_duplicates().shape[0])
-    summary = {
-        "name": study.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "commits": commits or {},
-        "cells": finished + len(missing),
-        "finished": finished,
-        "missing": missing,
-        "seeds": sorted(int(seed) for seed in frame["seed"].unique()),
-        "failed": failed,
-        "resamples": study.resamples,
-        **summarise(frame, resamples=study.resamples, other_data=with_other_data(study), against=study.against),
-    }
-    store.put_json(folder / "study.json", summary)
+    figures = summarise(frame, resamples=study.resamples, other_data=with_other_data(study), against=study.against)
+    summary = StudyResults(
+        name=study.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        git_commit=git_commit(),
+        commits=commits or {},
+        cells=finished + len(missing),
+        finished=finished,
+        missing=tuple(missing),
+        seeds=tuple(sorted(int(seed) for seed in frame["seed"].unique())),
+        failed=failed,
+        resamples=study.resamples,
+        **dict(figures),
+    )
+    summary.put_file(folder / "study.json")
     light, dark = (render(summary, theme, plots.PLOTS) for theme in (LIGHT, DARK))
     (folder / "plots").mkdir(exist_ok=True)
     for name, png in light.items():
@@ -82,10 +81,10 @@ def write(
     return summary
 
 
-def page(summary: Facts, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
+def page(summary: StudyResults, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """The whole page: HTML, every value escaped, which loads nothing."""
     shown = {
-        name: {"light": _data_uri(light[name]), "dark": _data_uri(dark[name]), "caption": plots.CAPTIONS[name]}
+        name: {"light": data_uri(light[name]), "dark": data_uri(dark[name]), "caption": plots.CAPTIONS[name]}
         for name in light
     }
     return _template().render(
@@ -99,20 +98,20 @@ def page(summary: Facts, light: dict[str, bytes], dark: dict[str, bytes]) -> str
     )
 
 
-def facts(summary: Facts) -> list[tuple[str, str]]:
+def facts(summary: StudyResults) -> list[tuple[str, str]]:
     """Where the figures come from."""
-    sizes = summary["parameters"]
-    missing = summary.get("missing", [])
+    sizes = summary.parameters
+    missing = summary.missing
     without = f" (without {'; '.join(missing)})" if 0 < len(missing) <= NAMED else ""
-    commits = ", ".join(f"{commit} ({cells})" for commit, cells in summary.get("commits", {}).items())
+    commits = ", ".join(f"{commit} ({cells})" for commit, cells in summary.commits.items())
     return [
         *((f"parameters of {name}", ", ".join(map(str, found))) for name, found in sizes.items() if found),
-        ("cells", f"{summary['finished']} of {summary['cells']}{without}"),
-        ("seeds", ", ".join(map(str, summary["seeds"]))),
-        ("created", summary["created"]),
-        ("commit of the report", str(summary["git_commit"])),
+        ("cells", f"{summary.finished} of {summary.cells}{without}"),
+        ("seeds", ", ".join(map(str, summary.seeds))),
+        ("created", summary.created),
+        ("commit of the report", str(summary.git_commit)),
         *([("commits of the cells", commits)] if commits else []),
-        *((name, summary["versions"][name]) for name in ("ensemw2s", "torch", "ray", "deepspeed", "transformers")),
+        *((name, summary.versions[name]) for name in ("ensemw2s", "torch", "ray", "deepspeed", "transformers")),
     ]
 
 
@@ -128,7 +127,7 @@ def _template() -> Template:
     return environment.get_template("study.html.j2")
 
 
-def print_summary(summary: Facts, console: Console) -> None:
+def print_summary(summary: StudyResults, console: Console) -> None:
     """Prints what holds over all tasks, and which cells failed.
 
     Args:
@@ -147,7 +146,7 @@ def print_summary(summary: Facts, console: Console) -> None:
         if key in first:
             console.print()
             print_sheet(first[key], headings, console)
-    for name, reason in summary["failed"].items():
+    for name, reason in summary.failed.items():
         console.print(Text(f"\n{name} failed: {reason}"))
 
 
@@ -172,7 +171,3 @@ def markdown(sheet: Sheet) -> str:
 
     rule = "|---|" + "---:|" * (len(sheet.headings) - 1)
     return "\n".join([line(sheet.headings), rule, *map(line, sheet.rows), "", sheet.note])
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

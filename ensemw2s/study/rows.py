@@ -6,37 +6,25 @@ choice of T on validation and what the labels cost.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, GENERATIONS, TABLE
+from ensemw2s.evaluation.records import HARD_VALIDATION, RESULTS, VALIDATION, Metrics, RunResults
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage import store
 from ensemw2s.study import diagnosis
 from ensemw2s.study.cells import Cell
+from ensemw2s.study.row import CommonErrors, StudyRow
 from ensemw2s.training.records import TrainRecord
-
-Facts = dict[str, Any]
 
 CHOSEN = "ensemw2s_chosen"
 """The ensemble of as many rounds as are best on validation; a row of its own beside the ensemble of all rounds."""
 
-VALIDATION, HARD_VALIDATION = "validation", "hard_validation"
-"""Where choices are made; the second one is there where `data.sizes.hard_validation` is."""
-
 METRICS = ("exact_match", "forced_exact_match", "token_accuracy", "nll", "option_accuracy")
-DIAGNOSIS = (
-    "error_correlation",
-    "both_wrong",
-    "same_wrong",
-    "all_same_wrong",
-    "member_token_accuracy",
-    "member_exact_match",
-    "same_wrong_answer",
-    "all_same_wrong_answer",
-)
+DIAGNOSIS = tuple(CommonErrors.model_fields)
 DIFFERENCES = ("student_minus_weak", "ceiling_minus_weak")
 
 SCHEMA = pa.schema(
@@ -60,112 +48,122 @@ SCHEMA = pa.schema(
 )
 
 
-def of_cell(cell: Cell) -> list[Facts]:
-    """The rows of a finished cell, with the columns of `SCHEMA`."""
+def of_cell(cell: Cell) -> list[StudyRow]:
+    """The rows of a finished cell."""
     folder = cell.graph.evaluation.path
-    results = store.read_json(folder / "results.json")
+    results = RunResults.read(folder / RESULTS)
+    errors = {
+        place: CommonErrors(**dict(found))
+        for place, found in diagnosis.of_table(store.read_table(folder / "forced.parquet")).items()
+    }
+    for split, answers in diagnosis.of_answers(store.read_table(folder / "answers.parquet")).items():
+        place = ENSEMW2S, split
+        errors[place] = errors.get(place, CommonErrors()).model_copy(update=dict(answers))
     own = {
         "study": cell.config.name,
         "task": cell.task,
         "variant": cell.variant,
         "seed": cell.seed,
-        "fingerprint": results["config_fingerprint"],
+        "fingerprint": results.config_fingerprint,
     }
-    together = diagnosis.of_table(store.read_table(folder / "forced.parquet"))
-    for split, facts in diagnosis.of_answers(store.read_table(folder / "answers.parquet")).items():
-        together["ensemw2s", split] = together.get(("ensemw2s", split), {}) | facts
-    found = of_results(results, together, _tokens_labelled(cell.graph, results))
     sizes = _parameters(cell.graph)
-    return [{**own, **row, "parameters": sizes.get(row["system"], sizes["expert_single"])} for row in found]
+    return [
+        row.model_copy(update={**own, "parameters": sizes.get(row.system, sizes[EXPERT_SINGLE])})
+        for row in of_results(results, errors, _tokens_labelled(cell.graph, results))
+    ]
 
 
-def of_results(results: Facts, together: dict[tuple[str, str], Facts], labelled: dict[str, int]) -> list[Facts]:
+def of_results(
+    results: RunResults, errors: Mapping[tuple[str, str], CommonErrors], labelled: Mapping[str, int]
+) -> list[StudyRow]:
     """Rows of one run. Pure.
 
     Args:
-        results: Its results.json.
-        together: Voter and split → `diagnosis.diagnose`.
+        results: Its figures.
+        errors: Voter and split → what the members' errors have in common.
         labelled: Label maker → tokens that its members decoded for the pseudo-labels.
 
     Returns:
         Rows without the names of a cell.
     """
-    curves, found = results["curves"], []
-    for system, facts in results["systems"].items():
-        metrics = {split: facts[split] for split in ("id", "ood")}
-        for split in (VALIDATION, HARD_VALIDATION):
-            if system in results.get(split, {}):
-                metrics[split] = results[split][system]
-        cost = _cost(system, results, labelled)
-        for split, values in metrics.items():
-            row = {"system": system, "split": split, "n": values["n"], "ci95": values["ci95"], **cost}
-            row |= {key: values.get(key) for key in METRICS}
-            row |= together.get((system, split), {})
-            row |= _recovered((results["pgr"].get(system) or {}).get(split))
-            if system == "ensemw2s" and split in curves:
-                row |= {"rounds": (curves["rounds"] or [None])[-1]}
-                row |= {"curve_rounds": curves["rounds"], "curve": curves[split]}
-            found.append(row)
+    found = []
+    for system, result in results.systems.items():
+        measured = {
+            "id": result.id,
+            "ood": result.ood,
+            VALIDATION: results.validation.get(system),
+            HARD_VALIDATION: (results.hard_validation or {}).get(system),
+        }
+        bought = _cost(system, results, labelled)
+        for split, metrics in measured.items():
+            if metrics is not None:
+                together = errors.get((system, split), CommonErrors())
+                found.append(_row(results, system, split, metrics, {**bought, **dict(together)}))
     return found + _chosen(results)
 
 
-def chosen_rounds(validation: list[float]) -> int:
+def _row(results: RunResults, system: str, split: str, metrics: Metrics, more: Mapping[str, object]) -> StudyRow:
+    values = {"system": system, "split": split, **dict(metrics), **more}
+    if system == ENSEMW2S and split != HARD_VALIDATION:
+        curves = results.curves
+        values["rounds"] = curves.rounds[-1] if curves.rounds else None
+        values |= {"curve_rounds": curves.rounds, "curve": curves.on(split)}
+    if (recovered := results.recovered(system, split)) is not None:
+        values |= {"pgr": recovered.value, **{key: getattr(recovered, key).difference for key in DIFFERENCES}}
+    return StudyRow.model_validate(values)
+
+
+def chosen_rounds(validation: Sequence[float | None]) -> int:
     """Place of the best value on validation, of equal ones the first: the smallest ensemble."""
     return max(range(len(validation)), key=lambda i: (validation[i], -i))
 
 
-def _chosen(results: Facts) -> list[Facts]:
+def _chosen(results: RunResults) -> list[StudyRow]:
     """The ensemble whose T validation chose; all rounds had to be trained for the choice, so all are its cost.
 
     Ensembles of the first rounds do not decode, so its exact match is the teacher-forced one.
     """
-    curves, cost = results["curves"], results["systems"]["ensemw2s"]["cost"]
-    if not curves["rounds"]:
+    curves, cost = results.curves, results.cost(ENSEMW2S)
+    if not curves.rounds or cost is None:
         return []
-    at = chosen_rounds(curves[VALIDATION])
-    sizes = {split: results["systems"]["ensemw2s"][split]["n"] for split in ("id", "ood")}
-    sizes[VALIDATION] = results["validation"]["ensemw2s"]["n"]
-    spent = {"tokens_trained": cost["tokens_trained"], "train_seconds": cost["train_seconds"]}
+    at = chosen_rounds(curves.validation)
+    measured = {split: results.metrics(ENSEMW2S, split) for split in ("id", "ood")}
+    measured[VALIDATION] = results.validation[ENSEMW2S]
     return [
-        {
-            "system": CHOSEN,
-            "split": split,
-            "exact_match": curves[split][at],
-            "forced_exact_match": curves[split][at],
-            "n": n,
-            "rounds": curves["rounds"][at],
-            **spent,
-        }
-        for split, n in sizes.items()
+        StudyRow(
+            system=CHOSEN,
+            split=split,
+            exact_match=curves.on(split)[at],
+            forced_exact_match=curves.on(split)[at],
+            n=metrics.n,
+            rounds=curves.rounds[at],
+            tokens_trained=cost.tokens_trained,
+            train_seconds=cost.train_seconds,
+        )
+        for split, metrics in measured.items()
     ]
 
 
-def _cost(system: str, results: Facts, labelled: dict[str, int]) -> Facts:
+def _cost(system: str, results: RunResults, labelled: Mapping[str, int]) -> dict[str, float | None]:
     """What a system took; of the student of the last generation, all generations before count as its supervisors."""
-    cost = results["systems"][system]["cost"]
-    maker = TABLE[system].labels_by
+    cost, maker = results.cost(system), TABLE[system].labels_by if system in TABLE else None
+    found: dict[str, float | None] = {} if cost is None else dict(cost)
     if maker is None:
-        return dict(cost)
-    earlier = results["generations"] if system == GENERATIONS else []
-    makers = [maker, *(generation["name"] for generation in earlier)]
-    trained = results["systems"][maker]["cost"]["tokens_trained"]
-    return {
-        **cost,
-        "supervision_trained": trained + sum(generation["tokens_trained"] for generation in earlier),
+        return found
+    earlier = (results.generations or ()) if system == GENERATIONS else ()
+    makers = [maker, *(generation.name for generation in earlier)]
+    supervisor = results.cost(maker)
+    trained = supervisor.tokens_trained if supervisor else 0
+    return found | {
+        "supervision_trained": trained + sum(generation.tokens_trained for generation in earlier),
         "tokens_labelled": sum(labelled[name] for name in makers),
-        "label_accuracy": results["labels"][makers[-1]]["accuracy"],
+        "label_accuracy": results.labels[makers[-1]].accuracy,
     }
 
 
-def _recovered(found: Facts | None) -> Facts:
-    if found is None:
-        return {}
-    return {"pgr": found["value"], **{key: found[key]["difference"] for key in DIFFERENCES}}
-
-
-def _tokens_labelled(graph: Graph, results: Facts) -> dict[str, int]:
+def _tokens_labelled(graph: Graph, results: RunResults) -> dict[str, int]:
     """Tokens that the members of each label maker decoded for its labels, every sample of every member."""
-    voting = sum(expert["weight"] > 0 for entry in results["rounds"] for expert in entry["experts"])
+    voting = sum(expert.weight > 0 for record in results.rounds for expert in record.experts)
     members = {ENSEMW2S: voting} | {name: len(experts) for name, experts in graph.baselines.items()}
     members |= {generation.name: len(generation.students) for generation in graph.generations}
     samples = graph.config.labeling.samples

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.evaluation.metrics import CONFIDENCE
+from ensemw2s.evaluation.records import HARD_VALIDATION, VALIDATION
 from ensemw2s.evaluation.wording import (
     NOTHING,
     label,
@@ -15,10 +17,11 @@ from ensemw2s.evaluation.wording import (
     points,
     points_range,
 )
-from ensemw2s.study.rows import CHOSEN, HARD_VALIDATION, VALIDATION
+from ensemw2s.study.records import Mean, MeanDifference, StudyFigures
+from ensemw2s.study.rows import CHOSEN
 from ensemw2s.study.summary import ALL, FEWEST
 
-Facts = dict[str, Any]
+T = TypeVar("T")
 
 ALPHA = 1 - CONFIDENCE
 
@@ -49,9 +52,9 @@ def name_of(system: str) -> str:
     return "EnsemW2S, T by validation" if system == CHOSEN else label(system)
 
 
-def scopes(summary: Facts) -> list[str]:
+def scopes(summary: StudyFigures) -> list[str]:
     """`all` where there are several tasks, then the tasks."""
-    return list(dict.fromkeys(entry["task"] for entry in summary["systems"]))
+    return list(dict.fromkeys(entry.task for entry in summary.systems))
 
 
 def scope_name(scope: str) -> str:
@@ -66,9 +69,9 @@ def without_empty(sheet: Sheet) -> Sheet:
     return replace(sheet, headings=tuple(sheet.headings[i] for i in kept), rows=rows)
 
 
-def find(entries: list[Facts], **wanted: Any) -> Facts | None:
+def find(entries: Iterable[T], **wanted: str) -> T | None:
     """The first entry with these values."""
-    return next((e for e in entries if all(e.get(k) == v for k, v in wanted.items())), None)
+    return next((e for e in entries if all(getattr(e, k) == v for k, v in wanted.items())), None)
 
 
 def lower_first(text: str) -> str:
@@ -76,35 +79,31 @@ def lower_first(text: str) -> str:
     return f"{text[0].lower()}{text[1:]}"
 
 
-def seeds_of(entries: list[Facts]) -> str:
+def seeds_of(entries: Iterable[Mean]) -> str:
     """How many seeds figures are over; several numbers where that differs."""
-    counts = ", ".join(map(str, sorted({e["n"] for e in entries}))) or "0"
+    counts = ", ".join(map(str, sorted({e.n for e in entries}))) or "0"
     return f"{counts} seed{'' if counts == '1' else 's'}"
 
 
-def difference(entry: Facts | None) -> str:
+def difference(entry: Mean | None) -> str:
     """A difference with its interval, or with its seeds where they are too few for one."""
     if entry is None:
         return NOTHING
-    if entry["ci95"] is None:
-        return points(entry["mean"])
-    if entry["n"] < FEWEST:
-        return f"{points(entry['mean'])} ({entry['n']} seeds)"
-    return f"{points(entry['mean'])} ({points_range(entry['ci95'])})"
+    if entry.ci95 is None:
+        return points(entry.mean)
+    if entry.n < FEWEST:
+        return f"{points(entry.mean)} ({entry.n} seeds)"
+    return f"{points(entry.mean)} ({points_range(entry.ci95)})"
 
 
-def p_value(entry: Facts | None) -> str:
+def p_value(entry: MeanDifference | None) -> str:
     """The p of a difference; two digits."""
-    return (
-        NOTHING
-        if entry is None or entry["pairs"] < 2
-        else f"{entry['p']:.2g}"
-        if entry["p"] < 0.1
-        else f"{entry['p']:.2f}"
-    )
+    if entry is None or entry.pairs < 2:
+        return NOTHING
+    return f"{entry.p:.2g}" if entry.p < 0.1 else f"{entry.p:.2f}"
 
 
-def ordered(names: Any) -> list[str]:
+def ordered(names: Iterable[str]) -> list[str]:
     """Systems in the order in which reports show them, the ensemble of chosen rounds after that of all."""
     known = list(TABLE)
     known.insert(known.index(ENSEMW2S) + 1, CHOSEN)
@@ -112,10 +111,10 @@ def ordered(names: Any) -> list[str]:
     return [name for name in known if name in present]
 
 
-def mean_text(entry: Facts | None) -> str:
+def mean_text(entry: Mean | None) -> str:
     """A mean with its interval."""
     if entry is None:
         return NOTHING
-    if entry["ci95"] is None or entry["n"] < FEWEST:
-        return percent(entry["mean"], "")
-    return f"{percent(entry['mean'], '')} ({percent_range(entry['ci95'])})"
+    if entry.ci95 is None or entry.n < FEWEST:
+        return percent(entry.mean, "")
+    return f"{percent(entry.mean, '')} ({percent_range(entry.ci95)})"

@@ -7,50 +7,42 @@ report speak of other test examples. The maths is SciPy's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from ensemw2s.evaluation.metrics import CONFIDENCE
+from ensemw2s.study.records import Correlation, Mean, SignFlip
 
-Facts = dict[str, Any]
 
-
-def mean_interval(values: Sequence[float]) -> Facts:
+def mean_interval(values: Sequence[float]) -> Mean:
     """Mean of n replications, with Student's 95 % interval.
 
     Args:
-        values: One figure a seed, at least one.
-
-    Returns:
-        `mean`, `ci95` [lo, hi] (null with fewer than two values: nothing is known of their spread), `n`.
+        values: One figure for each seed, at least one.
     """
     column = np.asarray(values, dtype=np.float64)
     n, mean = len(column), float(column.mean())
     if n < 2:
-        return {"mean": mean, "ci95": None, "n": n}
+        return Mean(mean=mean, ci95=None, n=n)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(column)
-    return {"mean": mean, "ci95": [float(mean - half), float(mean + half)], "n": n}
+    return Mean(mean=mean, ci95=(float(mean - half), float(mean + half)), n=n)
 
 
-def sign_flip_test(differences: Sequence[float], *, resamples: int, seed: int) -> Facts:
+def sign_flip_test(differences: Sequence[float], *, resamples: int, seed: int) -> SignFlip:
     """Two-sided permutation test of paired differences: were they as likely to have the other sign?
 
     Args:
-        differences: One a pair.
+        differences: One for each pair.
         resamples: Sign patterns to draw; all 2^n are gone through where there are no more than that.
         seed: Of the drawn patterns.
-
-    Returns:
-        `p`; `smallest_p`, the least that so many pairs can give; `exact`, whether all patterns were gone through.
     """
     column = np.asarray(differences, dtype=np.float64)
     n = len(column)
     exact = 2**n <= resamples
     smallest = min(1.0, 2.0 ** (1 - n)) if exact else 2 / (resamples + 1)
     if n < 2 or not column.any():
-        return {"p": 1.0, "smallest_p": smallest, "exact": exact}
+        return SignFlip(p=1.0, smallest_p=smallest, exact=exact)
     found = stats.permutation_test(
         (column,),
         np.mean,
@@ -60,27 +52,26 @@ def sign_flip_test(differences: Sequence[float], *, resamples: int, seed: int) -
         alternative="two-sided",
         rng=np.random.default_rng(seed),
     )
-    return {"p": float(min(1.0, found.pvalue)), "smallest_p": smallest, "exact": exact}
+    return SignFlip(p=float(min(1.0, found.pvalue)), smallest_p=smallest, exact=exact)
 
 
 def association(
     x: Sequence[float], y: Sequence[float], groups: Sequence[str], *, resamples: int, seed: int
-) -> Facts | None:
+) -> Correlation | None:
     """Spearman's rank correlation within groups, with a permutation p-value.
 
     Ranks and permutations stay within a group, so that what sets groups apart (one task is harder and gains more) is no
     association.
 
     Args:
-        x: One figure a run.
+        x: One figure for each run.
         y: The other.
         groups: Whose run it is. Groups with fewer than three runs, or where either figure has no spread, are left out.
         resamples: Permutations to draw.
         seed: Of the permutations.
 
     Returns:
-        `rho`, the mean of the groups' correlations, weighted by their runs; `p`, two-sided; `n` runs; `groups`. None
-        where no group is left.
+        The correlation; None where no group is left.
     """
     rng, names = np.random.default_rng(seed), np.asarray(list(groups))
     found, drawn, runs, used = 0.0, np.zeros(resamples), 0, 0
@@ -95,4 +86,4 @@ def association(
     if not runs:
         return None
     as_far = np.abs(drawn) >= abs(found) - 1e-9
-    return {"rho": float(found / runs), "p": float((1 + as_far.sum()) / (1 + resamples)), "n": runs, "groups": used}
+    return Correlation(rho=float(found / runs), p=float((1 + as_far.sum()) / (1 + resamples)), n=runs, groups=used)

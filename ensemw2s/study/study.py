@@ -32,8 +32,7 @@ from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
 from ensemw2s.study import report, rows
 from ensemw2s.study.cells import Cell, expand, study_directory
-
-Facts = dict[str, Any]
+from ensemw2s.study.records import StudyResults
 
 
 def check(study: StudyConfig) -> list[Cell]:
@@ -54,7 +53,7 @@ def check(study: StudyConfig) -> list[Cell]:
     return cells
 
 
-def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = None) -> Facts:
+def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = None) -> StudyResults:
     """Runs the cells that are not done, and writes study.parquet and the report.
 
     Args:
@@ -63,7 +62,7 @@ def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = 
         progress: Where to show progress; none: the terminal.
 
     Returns:
-        The content of study.json.
+        What study.json says.
 
     Raises:
         StudyError: If cells failed; all others are finished and reported by then.
@@ -89,13 +88,13 @@ def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = 
     return summary
 
 
-def show(summary: Facts, study: StudyConfig, console: Console) -> None:
+def show(summary: StudyResults, study: StudyConfig, console: Console) -> None:
     """Prints what a study says, and where its page lies."""
     report.print_summary(summary, console)
     console.print(Text(f"\nreport: {remote.shown(study_directory(study) / 'study.html')}"), soft_wrap=True)
 
 
-def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> Facts:
+def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> StudyResults:
     """Writes study.parquet, study.json and study.html from the cells that are done.
 
     Raises:
@@ -106,7 +105,7 @@ def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> Fact
     if not done:
         reasons = [f"{name}: {reason}" for name, reason in failed.items()] or ["none was run"]
         raise StudyError(f"no cell of study {study.name} is finished; {reasons[0]}")
-    table = pa.Table.from_pylist([row for cell in done for row in rows.of_cell(cell)], schema=rows.SCHEMA)
+    table = pa.Table.from_pylist([row.model_dump() for cell in done for row in rows.of_cell(cell)], schema=rows.SCHEMA)
     pq.write_table(table, folder / "study.parquet")
     remote.push(folder / "study.parquet")
     finished = {cell.name for cell in done}
@@ -118,7 +117,7 @@ def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> Fact
 def _failed_before(folder: Path, missing: list[str]) -> dict[str, str]:
     """Name and reason of the cells that failed when they were last tried, of those that are still missing."""
     written = folder / "study.json"
-    told = store.read_json(written)["failed"] if remote.exists(written) else {}
+    told = StudyResults.read(written).failed if remote.exists(written) else {}
     return {name: reason for name, reason in told.items() if name in missing}
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ensemw2s.config.systems import BAGGING, ENSEMW2S
+from ensemw2s.evaluation.records import VALIDATION
 from ensemw2s.evaluation.wording import (
     SPLITS,
     percent,
     plain,
     points,
 )
-from ensemw2s.study.rows import VALIDATION
+from ensemw2s.study.records import StudyFigures
 from ensemw2s.study.sheet import Sheet, name_of
-
-Facts = dict[str, Any]
 
 FIGURES = {
     "error_correlation": "correlation of errors",
@@ -23,7 +21,7 @@ FIGURES = {
 }
 
 
-def together(summary: Facts) -> Sheet:
+def together(summary: StudyFigures) -> Sheet:
     """Means over the runs of the default variant of what members' errors have in common."""
     keys = (
         "error_correlation",
@@ -34,13 +32,13 @@ def together(summary: Facts) -> Sheet:
         "all_same_wrong_answer",
     )
     rows = []
-    for system in ("ensemw2s", "bagging"):
+    for system in (ENSEMW2S, BAGGING):
         for split in (VALIDATION, *SPLITS):
-            own = [p for p in summary["diagnosis"]["points"] if (p["system"], p["split"]) == (system, split)]
+            own = [p for p in summary.diagnosis.points if (p.system, p.split) == (system, split)]
             if own:
-                cells = [_average([p[key] for p in own]) for key in keys]
+                cells = [_average([getattr(p, key) for p in own]) for key in keys]
                 shown = [plain(cells[0]), *(percent(value, "") for value in cells[1:])]
-                gain = points(_average([p["gain"] for p in own]))
+                gain = points(_average([p.gain for p in own]))
                 rows.append((name_of(system), SPLITS.get(split, split), *shown, gain, str(len(own))))
     headings = (
         "", "split", "correlation", "both wrong", "same wrong token", "all the same", "same wrong answer",
@@ -59,11 +57,11 @@ def _average(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def associations(summary: Facts) -> Sheet:
+def associations(summary: StudyFigures) -> Sheet:
     """Does what errors have in common go with the vote's gain."""
     rows = tuple(
-        (FIGURES[e["figure"]], e["split"], plain(e["rho"]), f"{e['p']:.2g}", str(e["groups"]), str(e["n"]))
-        for e in summary["diagnosis"]["associations"]
+        (FIGURES[e.figure], e.split, plain(e.rho), f"{e.p:.2g}", str(e.groups), str(e.n))
+        for e in summary.diagnosis.associations
     )
     note = (
         "Spearman's rank correlation within tasks (their mean) over the runs of the default variant, between a figure "

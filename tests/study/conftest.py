@@ -7,7 +7,9 @@ import pyarrow as pa
 import pytest
 
 from ensemw2s.config import SYSTEMS
-from ensemw2s.study.rows import CHOSEN, SCHEMA, VALIDATION
+from ensemw2s.evaluation.records import VALIDATION
+from ensemw2s.study.records import StudyFigures
+from ensemw2s.study.rows import CHOSEN, SCHEMA
 from ensemw2s.study.summary import summarise
 
 EXACT = dict(zip((*SYSTEMS, CHOSEN), (50, 55, 56, 58, 57, 60, 30, 62, 64, 66, 90, 59), strict=True))
@@ -61,6 +63,6 @@ def frame() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def summary(frame: pd.DataFrame) -> dict[str, Any]:
-    """What `frame` says; nobody may change it."""
+def summary(frame: pd.DataFrame) -> StudyFigures:
+    """What `frame` says."""
     return summarise(frame, resamples=1000)

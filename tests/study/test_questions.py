@@ -1,11 +1,10 @@
 """What reviewers asked, answered from the figures of `conftest.rows_of`."""
 
-from typing import Any
-
 import pytest
 
 from ensemw2s.evaluation.wording import NBSP
 from ensemw2s.study.questions import anchor, answers
+from ensemw2s.study.records import StudyFigures, StudyResults
 from ensemw2s.study.summary import summarise
 
 from .conftest import frame_of, rows_of
@@ -13,8 +12,9 @@ from .conftest import frame_of, rows_of
 pytestmark = pytest.mark.slow
 
 
-def told(summary: dict[str, Any], not_run: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    study = {**summary, "name": "small", "seeds": [0, 1, 2], "finished": 12}
+def told(summary: StudyFigures, not_run: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    origin = {"created": "", "versions": {}, "git_commit": None, "cells": 12, "failed": {}}
+    study = StudyResults(name="small", seeds=(0, 1, 2), finished=12, **origin, **dict(summary))
     return dict(answers([study], not_run))
 
 
@@ -31,9 +31,9 @@ def told(summary: dict[str, Any], not_run: tuple[str, ...] = ()) -> dict[str, li
     ],
 )
 def test_a_change_is_held_against_the_defaults(summary, question: str, variant: str, what: str) -> None:
-    [entry] = summary["variants"]
+    [entry] = summary.variants
     assert told(summary)[question] == ["Nothing here answers this."]
-    [said] = told({**summary, "variants": [{**entry, "variant": variant}]})[question]
+    [said] = told(summary.model_copy(update={"variants": (entry.model_copy(update={"variant": variant}),)}))[question]
     assert said.startswith(f"small: {what}, minus the defaults: validation +2.0 (+2.0 to +2.0), p = 0.031")
     assert "hard validation" not in said
 
@@ -50,8 +50,9 @@ def test_each_question_is_answered_with_the_studys_figures(summary) -> None:
     assert full.endswith("against one expert, full budget.")
     chosen = said["And when T is chosen without a look at the test?"]
     assert chosen.endswith("the most rounds that there were in 2 of 6 runs.")
-    most = {**summary, "chosen": [{**entry, "rounds": [2, 2, 2]} for entry in summary["chosen"]]}
-    assert told(most)["And when T is chosen without a look at the test?"][0].endswith("so more might be better.")
+    most = tuple(entry.model_copy(update={"rounds": (2, 2, 2)}) for entry in summary.chosen)
+    more = told(summary.model_copy(update={"chosen": most}))
+    assert more["And when T is chosen without a look at the test?"][0].endswith("so more might be better.")
     assert f"10.0{NBSP}% of the tokens" in said["What when experts agree on a wrong answer?"]
     assert "PGR undefined in 2 of 6 runs" in said["A figure that does not explode like PGR?"]
     assert said["What is configured and was not run?"] == "pythia."

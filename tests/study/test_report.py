@@ -1,6 +1,6 @@
 import io
-import json
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +12,7 @@ from ensemw2s.config.study import StudyConfig
 from ensemw2s.evaluation.plots import LIGHT, render
 from ensemw2s.evaluation.wording import NBSP
 from ensemw2s.study import plots, report, tables, tables_variants
+from ensemw2s.study.records import Diagnosis, MeanDifference, StudyResults, VariantDifference
 from ensemw2s.study.rows import SCHEMA
 from ensemw2s.study.sheet import Sheet, without_empty
 from ensemw2s.study.summary import summarise
@@ -39,7 +40,7 @@ def test_the_page_has_every_table_and_plot_and_loads_nothing(written) -> None:
     assert not re.findall(r"""(?:src|srcset|href)=["'](?!data:)""", page)
     assert "no &lt;room&gt;" in page
     assert "<b>" not in page
-    assert json.loads((folder / "study.json").read_text()) == summary
+    assert StudyResults.read(folder / "study.json") == summary
 
 
 def test_the_terminal_says_what_held_and_what_failed_within_80_columns(written) -> None:
@@ -58,7 +59,7 @@ def test_the_terminal_shows_the_same_columns_with_hard_validation_and_without(fr
     more = frame[frame["split"] == "validation"].assign(split="hard_validation", exact_match=0.111)
     summary = summarise(pd.concat([frame, more]) if hard else frame, resamples=1000)
     console = Console(file=io.StringIO(), width=200)
-    report.print_summary({**summary, "failed": {}}, console)
+    report.print_summary(SimpleNamespace(**dict(summary), failed={}), console)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["ID", "OOD"] in lines
     assert next(line for line in lines if line[:1] == ["Bagging"]) == [
@@ -70,8 +71,9 @@ def test_the_terminal_shows_the_same_columns_with_hard_validation_and_without(fr
 
 
 def test_variants_against_each_other_are_a_table_of_their_own(summary) -> None:
-    [entry] = summary["variants"]
-    shown = {**summary, "pairs": [{**entry, "variant": "third", "against": "better"}]}
+    [entry] = summary.variants
+    pair = entry.model_copy(update={"variant": "third", "against": "better"})
+    shown = summary.model_copy(update={"pairs": (pair,)})
     assert tables_variants.pairs(shown).rows[0][:2] == ("third − better", "+2.0 (+2.0 to +2.0)")
     titles = [sheet.title for sheet in tables.sheets(shown)]
     assert titles.index("Variants against each other") > titles.index("Variants")
@@ -95,18 +97,18 @@ def test_what_did_not_hold_is_said_as_loudly(frame) -> None:
 
 
 def test_the_variant_that_validation_speaks_for_is_named(summary) -> None:
-    def entry(variant: str, weak: tuple, student: tuple) -> dict:
-        keys = ("mean", "ci95", "verdict")
-        counts = {"n": 3, "pairs": 3, "p": 0.25}
-        return {
-            "variant": variant,
-            "ensemw2s/validation": {**dict(zip(keys, weak, strict=True)), **counts},
-            "student_ensemw2s/hard_validation": {**dict(zip(keys, student, strict=True)), **counts},
-        }
+    def difference(mean: float, low: float, high: float, verdict: str) -> MeanDifference:
+        counts = {"n": 3, "pairs": 3, "p": 0.25, "smallest_p": 0.25, "exact": True}
+        return MeanDifference(mean=mean, ci95=(low, high), verdict=verdict, **counts)
 
-    better, worse, nothing = (0.02, (0.01, 0.03), "better"), (-0.1, (-0.2, -0.05), "worse"), (0, (0, 0), "none")
-    entries = [entry("one", better, worse), entry("two", nothing, nothing)]
-    note = tables_variants.variants({**summary, "variants": entries}).note
+    def entry(variant: str, weak: MeanDifference, student: MeanDifference) -> VariantDifference:
+        places = {("ensemw2s", "validation"): weak, ("student_ensemw2s", "hard_validation"): student}
+        return VariantDifference(variant=variant, differences=places)
+
+    better, worse = difference(0.02, 0.01, 0.03, "better"), difference(-0.1, -0.2, -0.05, "worse")
+    nothing = difference(0, 0, 0, "no difference")
+    entries = (entry("one", better, worse), entry("two", nothing, nothing))
+    note = tables_variants.variants(summary.model_copy(update={"variants": entries})).note
     assert (
         "ensemble, validation: one does best, +2.0 (+1.0 to +3.0), p = 0.25; the interval is above 0 for one;" in note
     )
@@ -160,7 +162,7 @@ def test_curves_are_told_round_by_round(summary) -> None:
 def test_a_study_of_one_seed_has_a_report_too(tmp_path) -> None:
     table = pa.Table.from_pylist(rows_of("a", 0), schema=SCHEMA)
     summary = report.write(StudyConfig(name="s", base={}), table, {}, ["one"] * 4, tmp_path)
-    assert (summary["finished"], summary["cells"]) == (1, 5)
+    assert (summary.finished, summary.cells) == (1, 5)
     assert ("cells", "1 of 5 (without one; one; one; one)") in report.facts(summary)
     assert (tmp_path / "study.html").exists()
 
@@ -170,7 +172,7 @@ def test_a_study_of_weak_systems_alone_has_a_report_too(tmp_path) -> None:
     kept = [{k: v for k, v in r.items() if k not in ("error_correlation", "member_exact_match")} for r in kept]
     table = pa.Table.from_pylist(kept, schema=SCHEMA)
     summary = report.write(StudyConfig(name="s", base={}), table, {}, [], tmp_path)
-    assert (summary["pgr"], summary["diagnosis"]["points"]) == ([], [])
+    assert (summary.pgr, summary.diagnosis.points) == ((), ())
     assert "Student" not in (tmp_path / "study.html").read_text(encoding="utf-8").split("<main>")[1].split("Beside")[0]
 
 
@@ -205,8 +207,8 @@ def test_a_study_knows_which_variants_have_other_examples(tmp_path) -> None:
         name="s", base={}, variants={"split": {"data.split.mode": "random"}}, factors={"boosting.rounds": [2]}
     )
     summary = report.write(study, pa.Table.from_pylist(rows, schema=SCHEMA), {}, [], tmp_path)
-    assert [entry["variant"] for entry in summary["other_data"]] == ["split"]
-    assert [entry["variant"] for entry in summary["variants"]] == ["more"]
+    assert [entry.variant for entry in summary.other_data] == ["split"]
+    assert [entry.variant for entry in summary.variants] == ["more"]
 
 
 def test_pgr_is_shown_by_its_median_and_range(summary) -> None:
@@ -221,5 +223,6 @@ def test_a_table_becomes_markdown_with_its_cells_escaped() -> None:
 
 def test_plots_are_left_out_where_there_is_nothing_to_draw(summary) -> None:
     assert set(render(summary, LIGHT, plots.PLOTS)) == set(plots.PLOTS)
-    nothing = {**summary, "diagnosis": {"points": [], "associations": []}, "curves": [], "comparisons": []}
+    parts = {"diagnosis": Diagnosis(points=(), associations=()), "curves": (), "comparisons": ()}
+    nothing = summary.model_copy(update=parts)
     assert set(render(nothing, LIGHT, plots.PLOTS)) == {"costs"}

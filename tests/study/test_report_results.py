@@ -11,6 +11,7 @@ import pytest
 from ensemw2s.config.study import StudyConfig
 from ensemw2s.storage import store
 from ensemw2s.study import report, tables
+from ensemw2s.study.records import StudyResults
 from ensemw2s.study.rows import SCHEMA
 
 from .conftest import rows_of
@@ -34,8 +35,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_the_page_has_every_table_verdict_and_failure(folder) -> None:
-    summary = store.read_json(folder / "study.json")
-    page = refresh["page"]([summary, {**summary, "name": "second"}])
+    summary = StudyResults.read(folder / "study.json")
+    page = refresh["page"]([summary, summary.model_copy(update={"name": "second"})])
     assert page.startswith("# Results\n\n<!-- Written by")
     for sheet in tables.sheets(summary):
         assert report.markdown(sheet) in page
@@ -64,8 +65,8 @@ def test_rows_beside_a_study_are_what_its_statistics_are_made_from(folder, tmp_p
 
 
 def test_the_committed_page_is_that_of_the_committed_studies() -> None:
-    page, studies = ROOT / "docs" / "results.md", sorted((ROOT / "docs" / "studies").glob("*.json"))
+    page, studies = ROOT / "docs" / "results.md", sorted((ROOT / "docs" / "studies").glob("*.json*"))
     committed = page.read_text(encoding="utf-8") if page.exists() else None
     assert committed == (refresh["read"](studies) if studies else None)
     for path in studies:
-        assert store.read_json(path)["name"] == path.stem
+        assert StudyResults.read(path).name == path.name.split(".")[0]

@@ -13,6 +13,7 @@ from ensemw2s.pipeline.context import Context
 from ensemw2s.progress import Progress, stage_metrics
 from ensemw2s.study import study as studies
 from ensemw2s.study.cells import expand
+from ensemw2s.study.row import StudyRow
 
 from ..config.test_study import RUN
 from .conftest import rows_of
@@ -67,15 +68,17 @@ def test_a_report_of_what_is_done_names_what_failed_and_who_made_the_cells(tmp_p
     cells = expand(wanted)
     done = {str(cell.graph.evaluation.path) for cell in cells[:2]}
     monkeypatch.setattr(studies.steps, "done", lambda stage: str(stage.path) in done)
-    monkeypatch.setattr(studies.rows, "of_cell", lambda cell: rows_of("base", cell.config.seed))
+    monkeypatch.setattr(
+        studies.rows, "of_cell", lambda cell: [StudyRow.model_validate(r) for r in rows_of("base", cell.config.seed)]
+    )
     folder = tmp_path / "s"
     (folder / "cells").mkdir(parents=True)
     for cell, commit in zip(cells, ("one", "two"), strict=False):
         studies.store.put_json(folder / "cells" / f"{cell.slug}.json", {"git_commit": commit})
     first = studies.write(wanted, cells, {cells[1].name: "slow", cells[2].name: "no room"})
-    assert (first["finished"], first["cells"], first["missing"]) == (2, 3, [cells[2].name])
-    assert first["commits"] == {"one": 1, "two": 1}
+    assert (first.finished, first.cells, first.missing) == (2, 3, (cells[2].name,))
+    assert first.commits == {"one": 1, "two": 1}
     again = studies.write(wanted, cells, {})
-    assert again["failed"] == {cells[2].name: "no room"}, "of the others that are missing"
+    assert again.failed == {cells[2].name: "no room"}, "of the others that are missing"
     done.add(str(cells[2].graph.evaluation.path))
-    assert studies.write(wanted, cells, {})["failed"] == {}
+    assert studies.write(wanted, cells, {}).failed == {}
