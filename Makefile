@@ -56,7 +56,7 @@ lint: check  ## Format, lint and types, changing nothing.
 docs: setup  ## Write the generated pages and build the site into site/, strictly.
 	$(BIN)/python -m ensemw2s.config.docs > $(VENV)/config.md
 	mv $(VENV)/config.md docs/config.md
-	$(BIN)/python docs/refresh_results.py docs/studies/*.json
+	$(BIN)/python docs/refresh_results.py docs/studies/*.json*
 	$(BIN)/python docs/refresh_costs.py
 	$(BIN)/python benchmarks/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -1,6 +1,6 @@
 """Writes docs/results.md from the files of finished studies, so that no number there is typed.
 
-    python docs/refresh_results.py docs/studies/*.json
+    python docs/refresh_results.py docs/studies/*.json*
 
 Each argument is the study.json of a study, or the folder that has it. Where its study.parquet lies beside it (under the
 same name), the statistics are made anew from that. The page has nothing of studies that are not named.
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 INTRODUCTION = """\
 # Results
 
-<!-- Written by `python docs/refresh_results.py docs/studies/*.json`; change nothing here by hand. -->
+<!-- Written by `python docs/refresh_results.py docs/studies/*.json*`; change nothing here by hand. -->
 
 What the studies in `configs/studies/` gave, good or bad. [Running a study](study.md) says how they are made, and
 [the method](method.md) what the words mean.

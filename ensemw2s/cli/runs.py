@@ -266,7 +266,7 @@ def study(
         with before_work():
             cells = studies.check(loaded)
         if plan:
-            from ensemw2s.study.planning import print_plan, survey
+            from ensemw2s.study.survey import print_plan, survey
 
             print_plan(survey(cells), Output())
         elif only_report:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE
 from ensemw2s.costs.hardware import Assumptions, Processor
 from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import Shape
 from ensemw2s.errors import ConfigError
-from ensemw2s.storage import store
+from ensemw2s.evaluation.records import RESULTS, RunResults, SystemCost
 from ensemw2s.training.records import TRAINED, TrainRecord
 
 
@@ -111,16 +112,17 @@ def read_measured(run: Path) -> Measured:
     """Reads the speeds of a run from its train.json files and its results.json.
 
     Raises:
+        ArtifactError: If results.json is damaged.
         ConfigError: If there is no such run, or it is not finished.
     """
-    if not (run / "results.json").exists():
+    if not (run / RESULTS).exists():
         raise ConfigError(f"--measured {run}: there is no results.json, which a finished run has")
-    systems = store.read_json(run / "results.json")["systems"]
+    results = RunResults.read(run / RESULTS)
     return Measured(
         expert=_trained(run, "rounds/*/experts/*"),
         student=_trained(run, "students/*"),
-        members=_decoded(systems.get("ensemw2s")),
-        alone=_decoded(systems.get("expert_single")),
+        members=_decoded(results.cost(ENSEMW2S)),
+        alone=_decoded(results.cost(EXPERT_SINGLE)),
     )
 
 
@@ -131,7 +133,5 @@ def _trained(run: Path, pattern: str) -> float | None:
     return median(rates) if rates else None
 
 
-def _decoded(system: dict[str, float] | None) -> float | None:
-    if not system or not system.get("decode_seconds"):
-        return None
-    return system["tokens_decoded"] / system["decode_seconds"]
+def _decoded(cost: SystemCost | None) -> float | None:
+    return cost.tokens_decoded / cost.decode_seconds if cost is not None and cost.decode_seconds else None

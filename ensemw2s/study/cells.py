@@ -14,20 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ensemw2s.config import ALL_SYSTEMS, GENERATIONS, Config, parse_config
+from ensemw2s.config import Config, parse_config
 from ensemw2s.config.messages import nearest
 from ensemw2s.config.study import DEFAULT, Changes, StudyConfig
+from ensemw2s.config.systems import TABLE
 from ensemw2s.config.tree import set_value
 from ensemw2s.errors import ConfigError
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage import remote
-
-ALWAYS = ("base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s")
-"""Systems of every cell, whatever its config says: a gain counts against these only."""
-
-STUDENTS = ("student_single", "student_bagging")
-"""Systems of every cell that has a student of the ensemble, which a later generation's needs, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +134,15 @@ def _cell(study: StudyConfig, task: str, changes: Changes, name: str, variant: C
 
 
 def systems(asked: list[str]) -> list[str]:
-    """What a config asks for, and what a study never leaves out."""
-    needed = {*asked, *ALWAYS, *(("student_ensemw2s",) if GENERATIONS in asked else ())}
-    needed |= {*(STUDENTS if "student_ensemw2s" in needed else ())}
-    return [name for name in ALL_SYSTEMS if name in needed]
+    """What a config asks for, what a study never leaves out, and the rivals that each of these must beat."""
+    needed: set[str] = set()
+    waiting = [*asked, *(name for name, system in TABLE.items() if system.in_every_study)]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += TABLE[name].claims_over
+    return [name for name in TABLE if name in needed]
 
 
 def _short(value: Any) -> str:

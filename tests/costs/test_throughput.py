@@ -95,6 +95,7 @@ def test_speeds_of_a_finished_run_are_read(tmp_path, older_training):
         older_training.model_copy(update=changed).write(tmp_path / folder)
     with pytest.raises(ConfigError, match=r"there is no results\.json"):
         read_measured(tmp_path)
-    systems = {"ensemw2s": {"tokens_decoded": 400, "decode_seconds": 2.0}, "expert_single": {"tokens_decoded": 9}}
+    cost = {"tokens_trained": 9, "train_seconds": 1.0, "tokens_decoded": 400, "decode_seconds": 2.0}
+    systems = {"ensemw2s": {"cost": cost}, "expert_single": {"cost": cost | {"decode_seconds": 0.0}}}
     (tmp_path / "results.json").write_text(json.dumps({"systems": systems}))
     assert read_measured(tmp_path) == Measured(expert=30, student=10, members=200, alone=None)

@@ -6,7 +6,7 @@ from rich.console import Console
 from ensemw2s.config.study import StudyConfig
 from ensemw2s.storage import store
 from ensemw2s.study.cells import Cell, expand
-from ensemw2s.study.planning import print_plan, survey
+from ensemw2s.study.survey import print_plan, survey
 
 from ..config.test_study import RUN
 
