@@ -192,7 +192,7 @@ def _options(
     return chosen
 
 
-def _tokens(generation: Generation, loaded: Loaded) -> list[dict[str, Any]]:
+def _tokens(generation: Generation, loaded: Loaded) -> list[dict[str, object]]:
     """Every token's text, agreement and the members' votes."""
     names, decode_token = loaded.model.names, loaded.tokenizer.decode
     weights = [float(w) for w in loaded.model.weights]

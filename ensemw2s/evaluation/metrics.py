@@ -48,7 +48,7 @@ def interval(values: npt.ArrayLike, *, samples: int, seed: int) -> tuple[float, 
     all equal give an interval of no width.
 
     Args:
-        values: Array [n] of one figure an example, bool or number.
+        values: Array [n] of one figure for each example, bool or number.
         samples: Resamples, each n examples drawn with replacement.
         seed: The same seed gives the same interval.
 
@@ -73,7 +73,7 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed:
     """Mean of a − b over the same examples; resampling pairs cancels what makes an example hard for both.
 
     Args:
-        a: Array [n] of one figure an example, larger is better.
+        a: Array [n] of one figure for each example, larger is better.
         b: Array [n] of the other system, in the same order.
         samples: Bootstrap resamples.
         seed: Seed of the resamples.
@@ -146,7 +146,7 @@ def pgr(weak: npt.ArrayLike, student: npt.ArrayLike, ceiling: npt.ArrayLike, *, 
     """Performance gap recovered, (student − weak) / (ceiling − weak), Burns et al. 2023, with the plain differences.
 
     Args:
-        weak: Array [n], bool: exact match of the weak expert, an example each.
+        weak: Array [n], bool: exact match of the weak expert, for each example.
         student: Array [n], bool: of the student, on the same examples.
         ceiling: Array [n], bool: of the student trained on true labels.
         samples: Bootstrap resamples; all three are resampled together.

@@ -49,7 +49,7 @@ class EvaluateWork:
         model: Folder of an ensemble artifact, a model or adapters, or a hub id.
         settings: Input, rendering and decoding.
         cluster: Which Ray.
-        shared: Folder that all nodes of a cluster see, for the converted input meanwhile; none: the current folder.
+        shared: Folder that all nodes of a cluster see, for the converted input meanwhile; default: the current folder.
         seed: Seed of the bootstrap resamples.
     """
 

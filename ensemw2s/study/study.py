@@ -59,7 +59,7 @@ def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = 
     Args:
         study: What to run.
         debug: Show the logs of Ray and of all workers.
-        progress: Where to show progress; none: the terminal.
+        progress: Where to show progress; default: the terminal.
 
     Returns:
         What study.json says.
