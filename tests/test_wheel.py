@@ -14,13 +14,15 @@ from ensemw2s.config import recipes
 
 ROOT = Path(__file__).parent.parent
 
+# As little as gives answers that end, so that a student has labels to learn from.
 SMALL = (
-    "data.sizes={easy_train: 64, easy_validation: 32, id_test: 32, hard_unlabelled: 32, ood_test: 32}",
-    "models.pretraining.corpus.weak_documents=256",
-    "models.pretraining.corpus.strong_documents=256",
+    "data.sizes={easy_train: 200, easy_validation: 40, id_test: 40, hard_unlabelled: 60, ood_test: 40}",
+    "models.weak=[{base: tiny-weak}]",
+    "models.pretraining.corpus.weak_documents=4000",
+    "models.pretraining.corpus.strong_documents=1000",
     "boosting.rounds=1",
     "boosting.prior=samme",
-    "expert.epochs=1",
+    "expert={epochs: 8, learning_rate: 0.005, batch_size: 16}",
     "student.epochs=1",
     "evaluation.systems=[ensemw2s, student_ensemw2s]",
     "evaluation.bootstrap_samples=100",
