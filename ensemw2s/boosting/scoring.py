@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ensemw2s import faults
 from ensemw2s.data.tokens import TokenData
-from ensemw2s.ensemble.combine import Rule
 
 if TYPE_CHECKING:
     from ensemw2s.cluster.pool import Chunk, Pool, Worker
+    from ensemw2s.ensemble.combine import Rule
     from ensemw2s.ensemble.model import EnsembleForCausalLM
 
 OnProgress = Callable[[int, int], None]

@@ -13,21 +13,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
-from ray import cloudpickle
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
 from ensemw2s import errors
 from ensemw2s.cluster.resources import share_of
 from ensemw2s.config import LabelingConfig
 from ensemw2s.errors import DataError, EnsemW2SError, ResourceError
 from ensemw2s.storage import remote
+
+if TYPE_CHECKING:  # a run that is complete needs no Ray, which takes a second to import
+    from ray.data import Dataset
 
 RETRIES = 12
 """How often a chunk is tried again whose process died or cannot be reached. Ray's default is to try for ever without a
@@ -137,6 +135,10 @@ class Pool:
         """
         if not work:
             return
+        import ray.data
+        from ray import cloudpickle
+        from ray.util.annotations import RayDeprecationWarning
+
         rows = [{"work": cloudpickle.dumps(piece)} for piece in work]
         with warnings.catch_warnings():
             # Ray Data 2.60 warns of every remote option it gave no name, and the number of retries is one of these.
@@ -162,6 +164,8 @@ class Pool:
             ) from error
 
     def _pooled(self, dataset: Dataset, packed: bytes, largest: int) -> Dataset:
+        from ray.data import TaskPoolStrategy
+
         return dataset.map(
             _in_pooled_process,  # type: ignore[arg-type]  # Ray Data's annotation forgets fn_args
             fn_args=(packed,),
@@ -172,6 +176,8 @@ class Pool:
         )
 
     def _by_actors(self, dataset: Dataset, packed: bytes, largest: int, calls: int) -> Dataset:
+        from ray.data import ActorPoolStrategy
+
         return dataset.map(
             _Actor,  # type: ignore[arg-type]  # and that a class may be given
             fn_constructor_args=(packed,),
@@ -254,6 +260,8 @@ _kept = _Kept()
 
 
 def _in_pooled_process(row: _Work, packed: bytes) -> _Outcome:
+    from ray import cloudpickle
+
     _use_own_cores()
     try:
         outcome = _kept.run(packed, pickle.loads(row["work"]))
@@ -264,6 +272,7 @@ def _in_pooled_process(row: _Work, packed: bytes) -> _Outcome:
 
 def _use_own_cores() -> None:
     """As many threads as Ray gave cores to this process: more would wait for each other."""
+    import ray
     import torch
 
     threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
@@ -284,6 +293,8 @@ class _Actor:
             self._open = lambda _: failure
 
     def __call__(self, row: _Work) -> _Outcome:
+        from ray import cloudpickle
+
         try:
             outcome = self._open(pickle.loads(row["work"]))
         except EnsemW2SError as error:

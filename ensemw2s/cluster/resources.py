@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ensemw2s.config import ClusterConfig, Config, NodeKind
@@ -158,11 +159,23 @@ def _actors_beside(config: Config, resources: Resources, workers: int) -> int:
 
 def local_resources(config: ClusterConfig) -> Resources:
     """What a Ray started on this machine would have."""
+    cpus = config.cpus if config.cpus is not None else len(os.sched_getaffinity(0))
+    gpus = config.gpus if config.gpus is not None else _count_gpus()
+    return Resources((Node(float(cpus), float(gpus), frozenset({DRIVER})),))
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that torch may find; a look at /dev, as torch takes a second to import."""
+    devices = Path("/dev")
+    return any(devices.glob("nvidia[0-9]*")) or any((devices / name).exists() for name in ("kfd", "dxg"))
+
+
+def _count_gpus() -> int:
+    if not has_gpu():
+        return 0
     import torch
 
-    cpus = config.cpus if config.cpus is not None else len(os.sched_getaffinity(0))
-    gpus = config.gpus if config.gpus is not None else torch.cuda.device_count()
-    return Resources((Node(float(cpus), float(gpus), frozenset({DRIVER})),))
+    return torch.cuda.device_count()
 
 
 def with_autoscaling(living: Iterable[Node], kinds: Iterable[NodeKind]) -> Resources:

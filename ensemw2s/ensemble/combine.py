@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ensemw2s.errors import ModelError
+
+if TYPE_CHECKING:  # a driver asks for the rules only, and torch takes seconds to import
+    import torch
 
 Rule: TypeAlias = Literal["probability", "log_probability", "vote"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -63,6 +64,8 @@ def combine(log_probs: torch.Tensor, weights: Sequence[float], rule: Rule = "pro
     Raises:
         ModelError: If the weights are not usable, the rule is unknown or the numbers of members differ.
     """
+    import torch
+
     if rule not in RULES:
         raise ModelError(f"combination rule is {rule!r}, available: {', '.join(RULES)}")
     if len(weights) != log_probs.shape[0]:
@@ -92,6 +95,8 @@ def agreement(member_tokens: torch.Tensor, tokens: torch.Tensor, weights: Sequen
     Returns:
         `[...]`, float32 between 0 and 1.
     """
+    import torch
+
     shares = torch.tensor(normalised_weights(weights), dtype=torch.float32, device=tokens.device)
     hits = (member_tokens == tokens).float()
     return (hits * shares.view(-1, *[1] * tokens.dim())).sum(dim=0).clamp(max=1.0)
@@ -99,6 +104,8 @@ def agreement(member_tokens: torch.Tensor, tokens: torch.Tensor, weights: Sequen
 
 def _vote(members: torch.Tensor, shares: list[float]) -> torch.Tensor:
     """Log share of votes over `[members, ..., vocabulary]`, see `combine`."""
+    import torch
+
     counted = torch.zeros_like(members[0])
     for member, share in zip(members, shares, strict=True):
         choice = member.argmax(dim=-1, keepdim=True)

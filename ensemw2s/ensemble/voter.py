@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from ensemw2s.ensemble.combine import Rule
 from ensemw2s.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
     from ensemw2s.ensemble.model import EnsembleForCausalLM
@@ -62,6 +62,8 @@ class Loaded:
 
 def best_device() -> str:
     """The GPU if there is one."""
+    import torch  # takes seconds, and a driver only describes voters
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -72,6 +74,8 @@ def weights_type(precision: str, device: str) -> torch.dtype:
         precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on GPUs that have it, else fp32.
         device: Where the models are.
     """
+    import torch
+
     if precision == "auto":
         precision = "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerFast
 
 from ensemw2s.config import Corpus, DataConfig, FilesSource
 from ensemw2s.data.columns import compile_template, render_row
@@ -23,6 +22,9 @@ from ensemw2s.data.sources import iterate_rows
 from ensemw2s.data.splits import Splits
 from ensemw2s.data.tokens import TOKENS_SCHEMA
 from ensemw2s.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _ALPHABETS = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _BATCH = 4096

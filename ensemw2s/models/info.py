@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig
 
 from ensemw2s.errors import ModelError
 from ensemw2s.models.hub import Location, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5")
@@ -47,6 +50,8 @@ def model_info(path: str | Path, revision: str | None = None) -> ModelInfo:
     location = locate(path, revision)
     if location.is_folder:
         check_folder(Path(location.path))
+    from transformers import AutoConfig  # costs seconds to import, with torch
+
     try:
         config = AutoConfig.from_pretrained(location.path, **location.options())
         parameters = sum(_header_sizes(location))

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, TypedDict
 
 from ensemw2s.errors import ModelError
 from ensemw2s.models.hub import Location, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "vocab.bpe")
 
@@ -84,6 +85,8 @@ def check_same_tokenizer(tokenizers: Sequence[tuple[str, PreTrainedTokenizerBase
 
 
 def _read(location: Location) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # costs seconds to import, with torch
+
     try:
         return AutoTokenizer.from_pretrained(location.path, **location.options())
     except Exception as error:  # tokenizers raises plain Exception for a damaged file

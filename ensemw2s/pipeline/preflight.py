@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ensemw2s import env
 from ensemw2s.cluster.connect import check_lasting, cluster_address
@@ -20,6 +19,9 @@ from ensemw2s.models.info import model_info
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 from ensemw2s.pipeline.graph import run_directory
 from ensemw2s.storage import remote
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check(config: Config) -> None:

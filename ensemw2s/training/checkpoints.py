@@ -16,16 +16,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ensemw2s import faults
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Description
 from ensemw2s.training.records import CheckpointRecord, SoFar
+
+if TYPE_CHECKING:  # a driver only looks for checkpoints, and torch takes seconds to import
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +130,8 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> 
 
 
 def _write_shard(file: Path, shard: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file(shard, file)
         with file.open("rb") as handle:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,13 @@ def test_a_run_checks_its_config_once(checked, said, make, monkeypatch):
     monkeypatch.setattr(run, "build_graph", raising("went on"))
     with pytest.raises(ConfigError, match=said):
         run.run(make(), checked=checked)
+
+
+def test_a_driver_that_starts_nothing_imports_no_ray_and_no_torch():
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('ray', 'torch', 'transformers', 'peft', 'deepspeed')))\n"  # None: no import
+        "import ensemw2s.pipeline.plan, ensemw2s.pipeline.preflight, ensemw2s.pipeline.run\n"
+        "import ensemw2s.training.checkpoints"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
