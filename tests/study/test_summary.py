@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from ensemw2s.study.records import OtherData
+from ensemw2s.study.records import DiagnosisPoint, OtherData
 from ensemw2s.study.rows import CHOSEN
 from ensemw2s.study.sheet import find
 from ensemw2s.study.summary import associations, summarise
@@ -159,12 +159,13 @@ def test_common_errors_are_held_against_what_the_vote_gains(summary) -> None:
 def test_what_sets_bagging_apart_is_no_association() -> None:
     """Within each system errors that go together more gain more; bagging's go together more and gain less."""
     points = [
-        {"task": "a", "system": system, "split": "id", "gain": gain + x / 100, "error_correlation": base + x / 10}
+        DiagnosisPoint(
+            task="a", system=system, split="id", seed=x, gain=gain + x / 100, error_correlation=base + x / 10
+        )
         for system, base, gain in (("ensemw2s", 0.1, 0.2), ("bagging", 0.6, 0.0))
         for x in range(4)
     ]
-    nothing = dict.fromkeys(("same_wrong", "all_same_wrong", "all_same_wrong_answer"))
-    [found] = associations([{**point, **nothing} for point in points], resamples=1000)
+    [found] = associations(points, resamples=1000)
     assert (found.rho, found.n) == (pytest.approx(1.0), 4)
 
 
