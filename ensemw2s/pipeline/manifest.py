@@ -9,7 +9,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from ensemw2s import __version__
 from ensemw2s.evaluation.records import StageTime
 from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage import remote
@@ -18,8 +17,10 @@ from ensemw2s.storage.record import Record
 MANIFEST = "manifest.json"
 """File of the manifest, in the run's folder."""
 
-PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy")
-"""Packages that decide the numbers of a run."""
+PACKAGES = (
+    "ensemw2s", "ray", "torch", "transformers", "deepspeed", "datasets", "peft", "pyarrow", "reasoning-gym", "numpy",
+)  # fmt: skip
+"""This package, and those that decide the numbers of a run."""
 
 
 class RunManifest(Record):
@@ -83,7 +84,7 @@ class Logbook:
 
 def versions() -> dict[str, str]:
     """Versions of this package and of those that decide its numbers."""
-    return {"ensemw2s": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
