@@ -65,7 +65,7 @@ def run(head, study, module_workplace, undisturbed):
     assert first.returncode != 0, output
     assert not (module_workplace.run_folder / "labels/.complete.json").exists()
     first_round = (module_workplace.run_folder / "rounds/1/.complete.json").stat().st_mtime_ns
-    output = head.done("env", f"{LOG}=json", *command)
+    output = head.done("env", f"{LOG.name}=json", *command)
     head.lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert (module_workplace.run_folder / "rounds/1/.complete.json").stat().st_mtime_ns == first_round
     return module_workplace.run_folder

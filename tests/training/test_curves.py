@@ -148,6 +148,6 @@ def test_a_store_that_does_not_work_stops_no_training(workshop, tmp_path, caplog
     tracking = at(tmp_path / "store", kind="mlflow")
     spec = workshop.spec("untracked", output=str(tmp_path / "out"), tracking=tracking)
     with caplog.at_level(logging.WARNING):
-        facts = loop.train(spec, device=torch.device("cpu"))
-    assert facts["steps"] == 6
+        trained = loop.train(spec, device=torch.device("cpu"))
+    assert trained.steps == 6
     assert caplog.text.count("no more curves") == 1

@@ -27,7 +27,7 @@ def loaded(job):
     assert (python, (ROOT / script.removeprefix("/app/")).is_file()) == ("python", True)
     options = list(zip(words[::2], words[1::2], strict=True))
     [config] = [value for name, value in options if name == "--config"]
-    return load_config(ROOT / config.removeprefix("/app/"), [value for name, value in options if name == "--set"])
+    return load_config(config, [value for name, value in options if name == "--set"])
 
 
 @pytest.fixture(scope="module")
