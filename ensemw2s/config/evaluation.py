@@ -17,8 +17,8 @@ class EvaluationConfig(Section):
     systems: list[str] = Field(
         list(SYSTEMS),
         min_length=1,
-        description=f"Any of {', '.join(ALL_SYSTEMS)}. By default {GENERATIONS} is only there if "
-        "student.generations is above 1.",
+        description=f"Any of {', '.join(ALL_SYSTEMS)}. {GENERATIONS} joins the default if student.generations is above "
+        "1.",
     )
     single_max_epochs: PositiveInt | None = Field(
         None,

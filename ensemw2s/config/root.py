@@ -24,7 +24,7 @@ from ensemw2s.config.models import ModelsConfig
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.config.section import NAME, Section, raise_all
 from ensemw2s.config.student import StudentConfig
-from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS
+from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, SYSTEMS
 from ensemw2s.config.training import Recipe, TrackingConfig, TrainingConfig
 from ensemw2s.config.tree import apply_override, dump_tree, read_tree
 from ensemw2s.errors import ConfigError
@@ -94,7 +94,8 @@ class Config(Section):
         raise_all(wrong)
         if named or generations == 1:
             return self
-        evaluation = self.evaluation.model_copy(update={"systems": list(ALL_SYSTEMS)})
+        systems = [name for name in ALL_SYSTEMS if name in (*SYSTEMS, GENERATIONS)]
+        evaluation = self.evaluation.model_copy(update={"systems": systems})
         return self.model_copy(update={"evaluation": evaluation})
 
 

@@ -13,14 +13,18 @@ from types import MappingProxyType
 from typing import Literal
 
 BASE_ZERO_SHOT = "base_zero_shot"
+BASE_ENSEMBLE = "base_ensemble"
 EXPERT_SINGLE = "expert_single"
 COMPUTE_MATCHED = "expert_compute_matched"
 BAGGING = "bagging"
+DEEP_ENSEMBLE = "deep_ensemble"
 SEQUENCE_VOTE = "sequence_vote"
 ENSEMW2S = "ensemw2s"
 STUDENT_EASY_ONLY = "student_easy_only"
 STUDENT_SINGLE = "student_single"
+STUDENT_BASE_ENSEMBLE = "student_base_ensemble"
 STUDENT_BAGGING = "student_bagging"
+STUDENT_DEEP_ENSEMBLE = "student_deep_ensemble"
 STUDENT_ENSEMW2S = "student_ensemw2s"
 GENERATIONS = "student_generations"
 STUDENT_CEILING = "student_ceiling"
@@ -67,6 +71,11 @@ class System:
         return self.kind == "student"
 
     @property
+    def averages_bases(self) -> bool:
+        """Whether its figures are means over the weak bases, each of which answers alone."""
+        return self.kind == "bases" and self.vote is None
+
+    @property
     def rivals(self) -> tuple[str, ...]:
         """All that it is compared with: first those that it must beat, the cheapest one first."""
         return self.claims_over + self.also_against
@@ -79,6 +88,14 @@ _ENTRIES = (
         in_a_sentence="the weak bases as they are",
         kind="bases",
         in_every_study=True,
+    ),
+    System(
+        name=BASE_ENSEMBLE,
+        label="Weak bases, ensemble",
+        in_a_sentence="the token-level ensemble of the untuned bases",
+        kind="bases",
+        vote="tokens",
+        by_default=False,
     ),
     System(
         name=EXPERT_SINGLE,
@@ -106,6 +123,14 @@ _ENTRIES = (
         in_every_study=True,
     ),
     System(
+        name=DEEP_ENSEMBLE,
+        label="Deep ensemble",
+        in_a_sentence="a deep ensemble of as many experts",
+        kind="experts",
+        vote="tokens",
+        by_default=False,
+    ),
+    System(
         name=SEQUENCE_VOTE,
         label="Sequence-level vote",
         in_a_sentence="a sequence-level vote",
@@ -120,7 +145,7 @@ _ENTRIES = (
         kind="experts",
         vote="tokens",
         claims_over=(EXPERT_SINGLE, COMPUTE_MATCHED, BAGGING),
-        also_against=(SEQUENCE_VOTE, BASE_ZERO_SHOT),
+        also_against=(SEQUENCE_VOTE, BASE_ZERO_SHOT, BASE_ENSEMBLE, DEEP_ENSEMBLE),
         ours=True,
         in_every_study=True,
     ),
@@ -140,12 +165,30 @@ _ENTRIES = (
         labels_by=EXPERT_SINGLE,
     ),
     System(
+        name=STUDENT_BASE_ENSEMBLE,
+        label="Student of the bases",
+        in_a_sentence="a student of the untuned bases’ labels",
+        kind="student",
+        learns_from="pseudo",
+        labels_by=BASE_ENSEMBLE,
+        by_default=False,
+    ),
+    System(
         name=STUDENT_BAGGING,
         label="Student of bagging",
         in_a_sentence="a student of bagging’s labels",
         kind="student",
         learns_from="pseudo",
         labels_by=BAGGING,
+    ),
+    System(
+        name=STUDENT_DEEP_ENSEMBLE,
+        label="Student of the deep ensemble",
+        in_a_sentence="a student of the deep ensemble’s labels",
+        kind="student",
+        learns_from="pseudo",
+        labels_by=DEEP_ENSEMBLE,
+        by_default=False,
     ),
     System(
         name=STUDENT_ENSEMW2S,
@@ -155,7 +198,7 @@ _ENTRIES = (
         learns_from="pseudo",
         labels_by=ENSEMW2S,
         claims_over=(STUDENT_SINGLE, STUDENT_BAGGING),
-        also_against=(STUDENT_EASY_ONLY, ENSEMW2S),
+        also_against=(STUDENT_BASE_ENSEMBLE, STUDENT_DEEP_ENSEMBLE, STUDENT_EASY_ONLY, ENSEMW2S),
         ours=True,
     ),
     System(

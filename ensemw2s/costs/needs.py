@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import Config, Recipe
-from ensemw2s.config.systems import BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE
+from ensemw2s.config.systems import BASE_ENSEMBLE, BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.costs import nearest
 from ensemw2s.costs.hardware import Cluster, PricedNode, Prices
 from ensemw2s.costs.memory import GIB, Members, Memory, Training, decoding_memory, training_memory
@@ -285,7 +285,7 @@ def _loaded(experts: Iterable[Expert], sizes: Shapes) -> tuple[tuple[Shape, int]
 
 def label_crowds(graph: Graph, sizes: Shapes) -> dict[str, Crowd]:
     """Who makes labels; an actor has one of them in memory."""
-    makers = {ENSEMW2S: graph.boosted, **graph.baselines}
+    makers = {ENSEMW2S: graph.boosted, BASE_ENSEMBLE: _untuned(graph), **graph.baselines}
     for g in graph.generations:
         makers[g.name] = tuple(_as_expert(graph, student) for student in g.students)
     return {
@@ -298,6 +298,12 @@ def _as_expert(graph: Graph, student: Student) -> Expert:
     return Expert(stage=student.stage, base=graph.strong, recipe=graph.config.student, seed=student.seed)
 
 
+def _untuned(graph: Graph) -> tuple[Expert, ...]:
+    """The bases as they are, each once."""
+    found = {base.path: replace(base, lora=None) for base in graph.weak}
+    return tuple(Expert(stage=b.stage, base=b, recipe=graph.config.expert, seed=0) for b in found.values())
+
+
 def evaluation_crowds(graph: Graph, sizes: Shapes) -> list[Crowd]:
     """Who is evaluated; an actor has all weak systems in memory, then one student after the other."""
     systems = graph.config.evaluation.systems
@@ -305,11 +311,13 @@ def evaluation_crowds(graph: Graph, sizes: Shapes) -> list[Crowd]:
     groups += [[expert] for expert in graph.boosted] if SEQUENCE_VOTE in systems else []
     groups += [graph.boosted] if ENSEMW2S in systems else []
     bases = [sizes[base.name] for base in graph.weak] if BASE_ZERO_SHOT in systems else []
+    untuned = _untuned(graph) if BASE_ENSEMBLE in systems else ()
     experts = list({e.stage.name: e for group in groups for e in group}.values())
     found = []
-    if groups or bases:
+    if groups or bases or untuned:
         teams = [*((Members(shape, 1, False),) for shape in bases), *(team(group, sizes) for group in groups)]
-        models = (*((shape, 0) for shape in bases), *_loaded(experts, sizes))
+        teams += [team(untuned, sizes)] if untuned else []
+        models = (*((shape, 0) for shape in bases), *_loaded((*(() if bases else untuned), *experts), sizes))
         found.append(Crowd(WEAK, models, tuple(teams)))
     strong = sizes[graph.strong.name]
     for student in graph.students:

@@ -64,7 +64,7 @@ class Figures:
 
     def _voters(self, name: str) -> list[str]:
         """The voters whose answers a system's figures follow from."""
-        if TABLE[name].kind == "bases":
+        if TABLE[name].averages_bases:
             return [voter for voter in self.columns["id"] if voter.startswith(BASE)]
         if TABLE[name].vote == "answers":
             return [f"{EXPERT}{member.name}" for member in self.voting]
@@ -117,7 +117,7 @@ class Figures:
         system, columns = TABLE[name], self.columns[split]
         if system.vote == "answers":
             return m.metrics(exact, samples=self.samples, seed=self.seed)
-        if system.kind == "bases":
+        if system.averages_bases:
             bases = [columns[voter] for voter in self._voters(name)]
             return self._of_rows(_mean_rows(bases), exact, split, option=_mean_options(bases, self.answers[split]))
         return self._of_rows(columns[name], exact, split)

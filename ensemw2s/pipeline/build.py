@@ -6,19 +6,19 @@ changes here makes every run that exists do the stage again. What a stage does s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
-
-from pydantic import BaseModel
 
 from ensemw2s.config import Config, FilesSource, LabelFilter, ModelConfig, Recipe
 from ensemw2s.config.systems import (
     BAGGING,
+    BASE_ENSEMBLE,
     BASE_ZERO_SHOT,
     COMPUTE_MATCHED,
+    DEEP_ENSEMBLE,
     ENSEMW2S,
     EXPERT_SINGLE,
     GENERATIONS,
@@ -28,18 +28,9 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
 from ensemw2s.pipeline.graph import Base, BaseText, Expert, Graph, Round, Student, StudentGeneration, run_directory
-from ensemw2s.pipeline.identity import model_identity
+from ensemw2s.pipeline.identity import FIRST_ROUND, WHO_COMPUTES, model_identity, settings_of
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
-
-FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
-"""Settings of boosting that an expert of the first round depends on."""
-
-WHO_COMPUTES = (
-    "workers", "cpus_per_worker", "gpus_per_worker", "node_resource", "lanes", "max_failures", "checkpoint_seconds",
-    "gradient_checkpointing",
-)  # fmt: skip
-"""Settings of training that change who computes and when, but not what comes out."""
 
 
 def build_graph(config: Config, shared: Path | None = None) -> Graph:
@@ -53,11 +44,6 @@ def build_graph(config: Config, shared: Path | None = None) -> Graph:
         DataError: If a data source cannot be identified (a file is missing).
     """
     return _Builder(config, shared).build()
-
-
-def settings_of(section: BaseModel, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, object]:
-    """A config section as dotted key → plain value."""
-    return {f"{prefix}.{key}": value for key, value in section.model_dump(mode="json").items() if key not in without}
 
 
 class _Builder:
@@ -269,7 +255,12 @@ class _Builder:
 
     def _baselines(self) -> dict[str, tuple[Expert, ...]]:
         """The experts that are trained for one system alone, of those systems that are needed."""
-        makers = {EXPERT_SINGLE: self._single, COMPUTE_MATCHED: self._matched, BAGGING: self._bagging}
+        makers: dict[str, Callable[[str], tuple[Expert, ...]]] = {
+            EXPERT_SINGLE: self._single,
+            COMPUTE_MATCHED: self._matched,
+            BAGGING: partial(self._team, drawn=True),
+            DEEP_ENSEMBLE: self._team,
+        }
         return {name: make(f"baselines/{name}") for name, make in makers.items() if name in self.needed}
 
     def _single(self, name: str) -> tuple[Expert, ...]:
@@ -280,9 +271,11 @@ class _Builder:
         budget = sum(self._member(number)[1].epochs for number in range(self._members))
         return (self._expert(name, 0, {}, epochs=budget),)
 
-    def _bagging(self, name: str) -> tuple[Expert, ...]:
+    def _team(self, name: str, *, drawn: bool = False) -> tuple[Expert, ...]:
+        """As many experts as the ensemble has; `drawn`: each on easy examples that are drawn with replacement."""
+        settings: dict[str, object] = {"bootstrap": "examples"} if drawn else {}
         return tuple(
-            self._expert(f"{name}/{number}", number, {"bootstrap": "examples"}, bootstrap_examples=True)
+            self._expert(f"{name}/{number}", number, settings, bootstrap_examples=drawn)
             for number in range(self._members)
         )
 
@@ -303,10 +296,12 @@ class _Builder:
         """Pseudo-labels of the ensemble, and of each baseline whose labels a student learns from."""
         wanted = {TABLE[name].labels_by for name in self.config.evaluation.systems}
         labels = {ENSEMW2S: self._stage("labels", self._labeling(), (self.data, ensemble))}
-        for maker in baselines:
+        voters = {name: [expert.stage for expert in experts] for name, experts in baselines.items()}
+        voters[BASE_ENSEMBLE] = [base.stage for base in self.weak]
+        for maker in voters:
             if maker in wanted:
                 settings = self._labeling() | (self._combine() if TABLE[maker].vote is not None else {})
-                inputs = (self.data, *(expert.stage for expert in baselines[maker]))
+                inputs = (self.data, *voters[maker])
                 labels[maker] = self._stage(f"baselines/labels/{maker}", settings, inputs)
         return labels
 
@@ -389,7 +384,7 @@ class _Builder:
         inputs = (
             self.data,
             ensemble,
-            *(base.stage for base in self.weak if BASE_ZERO_SHOT in self.needed),
+            *(base.stage for base in self.weak if self.needed & {BASE_ZERO_SHOT, BASE_ENSEMBLE}),
             *(expert.stage for experts in baselines.values() for expert in experts),
             *labels.values(),
             *(student.stage for student in students),

@@ -1,9 +1,11 @@
-"""What identifies a base model that exists already, so that another model under the same name is noticed."""
+"""What fingerprints are made of: sections of the config as settings, and the identity of a base that exists already."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from ensemw2s.config import ModelConfig
 from ensemw2s.storage import remote
@@ -11,6 +13,20 @@ from ensemw2s.storage.store import file_hash
 
 KINDS = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """Files that decide what a model computes."""
+
+FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
+"""Settings of boosting that an expert of the first round depends on."""
+
+WHO_COMPUTES = (
+    "workers", "cpus_per_worker", "gpus_per_worker", "node_resource", "lanes", "max_failures", "checkpoint_seconds",
+    "gradient_checkpointing",
+)  # fmt: skip
+"""Settings of training that change who computes and when, but not what comes out."""
+
+
+def settings_of(section: BaseModel, prefix: str, *, without: tuple[str, ...] = ()) -> dict[str, object]:
+    """A config section as dotted key → plain value."""
+    return {f"{prefix}.{key}": value for key, value in section.model_dump(mode="json").items() if key not in without}
 
 
 def model_identity(model: ModelConfig) -> dict[str, object]:

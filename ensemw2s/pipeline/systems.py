@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ensemw2s.boosting.records import BoostedExpert
 from ensemw2s.boosting.samme import vote_weights
-from ensemw2s.config.systems import BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE, TABLE
+from ensemw2s.config.systems import BASE_ENSEMBLE, BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE, TABLE
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS, VoterGroup
 from ensemw2s.pipeline.graph import Graph
@@ -44,8 +44,11 @@ def prefix_voters(graph: Graph, members: Sequence[BoostedExpert]) -> list[Voter]
 
 
 def baseline_voter(graph: Graph, system: str) -> Voter:
-    """The experts that are trained for this system alone; several have the same weight each."""
-    models = [_folder(expert.stage) for expert in graph.baselines[system]]
+    """The untuned bases, or the experts that are trained for this system alone; several have the same weight each."""
+    if system == BASE_ENSEMBLE:
+        models = list(dict.fromkeys(base.reference for base in graph.weak))  # bases can differ in their adapters alone
+    else:
+        models = [_folder(expert.stage) for expert in graph.baselines[system]]
     if TABLE[system].vote is None:
         return one(system, *models)
     weights = [1.0 / len(models)] * len(models)

@@ -98,6 +98,14 @@ def test_exact_match_of_every_system_white_space_aside():
     assert list(found) == list(SYSTEMS)
 
 
+def test_the_ensemble_of_the_bases_has_figures_of_its_own_beside_their_mean():
+    together = {**VOTERS, "base_ensemble": rows("123x")}
+    made = figures("base_zero_shot", "base_ensemble", "ensemw2s", ood=together, id=together).systems()
+    assert made["base_zero_shot"].ood.exact_match == 3 / 8
+    assert made["base_ensemble"].ood.exact_match == 3 / 4
+    assert made["base_ensemble"].cost.tokens_decoded == 24
+
+
 def test_the_sequence_vote_counts_whole_answers_by_weight():
     # of weights 3, 1.5 and 1: "1" outweighs two times "x", "2" has 4.5, and nobody outweighs "y"
     assert figures().exact["sequence_vote"]["id"].tolist() == [True, True, False, False]

@@ -168,8 +168,11 @@ def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, 
 
 @pytest.mark.long
 def test_students_label_for_a_next_generation_and_a_run_goes_on_from_any_of_their_stages(workplace, own_jsonl) -> None:
-    """Two generations of two students, adapters on the strong base, soft labels."""
-    systems = ["expert_single", "ensemw2s", "student_ensemw2s", "student_generations", "student_ceiling"]
+    """Two generations of two students, adapters on the strong base, soft labels; the rivals on request."""
+    systems = [
+        "base_ensemble", "expert_single", "deep_ensemble", "ensemw2s",
+        "student_deep_ensemble", "student_ensemw2s", "student_generations", "student_ceiling",
+    ]  # fmt: skip
     study = workplace.study(
         own_jsonl,
         **{
@@ -184,8 +187,10 @@ def test_students_label_for_a_next_generation_and_a_run_goes_on_from_any_of_thei
     workplace.done("run", study)
     results = workplace.json("results.json")
     assert list(results["systems"]) == systems
-    assert results["labels"].keys() == {"ensemw2s", "generation_1", "generation_2"}
-    assert {"student_ensemw2s", "student_generations"} == results["pgr"].keys()
+    assert results["labels"].keys() == {"ensemw2s", "deep_ensemble", "generation_1", "generation_2"}
+    assert results["pgr"].keys() == {"student_deep_ensemble", "student_ensemw2s", "student_generations"}
+    assert results["systems"]["base_ensemble"]["cost"]["tokens_trained"] == 0
+    assert results["systems"]["deep_ensemble"]["cost"]["tokens_trained"] > 0
     assert {s["name"] for s in results["stages"]} >= {"students", "generations/1", "generations/2"}
     for number, facts in enumerate(results["generations"], 1):
         folder = workplace.run_folder / "generations" / str(number)

@@ -108,6 +108,28 @@ def test_labels_are_made_by_the_saved_ensemble_by_bagging_or_by_one_expert(graph
     assert (single.models, single.weights) == ([str(made.root / "baselines" / "expert_single")], [1.0])
 
 
+def test_the_untuned_bases_vote_once_each_with_equal_weights(graph, tmp_path):
+    made = graph("base_ensemble", "student_base_ensemble")
+    [voter] = groups(made, MEMBERS)[0].voters
+    assert voter == label_maker(made, "base_ensemble")
+    assert voter.models == [made.weak[0].path, "some/model"]
+    assert voter.weights == [0.5, 0.5]
+    one = {"base": "some/model", "lora": {"rank": 4}}
+    twice = {"weak": [{**one, "name": "a"}, {**one, "name": "b"}], "strong": {"base": "tiny-strong"}}
+    assert label_maker(graph("base_ensemble", models=twice), "base_ensemble").models == ["some/model"]
+
+
+def test_a_deep_ensemble_trains_as_many_experts_on_all_easy_examples_with_other_seeds(graph):
+    made = graph("deep_ensemble", "ensemw2s")
+    experts, boosted = made.baselines["deep_ensemble"], made.boosted
+    assert [e.base.name for e in experts] == [e.base.name for e in boosted] == ["a", "b", "a"]
+    assert [e.recipe for e in experts] == [e.recipe for e in boosted]
+    assert len({e.seed for e in (*experts, *boosted)}) == 6
+    assert not any(e.bootstrap_examples for e in experts)
+    voter = groups(made, MEMBERS)[0].voters[0]
+    assert (voter.name, voter.weights) == ("deep_ensemble", [1 / 3] * 3)
+
+
 def test_labels_of_a_generation_are_made_by_its_saved_ensemble(graph):
     made = graph("student_generations", student={"generations": 3})
     voter = label_maker(made, "generation_2")
