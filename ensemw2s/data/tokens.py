@@ -26,6 +26,9 @@ TOKENS_SCHEMA = pa.schema(
     [("id", pa.string()), ("prompt_ids", pa.list_(pa.int32())), ("answer_ids", pa.list_(pa.int32()))]
 )
 
+WEIGHT = "weight"
+"""A column that a table of tokens may have: what the loss of an example counts in training. Default: 1."""
+
 
 def render(prompt: str, data_config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text that a model reads before it answers: the prompt in its template, and in the chat template if asked for.

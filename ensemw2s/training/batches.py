@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from ensemw2s.data.tokens import TokenData
+from ensemw2s.data.tokens import WEIGHT, TokenData
 from ensemw2s.errors import DataError
 from ensemw2s.storage.store import read_table
 
@@ -36,6 +36,9 @@ class TrainingSet:
     """[N, k], tokens of the target distribution."""
     soft_probabilities: NDArray[np.float32] | None = None
     """[N, k], their probabilities, each row summing to 1."""
+    weights: NDArray[np.float64] | None = None
+    """[n], what the loss of each example counts; None: all count 1. Unlike multipliers they are not normalised over a
+    step: examples of like length share a step, so all of a step's examples may be ones that count little."""
 
     @property
     def lengths(self) -> list[int]:
@@ -49,7 +52,7 @@ def read_training_set(paths: list[str], *, soft: bool) -> TrainingSet:
     """Reads token tables as one data set, every multiplier 1.
 
     Args:
-        paths: Parquet files with TOKENS_SCHEMA, optionally with `top_tokens` and `top_logprobs`.
+        paths: Parquet files with TOKENS_SCHEMA, optionally with `WEIGHT`, `top_tokens` and `top_logprobs`.
         soft: Read the target distributions; rows without one get all probability on their own token.
 
     Raises:
@@ -60,7 +63,15 @@ def read_training_set(paths: list[str], *, soft: bool) -> TrainingSet:
     if not tokens.ids:
         raise DataError(f"there is nothing to train on: {', '.join(paths)} hold no examples")
     ids, probabilities = _soft_targets(tables, tokens) if soft else (None, None)
-    return TrainingSet(tokens, np.ones(int(tokens.offsets[-1])), ids, probabilities)
+    return TrainingSet(tokens, np.ones(int(tokens.offsets[-1])), ids, probabilities, _weights(tables))
+
+
+def _weights(tables: list[pa.Table]) -> NDArray[np.float64] | None:
+    """Weight of each example, `[n]`; None where no table says any."""
+    if not any(WEIGHT in table.column_names for table in tables):
+        return None
+    parts = [np.asarray(t[WEIGHT], np.float64) if WEIGHT in t.column_names else np.ones(len(t)) for t in tables]
+    return np.concatenate(parts)
 
 
 def _soft_targets(tables: list[pa.Table], tokens: TokenData) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -143,7 +154,7 @@ def collate(data: TrainingSet, rows: NDArray[np.int64], *, pad_id: int, total: f
         data: The data set.
         rows: Indices of examples; -1 is an empty row without loss.
         pad_id: Padding token.
-        total: What token weights are divided by: the sum over the whole step, all workers.
+        total: What multipliers are divided by: their sum over the whole step, all workers.
 
     Returns:
         `input_ids`, `attention_mask` [batch, seq] int64; `labels` [batch, seq] int64, the token that each position is
@@ -175,6 +186,8 @@ def collate(data: TrainingSet, rows: NDArray[np.int64], *, pad_id: int, total: f
         place = slice(first, first + span.stop - span.start)
         out["labels"][row, place] = tokens.answer_ids[i]
         out["weights"][row, place] = data.multipliers[span] / total if total > 0 else 0.0
+        if data.weights is not None:
+            out["weights"][row, place] *= data.weights[i]
         if data.soft_ids is not None and data.soft_probabilities is not None:
             out["soft_ids"][row, place] = data.soft_ids[span]
             out["soft_probabilities"][row, place] = data.soft_probabilities[span]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,6 +145,28 @@ def test_several_tables_are_one_data_set_in_their_order(token_table):
     assert data.tokens.ids == ["one-0", "two-0", "two-1"]
     assert data.lengths == [2, 1, 3]
     assert data.multipliers.tolist() == [1.0] * 6
+
+
+def test_examples_of_a_table_with_weights_count_as_it_says_and_all_others_count_one(token_table):
+    plain = token_table("easy", ([1], [5, 2]), ([1], [6, 2]))
+    weighted = token_table("hard", ([1, 4], [2]), ([1], [6, 6, 2]), weight=pa.array([0.25, 0.5], pa.float32()))
+    data = read_training_set([plain, weighted], soft=False)
+    assert data.weights is not None
+    assert data.weights.tolist() == [1.0, 1.0, 0.25, 0.5]
+    assert read_training_set([plain], soft=False).weights is None
+
+
+def test_a_step_of_examples_that_count_little_has_a_small_loss():
+    """Multipliers are relative to the step, weights are not: examples of like length share a step."""
+    data = training_set(([1], [5, 2]), ([1], [6, 2]))
+    light = dataclasses.replace(data, weights=np.array([0.25, 0.25]))
+    layout = Layout.of(batch_size=2, micro_batch_size=1, world=1, rank=0)
+    sums = [
+        sum(float(micro["weights"].sum()) for micro in micros)
+        for one in (data, light)
+        for micros in step_batches(one, layout, pad_id=0, seed=0, epoch=0)
+    ]
+    assert sums == pytest.approx([1.0, 0.25])
 
 
 def test_tables_without_examples_are_nothing_to_train_on(tmp_path):
