@@ -6,6 +6,7 @@ Apart from the engine because it is a function of its inputs: it knows no caches
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,44 @@ def log_probs(parts: Sequence[torch.Tensor], order: torch.Tensor, temperatures: 
     if temperatures:
         logits = logits / torch.tensor(temperatures, device=device).view(-1, 1, 1, 1)
     return torch.log_softmax(logits, dim=-1)
+
+
+DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
+
+class Chosen(NamedTuple):
+    """What a step chose for one row.
+
+    Attributes:
+        tokens: A token for each place.
+        records: What was recorded of the rows that were looked at together, see `choose_tokens`.
+        slot: The row's place among these.
+    """
+
+    tokens: list[int]
+    records: list[np.ndarray]
+    slot: int
+
+
+def choices_of_each(
+    model: EnsembleForCausalLM, rows: Sequence[Running], members: torch.Tensor
+) -> list[Chosen | Exception]:
+    """`choose_tokens` for each row. Where that fails, halves are tried: an error is that of the rows that cause it.
+
+    Raises:
+        RuntimeError: If the device has failed, which no row can be blamed for.
+    """
+    try:
+        tokens, records = choose_tokens(model, rows, members)
+    except Exception as error:
+        if isinstance(error, DEVICE_ERRORS):
+            raise
+        if len(rows) == 1:
+            return [error]
+        half = len(rows) // 2
+        first = choices_of_each(model, rows[:half], members[:, :half])
+        return first + choices_of_each(model, rows[half:], members[:, half:])
+    return [Chosen(own, records, slot) for slot, own in enumerate(tokens)]
 
 
 def choose_tokens(

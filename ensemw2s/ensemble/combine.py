@@ -23,6 +23,9 @@ RULES: tuple[str, ...] = get_args(Rule)
 # probability 0 and a wrong answer an infinite loss; with it the loss of such a token is log(V / 1e-6), 25 for V = 64k.
 VOTE_FLOOR = 1e-6
 
+# Shares under the smallest normal float32 are none: multiplied by an infinite log-probability, 0 is not a number.
+SMALLEST_SHARE = 2.0**-126
+
 
 def normalised_weights(weights: Sequence[float]) -> list[float]:
     """Weights divided by their sum.
@@ -36,6 +39,8 @@ def normalised_weights(weights: Sequence[float]) -> list[float]:
     total = sum(values)
     if total <= 0:
         raise ModelError(f"member weights are {values}; no member has a positive weight, so the ensemble has no vote")
+    if not math.isfinite(total):  # each is a number, their sum is none
+        return normalised_weights([value / max(values) for value in values])
     return [value / total for value in values]
 
 
@@ -71,7 +76,7 @@ def combine(log_probs: torch.Tensor, weights: Sequence[float], rule: Rule = "pro
     if len(weights) != log_probs.shape[0]:
         raise ModelError(f"{len(weights)} weights for {log_probs.shape[0]} members")
     shares = normalised_weights(weights)
-    voters = [m for m, share in enumerate(shares) if share > 0]
+    voters = [m for m, share in enumerate(shares) if share >= SMALLEST_SHARE]
     members = (log_probs if len(voters) == len(shares) else log_probs[voters]).float()
     shares = [shares[m] for m in voters]
     if rule == "vote":

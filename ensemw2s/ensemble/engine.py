@@ -8,6 +8,7 @@ prompts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ensemw2s.ensemble.choices import choose_tokens, log_probs
+from ensemw2s.ensemble.choices import Chosen, choices_of_each, log_probs
 from ensemw2s.ensemble.forward import MemberNetwork, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, longest_first, member_weights
@@ -26,6 +27,8 @@ from ensemw2s.ensemble.sampling import draws
 from ensemw2s.ensemble.schedule import Schedule
 from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, StepTokens, make_draft
 from ensemw2s.errors import EnsemW2SError, ResourceError
+
+log = logging.getLogger(__name__)
 
 CHUNK = 512
 """Prompt tokens, of all slots together, that are read between two steps. Fewer let the other requests go on sooner."""
@@ -39,11 +42,13 @@ class Update:
         key: What `submit` gave.
         token_ids: New tokens.
         generation: The whole answer, once it has ended.
+        error: What went wrong with this request alone; it has left its slot.
     """
 
     key: int
     token_ids: list[int]
     generation: Generation | None = None
+    error: Exception | None = None
 
 
 @dataclass
@@ -224,6 +229,7 @@ class Engine:
 
         Raises:
             EnsemW2SError: If a request cannot be decoded; see `check_request`. Nothing has been decoded by then.
+            Exception: What went wrong with a request in a step.
         """
         keys: dict[int, int] = {}
         wrong: dict[int, EnsemW2SError] = {}
@@ -239,6 +245,8 @@ class Engine:
                 failed.update(wrong)
             while keys:
                 for update in self.step():
+                    if update.error is not None:
+                        raise update.error
                     if update.generation is not None and update.key in keys:
                         yield keys.pop(update.key), update.generation
         finally:
@@ -262,16 +270,15 @@ class Engine:
     def _answer(self) -> list[Update]:
         rows = self._schedule.answering
         with self._pace.timed(len(rows)) if self._draft else nullcontext(StepTokens()) as measured:
-            drafts = self._draft.propose(rows) if self._draft and self._pace.speculate else [[]] * len(rows)
+            drafts = self._propose(rows)
             ids, counts = padded([[row.sequence[-1], *draft] for row, draft in zip(rows, drafts, strict=True)])
             parts = [group.logits(ids, [row.read for row in rows], counts) for group in self.groups]
             members = log_probs(parts, self._order, self.model.temperatures)
-            tokens, records = choose_tokens(self.model, rows, members)
             updates, ended = [], []
-            for slot, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-                new, generation = self._take(row, draft, tokens[slot], records, slot)
-                updates.append(Update(row.key, new, generation))
-                if generation is not None:
+            for slot, chosen in enumerate(choices_of_each(self.model, rows, members)):
+                update = self._update(rows[slot], drafts[slot], chosen)
+                updates.append(update)
+                if update.generation is not None or update.error is not None:
                     ended.append(slot)
             produced = sum(len(update.token_ids) for update in updates)
             measured.tokens = produced
@@ -283,16 +290,32 @@ class Engine:
             self._schedule.release(slot)
         return updates
 
-    def _take(
-        self, row: Running, draft: list[int], tokens: list[int], records: list[np.ndarray], slot: int
-    ) -> tuple[list[int], Generation | None]:
+    def _propose(self, rows: list[Running]) -> list[list[int]]:
+        """Drafts; none where they cannot be made, because the answers do not need them."""
+        if self._draft is not None and self._pace.speculate:
+            try:
+                return self._draft.propose(rows)
+            except Exception:
+                log.warning("a step goes on without drafts", exc_info=True)
+        return [[]] * len(rows)
+
+    def _update(self, row: Running, draft: list[int], chosen: Chosen | Exception) -> Update:
+        """What a step did for a row. An error in it is the row's own."""
+        if isinstance(chosen, Exception):
+            return Update(row.key, [], error=chosen)
+        try:
+            return Update(row.key, *self._take(row, draft, chosen))
+        except Exception as error:
+            return Update(row.key, [], error=error)
+
+    def _take(self, row: Running, draft: list[int], chosen: Chosen) -> tuple[list[int], Generation | None]:
         """Keeps the tokens that the draft has right, and the one after them."""
         new: list[int] = []
         for place in range(len(draft) + 1):
-            token = tokens[place]
+            token = chosen.tokens[place]
             new.append(token)
             row.sequence.append(token)
-            row.records.append((records, slot, place))
+            row.records.append((chosen.records, chosen.slot, place))
             row.read += 1
             reason, stop = row.ended(self.tokenizer)
             accepted = place < len(draft) and draft[place] == token

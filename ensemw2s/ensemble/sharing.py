@@ -56,6 +56,7 @@ class SharedEngine:
             Generations by the index of their request, and what was wrong with those that could not be decoded.
 
         Raises:
+            Exception: What went wrong with one of these requests.
             BaseException: What a step raised, in every thread whose requests were in it; the engine is empty then.
         """
         job = _Job(requests, len(requests))
@@ -96,7 +97,11 @@ class SharedEngine:
 
     def _step(self) -> None:
         for update in self.engine.step():
-            if update.generation is not None:
+            if update.key not in self._keys:  # of a list that has failed in this step
+                continue
+            if update.error is not None:
+                self._fail(self._keys[update.key][0], update.error)
+            elif update.generation is not None:
                 job, i = self._keys.pop(update.key)
                 job.generations[i] = update.generation
                 self._close(job)
@@ -107,6 +112,15 @@ class SharedEngine:
             job.open -= 1
             if job.ended:
                 self._changed.notify_all()
+
+    def _fail(self, job: _Job, error: BaseException) -> None:
+        """Ends one job, whose own request an error comes from."""
+        for key in [key for key, (other, _) in self._keys.items() if other is job]:
+            self.engine.cancel(key)
+            del self._keys[key]
+        with self._changed:
+            job.error = error
+            self._changed.notify_all()
 
     def _fail_all(self, error: BaseException) -> None:
         for key in self._keys:

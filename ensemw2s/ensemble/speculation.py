@@ -123,6 +123,8 @@ class ModelDraft:
         if count < 1:
             return [[] for _ in rows]
         starts = [self._known(slot, row.sequence) for slot, row in enumerate(rows)]
+        if self.member is None:  # should this fail half way, no more than these is in the cache
+            self.read[: len(rows)] = [row.sequence[:start] for row, start in zip(rows, starts, strict=True)]
         fed = [row.sequence[start:] for start, row in zip(starts, rows, strict=True)]
         while max(map(len, fed)) > CATCH_UP:  # a prompt; only its last token needs an answer
             ids, counts = padded([tokens[: min(len(tokens) - 1, CATCH_UP)] for tokens in fed])

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.requests import Generation, Request
-from ensemw2s.errors import EnsemW2SError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class EngineLoop:
 
         Raises:
             EnsemW2SError: If the request cannot be decoded.
-            RuntimeError: If a step failed.
+            RuntimeError: If a step failed for all.
+            Exception: What went wrong with this request in a step.
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
@@ -137,16 +141,23 @@ class EngineLoop:
                 if self._closed and not commands and not self.engine.busy:
                     return
             for command in commands:
-                command()
+                self._guarded(command)
             if self.engine.busy:
                 self._step()
+
+    def _guarded(self, call: Callable[[], object]) -> None:
+        """Calls it; the thread, which serves all requests, outlives an error."""
+        try:
+            call()
+        except Exception:
+            log.exception("an error on the engine's thread")
 
     def _submit(self, ticket: _Ticket) -> None:
         if ticket.left:
             return
         try:
             ticket.key = self.engine.submit(ticket.request)
-        except EnsemW2SError as error:
+        except Exception as error:  # whatever it is, it is about this request
             ticket.end(error)
             return
         self._tickets[ticket.key] = ticket
@@ -165,11 +176,15 @@ class EngineLoop:
         now = time.monotonic()
         for update in updates:
             ticket = self._tickets[update.key]
+            if update.error is not None:
+                del self._tickets[update.key]
+                ticket.end(update.error)
+                continue
             ticket.tokens += update.token_ids
             if update.generation is not None or now >= ticket.due:
                 self._hand_over(ticket, update.generation, now)
         if self._after_step is not None:
-            self._after_step(self.engine)
+            self._guarded(partial(self._after_step, self.engine))
 
     def _hand_over(self, ticket: _Ticket, generation: Generation | None, now: float) -> None:
         assert ticket.key is not None

@@ -128,3 +128,11 @@ def test_a_wrong_number_of_weights_or_rule_is_refused(log_probs):
         combined(log_probs, [1.0, 1.0], "probability")
     with pytest.raises(ModelError, match="rule is 'mean', available: probability, log_probability, vote"):
         combined(log_probs, WEIGHTS, "mean")
+
+
+@pytest.mark.parametrize("rule", ["probability", "log_probability"])
+def test_weights_near_the_ends_of_what_numbers_can_be(rule):
+    impossible = torch.tensor([[0.0, -torch.inf], [-0.7, -0.7]])
+    equal = combine(impossible, [1e308, 1e308], rule)
+    torch.testing.assert_close(equal, combine(impossible, [1.0, 1.0], rule), equal_nan=True)
+    assert torch.equal(combine(impossible, [1e-300, 1.0], rule), impossible[1])

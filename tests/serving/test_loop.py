@@ -120,3 +120,31 @@ def test_a_step_that_fails_ends_all_with_the_reason_and_the_next_are_served(loop
         asyncio.run(take(looped, Request(PROMPTS[0], 5)))
     assert isinstance(looped.failure, MemoryError)
     assert asyncio.run(take(looped, Request(PROMPTS[0], 5)))[-1].generation is not None
+
+
+def test_an_error_of_one_request_or_of_who_counts_ends_neither_the_thread_nor_another(ensemble, monkeypatch):
+    engine = Engine(ensemble, slots=2)
+    submit = engine.submit
+
+    def broken(request, name="prompt"):
+        if request.max_new_tokens == 7:
+            raise OverflowError("a number that nobody thought of")
+        return submit(request, name)
+
+    def miscount(_):
+        raise ZeroDivisionError("counted wrong")
+
+    monkeypatch.setattr(engine, "submit", broken)
+    looped = EngineLoop(engine, miscount)
+
+    async def both():
+        return await asyncio.gather(
+            take(looped, Request(PROMPTS[1], 7)), take(looped, Request(PROMPTS[0], 5)), return_exceptions=True
+        )
+
+    wrong, right = asyncio.run(both())
+    assert isinstance(wrong, OverflowError)
+    assert right[-1].generation is not None
+    assert looped.failure is None
+    looped.close()
+    assert looped.join(10)
