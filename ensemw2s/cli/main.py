@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 the work failed, for the reason on stderr; 2 bad usage or config; 130 Ctrl-C.",
+    epilog="Exit codes: 0 done; 1 the work failed, for the reason on stderr; 2 bad usage or config; 130 Ctrl-C; "
+    "143 SIGTERM.",
 )
 
 

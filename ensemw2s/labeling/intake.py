@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ def write_examples(source: FileSource, path: Path, *, group: int, rejected: Path
     with (
         _Rows(path, EXAMPLE_SCHEMA, group) as usable,
         _Rows(rejected or path, REJECTED_SCHEMA, group) as refused,
-        _Seen(path.parent) as seen,
+        _Seen() as seen,
     ):
 
         def refuse(error: DataError) -> None:
@@ -150,8 +151,9 @@ class _Rows:
 class _Seen:
     """How often each id came, on the disk: millions of them do not fit everybody's memory."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / f".seen-{uuid.uuid4().hex[:8]}.tmp"
+    def __init__(self) -> None:
+        # not beside the output: its file system may lack the locks that SQLite takes
+        self._path = Path(tempfile.gettempdir()) / f"ensemw2s-seen-{uuid.uuid4().hex[:8]}"
         self._table = sqlite3.connect(self._path, isolation_level=None)
         self._table.execute("pragma journal_mode = off")
         self._table.execute("pragma synchronous = off")

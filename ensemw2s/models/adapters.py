@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
-from ensemw2s.models.info import ADAPTER_CONFIG
+from ensemw2s.models.info import ADAPTER_CONFIG, check_readable
 from ensemw2s.storage import remote
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -153,6 +153,7 @@ def read_adapter_config(directory: Path) -> PeftConfig:
     """
     if not (directory / ADAPTER_CONFIG).exists():
         raise ModelError(f"adapter {directory}: {ADAPTER_CONFIG} is missing")
+    check_readable(directory)
     try:
         config = PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ Apart from `loading` because a driver asks for sizes only, and what loads weight
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -89,8 +90,18 @@ def _header_sizes(location: Location) -> Iterator[int]:
                 yield prod(tensors.get_slice(name).get_shape())
 
 
+def check_readable(folder: Path) -> None:
+    """Raises `ModelError` if this user may not read a model's folder or a file in it: libraries take it for absent."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ModelError(f"model {folder}: permission denied; let this user read the folder (chmod a+rX)")
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        if not os.access(file, os.R_OK):
+            raise ModelError(f"model {folder}: {file.name}: permission denied; let this user read it (chmod a+r)")
+
+
 def check_folder(folder: Path) -> None:
     """Says what is wrong with a folder before transformers does so less clearly."""
+    check_readable(folder)
     if (folder / ADAPTER_CONFIG).exists():
         raise ModelError(f"model {folder} is a LoRA adapter; expected a full model (its base, say)")
     if not (folder / "config.json").exists():

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import yaml
@@ -272,7 +273,7 @@ def ask(url: str, body: Mapping[str, object], key: str | None, timeout: float = 
     """The answer to one message, as it comes.
 
     Args:
-        url: The endpoint.
+        url: The endpoint, in any form that `root_of` takes.
         body: A chat request.
         key: API key.
         timeout: Seconds without a byte.
@@ -281,11 +282,17 @@ def ask(url: str, body: Mapping[str, object], key: str | None, timeout: float = 
         ResourceError: If the endpoint cannot be reached, or refuses.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    url = root_of(url)
     try:
-        with requests.post(
-            f"{url.rstrip('/')}/v1/chat/completions", json={**body, "stream": True}, headers=headers, stream=True,
-            timeout=(10, timeout),
-        ) as answer:  # fmt: skip
+        with requests.Session() as session:
+            session.trust_env = not _is_here(url)  # a proxy of the environment does not reach this machine
+            answer = session.post(
+                f"{url}/v1/chat/completions",
+                json={**body, "stream": True},
+                headers=headers,
+                stream=True,
+                timeout=(10, timeout),
+            )
             if not answer.ok:
                 raise ResourceError(f"{url} says: {_message(answer)}")
             for line in answer.iter_lines():
@@ -298,6 +305,17 @@ def ask(url: str, body: Mapping[str, object], key: str | None, timeout: float = 
                     yield choice["delta"].get("content") or ""
     except requests.RequestException as error:
         raise ResourceError(f"no endpoint at {url}: is `ensemw2s serve` running? ({type(error).__name__})") from error
+
+
+def root_of(url: str) -> str:
+    """An endpoint's address with a scheme and without `/v1`, from whatever people write: `host:port`, a base URL."""
+    whole = url if "://" in url else f"http://{url}"
+    return whole.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _message(answer: requests.Response) -> str:

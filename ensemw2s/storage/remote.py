@@ -8,7 +8,6 @@ renamed, so the marker of a folder is written last, and removed first when the f
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemw2s import env
 from ensemw2s.errors import ArtifactError, ConfigError, ResourceError
+from ensemw2s.storage.locks import locked
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -391,6 +391,5 @@ def _alone(path: Path) -> Iterator[None]:
     """Keeps two processes of a machine from bringing the same thing at the same time."""
     locks = _root() / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / hashlib.sha256(str(path).encode()).hexdigest()[:32]).open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(locks / hashlib.sha256(str(path).encode()).hexdigest()[:32]):
         yield

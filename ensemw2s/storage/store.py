@@ -8,14 +8,13 @@ mirrors object storage, the objects count (`remote`).
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ensemw2s import faults
 from ensemw2s.errors import ArtifactError, ResourceError
 from ensemw2s.storage import remote
+from ensemw2s.storage.locks import locked
 from ensemw2s.storage.remote import CONTENTS, MARKER, shown
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def _disk_full(error: BaseException) -> bool:
 
 
 def _put_in_place(working: Path, path: Path) -> None:
+    _follow_umask(working)
     for file in working.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -204,6 +205,15 @@ def _put_in_place(working: Path, path: Path) -> None:
     working.rmdir()
 
 
+def _follow_umask(working: Path) -> None:
+    """Lets others read what they may read of other files: safetensors gives its files to their owner alone."""
+    mode = working.stat().st_mode & 0o666  # that of a folder which was just made
+    for file in working.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with suppress(OSError):  # not every file system has modes
+                file.chmod(file.stat().st_mode | mode)
+
+
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Keeps others who want to make the same stage out; they wait. The lock goes with the process, however it ends.
@@ -211,8 +221,7 @@ def alone(path: Path) -> Iterator[None]:
     In object storage there are no locks: only others on this machine are kept out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(path.parent / f".{path.name}.lock"):
         yield
 
 
@@ -223,9 +232,9 @@ def only_one(root: Path) -> Iterator[None]:
     As with `alone`, runs of other machines do not see it where the folder mirrors object storage.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as handle:
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(root / ".lock", wait=False))
         except BlockingIOError:
             raise ResourceError(
                 f"another run is at work in {shown(root)}: wait for its end, or use another name"

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -155,3 +156,12 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
 def test_a_full_model_has_no_base_to_replace(saved):
     with pytest.raises(ModelError, match=r"holds no adapters .* so it has no base to replace"):
         loading.load_trained(saved, base=saved)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_may_not_be_read_is_not_said_to_be_absent(saved, monkeypatch, name):
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name and allowed(path, mode))
+    for load in (loading.load_causal_lm, loading.model_info):
+        with pytest.raises(ModelError, match=f"{name}: permission denied; let this user read it"):
+            load(saved)

@@ -1,5 +1,8 @@
 """What `ensemw2s serve` refuses before anything starts, and `ensemw2s ask` on an endpoint."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 
 from ensemw2s.cli.main import app
 from ensemw2s.serving.app import FRONT, api_keys, build
+from ensemw2s.serving.endpoint import ask
 
 PROMPT = "sort these 3 1 2"
 
@@ -92,3 +96,34 @@ def test_ask_says_what_the_endpoint_says(url, free_port):
     nobody = asked(PROMPT, "--url", f"http://127.0.0.1:{free_port()}")
     assert nobody.exit_code == 1
     assert "is `ensemw2s serve` running?" in " ".join(nobody.stderr.split())
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Answers every chat request with the path that it came to."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        content = json.dumps({"choices": [{"delta": {"content": self.path}}]})
+        self.wfile.write(f"data: {content}\n\ndata: [DONE]\n\n".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echo():
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("form", ["http://{}", "http://{}/", "http://{}/v1", "http://{}/v1/", "{}", "{}/v1"])
+def test_ask_takes_an_address_in_any_form_and_reaches_this_machine_beside_a_proxy(echo, free_port, monkeypatch, form):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")  # nobody is there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert "".join(ask(form.format(echo), {"messages": []}, None, 20.0)) == "/v1/chat/completions"

@@ -316,3 +316,17 @@ def test_the_marker_of_an_older_run_is_read_and_written_as_it_was(tmp_path):
     assert description.stage == "rounds/1/experts/0"
     description.write(tmp_path / MARKER)
     assert (tmp_path / MARKER).read_text() == older.read_text()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_published_files_follow_the_umask_whoever_wrote_them(path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with store.publish(path, DESCRIPTION) as folder:
+            (folder / "experts").mkdir()
+            for file in (folder / "weights", folder / "experts" / "weights"):
+                file.write_text("w")
+                file.chmod(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (path / "weights", path / "experts" / "weights")} == {mode}
