@@ -7,6 +7,7 @@ their own manuals.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -97,10 +98,24 @@ RAY_NO_GPU = Setting(
 RAY_STATE = Setting("RAY_TRAIN_ENABLE_STATE_TRACKING", "No actor that tracks the state of trainings.", "0")
 RAY_METRICS = Setting("RAY_TRAIN_METRICS_ENABLED", "No metrics of Ray Train.", "0")
 RAY_USAGE = Setting("RAY_USAGE_STATS_ENABLED", "Ray reports no usage to its makers.", "0")
+OMP_THREADS = Setting("OMP_NUM_THREADS", "One thread in the process that worker processes are forked from.", "1")
+OPENBLAS_THREADS = Setting("OPENBLAS_NUM_THREADS", "The same for OpenBLAS.", "1")
+MKL_THREADS = Setting("MKL_NUM_THREADS", "The same for MKL.", "1")
 RAY_TUNE_OUTPUT = Setting("RAY_AIR_NEW_OUTPUT", "Tune prints no table of its own beside that of the search.", "0")
 
 VARIABLES = tuple(found for found in globals().values() if isinstance(found, Variable))
 """All of them: those that are read, then those that are set."""
+
+
+def copy(*settings: Setting) -> dict[str, str]:
+    """The environment for a process that this one starts, with these settings whatever the user has set."""
+    return os.environ | {setting.name: setting.value for setting in settings if setting.value is not None}
+
+
+def replace(values: Mapping[str, str]) -> None:
+    """Gives this process the environment of another one."""
+    os.environ.clear()
+    os.environ.update(values)
 
 
 def table() -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from ensemw2s import env
+from ensemw2s.cluster.forks import forked_workers
 from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources, with_autoscaling
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import ConfigError, ResourceError
@@ -47,11 +48,13 @@ def check_lasting(path: str | Path, name: str) -> None:
 
 
 @contextmanager
-def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources]:
+def connect(config: ClusterConfig, *, forks: bool = True, debug: bool = False) -> Iterator[Resources]:
     """Joins the configured cluster, or starts a Ray on this machine and stops it at the end.
 
     Args:
         config: Where.
+        forks: Whether a Ray that is started forks its processes (`forks`). Whoever computes with torch in one has to
+            say how many threads it takes.
         debug: Show the logs of Ray and of all workers.
 
     Raises:
@@ -61,35 +64,41 @@ def connect(config: ClusterConfig, *, debug: bool = False) -> Iterator[Resources
     import ray
 
     joined = ray.is_initialized()
-    if not joined:
-        # Else a task whose actor cannot be reached is tried again at once, and has no tries left (`pool.RETRIES`)
-        # by the time that the cluster knows its node to be dead.
-        env.RAY_RETRY_DELAY.set_default()
-        where = cluster_address(config)
-        level = logging.INFO if debug else logging.ERROR
-        start = partial(ray.init, log_to_driver=debug, logging_level=level)
-        try:
-            if where is not None:
-                start(address=where)
-            else:
-                local = local_resources(config)
-                for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
-                    setting.set_default()
-                start(
-                    num_cpus=int(local.cpus),
-                    num_gpus=int(local.gpus),
-                    object_store_memory=config.object_store_mb * 2**20,
-                    resources={DRIVER: 1000},
-                    include_dashboard=False,
-                )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
-    _quiet_data(debug)
-    try:
-        yield current_resources(config)
-    finally:
+    where = cluster_address(config)
+    with ExitStack() as open_:
+        if not joined and where is None and forks:
+            open_.enter_context(forked_workers())
         if not joined:
-            ray.shutdown()
+            _start(config, where, debug)
+            open_.callback(ray.shutdown)
+        _quiet_data(debug)
+        yield current_resources(config)
+
+
+def _start(config: ClusterConfig, where: str | None, debug: bool) -> None:
+    import ray
+
+    # Else a task whose actor cannot be reached is tried again at once, and has no tries left (`pool.RETRIES`)
+    # by the time that the cluster knows its node to be dead.
+    env.RAY_RETRY_DELAY.set_default()
+    level = logging.INFO if debug else logging.ERROR
+    start = partial(ray.init, log_to_driver=debug, logging_level=level)
+    try:
+        if where is not None:
+            start(address=where)
+        else:
+            local = local_resources(config)
+            for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
+                setting.set_default()
+            start(
+                num_cpus=int(local.cpus),
+                num_gpus=int(local.gpus),
+                object_store_memory=config.object_store_mb * 2**20,
+                resources={DRIVER: 1000},
+                include_dashboard=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
 
 
 def current_resources(config: ClusterConfig) -> Resources:

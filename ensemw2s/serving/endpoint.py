@@ -93,7 +93,7 @@ def serve(
     """
     _check_port(host, port)
     stopped = threading.Event()
-    with connect(where, debug=debug) as resources:
+    with connect(where, forks=False, debug=debug) as resources:
         from ray import serve as ray_serve
 
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, whose own handler writes a trace
@@ -129,7 +129,7 @@ def deploy(
     """
     if cluster_address(where) is None:
         raise ConfigError("--detach leaves the endpoint to a cluster: give --address, or set RAY_ADDRESS")
-    with connect(where, debug=debug) as resources:
+    with connect(where, forks=False, debug=debug) as resources:
         _start(settings, resources, host, port, say, alone=False, debug=debug)
         say("it stays up; `serve shutdown` ends it")
 

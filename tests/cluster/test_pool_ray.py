@@ -1,5 +1,6 @@
 """Chunks on real Ray Data actors and pooled processes: every result arrives, and errors of ours arrive as they are."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ensemw2s.cluster.pool import Chunk, Pool, chunks
-from ensemw2s.cluster.resources import DRIVER, NODE_SHARE
+from ensemw2s.cluster.resources import DRIVER, NODE_SHARE, has_gpu
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import DataError, ResourceError
 
@@ -131,3 +132,20 @@ def test_a_chunk_that_ends_its_process_every_time_is_given_up(work, summing, reu
     monkeypatch.setattr("ensemw2s.cluster.pool.RETRIES", 1)
     with pytest.raises(ResourceError, match=r"a chunk's process died 2 times; if for lack of memory, lower labeling\."):
         list(POOL.stream(third(work, reuse), summing(bad=16, kind="death"), reuse=reuse))
+
+
+@pytest.mark.usefixtures("_ray_here")
+@pytest.mark.skipif(has_gpu(), reason="nothing is forked where there is a GPU")
+def test_processes_are_forks_that_have_imported_torch_and_have_ids_of_their_own():
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Looking:
+        def look(self) -> tuple[bool, str, str]:
+            ours = ray.get_runtime_context().get_worker_id()
+            return "torch" in sys.modules, ours, ray.WorkerID.from_random().hex()
+
+    looking = [Looking.remote() for _ in range(3)]
+    found = ray.get([one.look.remote() for one in looking])
+    assert all(imported for imported, _, _ in found)
+    assert len({each for _, *both in found for each in both}) == 6
