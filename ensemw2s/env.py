@@ -101,6 +101,7 @@ RAY_USAGE = Setting("RAY_USAGE_STATS_ENABLED", "Ray reports no usage to its make
 OMP_THREADS = Setting("OMP_NUM_THREADS", "One thread in the process that worker processes are forked from.", "1")
 OPENBLAS_THREADS = Setting("OPENBLAS_NUM_THREADS", "The same for OpenBLAS.", "1")
 MKL_THREADS = Setting("MKL_NUM_THREADS", "The same for MKL.", "1")
+ARROW_THREADS = Setting("JE_ARROW_MALLOC_CONF", "The same for pyarrow's allocator.", "background_thread:false")
 RAY_TUNE_OUTPUT = Setting("RAY_AIR_NEW_OUTPUT", "Tune prints no table of its own beside that of the search.", "0")
 
 VARIABLES = tuple(found for found in globals().values() if isinstance(found, Variable))

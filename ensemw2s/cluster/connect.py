@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from ensemw2s import env
 from ensemw2s.cluster.forks import forked_workers
@@ -18,6 +20,9 @@ from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources,
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.storage import remote
+
+TOO_SLOW = "timed out during startup"
+"""What Ray says of a node that took too long. It raises a plain `Exception`."""
 
 
 def cluster_address(config: ClusterConfig) -> str | None:
@@ -90,15 +95,44 @@ def _start(config: ClusterConfig, where: str | None, debug: bool) -> None:
             local = local_resources(config)
             for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
                 setting.set_default()
-            start(
-                num_cpus=int(local.cpus),
-                num_gpus=int(local.gpus),
-                object_store_memory=config.object_store_mb * 2**20,
-                resources={DRIVER: 1000},
-                include_dashboard=False,
+            _patiently(
+                partial(
+                    start,
+                    num_cpus=int(local.cpus),
+                    num_gpus=int(local.gpus),
+                    object_store_memory=config.object_store_mb * 2**20,
+                    resources={DRIVER: 1000},
+                    include_dashboard=False,
+                )
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
+
+
+def _patiently(start: Callable[[], object], tries: int = 4) -> None:
+    """Starts a Ray on this machine; again where its node took longer than the half minute that Ray gives it.
+
+    Args:
+        start: Does it.
+        tries: How often, at most.
+
+    Raises:
+        ResourceError: If no try was quick enough.
+    """
+    before = {process.pid for process in psutil.Process().children()}
+    for _ in range(tries):
+        try:
+            start()
+            return
+        except Exception as error:
+            if TOO_SLOW not in str(error):
+                raise
+        late = [process for process in psutil.Process().children() if process.pid not in before]
+        for process in late:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(late, 10)
+    raise ResourceError(f"Ray did not start in {tries} tries of 30 seconds: this machine is too busy; try again later")
 
 
 def current_resources(config: ClusterConfig) -> Resources:

@@ -34,11 +34,18 @@ PRELOADED = (
     "jsonschema",
     "requests",
     "aiohttp",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "pandas",
     "torch",
     "transformers.models.llama.modeling_llama",
     "peft",
+    "deepspeed",
 )
 """Modules that take long, start no threads, use no GPU and do not import Ray."""
+
+ONE_THREAD = (env.OMP_THREADS, env.OPENBLAS_THREADS, env.MKL_THREADS, env.ARROW_THREADS)
+"""Settings under which importing them starts no thread."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def forked_workers() -> Iterator[None]:
         # one thread: libraries start others when they are imported, and threads do not outlive a fork
         server = subprocess.Popen(
             [sys.executable, "-m", "ensemw2s.cluster.forks", str(listener.fileno())],
-            env=env.copy(env.OMP_THREADS, env.OPENBLAS_THREADS, env.MKL_THREADS),
+            env=env.copy(*ONE_THREAD) | {env.DS_ACCELERATOR.name: "cpu"},
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
