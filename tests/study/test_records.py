@@ -33,7 +33,11 @@ def test_a_compressed_study_has_no_time_in_it() -> None:
     assert (STUDIES / "ablation.json.gz").read_bytes()[4:8] == bytes(4)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}" * 99)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}" * 99)[:-9]],
+    ids=["no gzip", "no JSON", "cut off"],
+)
 def test_a_damaged_compressed_study_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "study.json.gz").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"study\.json\.gz cannot be read: "):
