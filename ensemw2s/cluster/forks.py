@@ -49,7 +49,7 @@ ONE_THREAD = (env.OMP_THREADS, env.OPENBLAS_THREADS, env.MKL_THREADS, env.ARROW_
 
 
 @dataclass(frozen=True)
-class Request:
+class ForkRequest:
     """A worker process that Ray asks for.
 
     Attributes:
@@ -114,7 +114,7 @@ def _set_up_by(script: Path) -> Iterator[None]:
         ray_constants.SETUP_WORKER_FILENAME = usual
 
 
-def serve(listener: socket.socket) -> Request | None:
+def serve(listener: socket.socket) -> ForkRequest | None:
     """Forks a process for each request, until the process that started this one is gone.
 
     Args:
@@ -157,17 +157,17 @@ def _has_driver() -> bool:
     return not select.select([sys.stdin], [], [], 0)[0]
 
 
-def _receive(connection: socket.socket) -> Request | None:
+def _receive(connection: socket.socket) -> ForkRequest | None:
     try:
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
         with connection.makefile("rb") as file:
             text = file.read()
     except OSError:
         return None
-    return Request(text, tuple(streams)) if text else None
+    return ForkRequest(text, tuple(streams)) if text else None
 
 
-def become(request: Request) -> None:
+def become(request: ForkRequest) -> None:
     """Makes this fork the worker process that Ray asked for, and runs it."""
     wanted = json.loads(request.text)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -81,7 +81,7 @@ BOUNDS = (
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Section:
     """A section class at one place of the tree.
 
     Attributes:
@@ -120,10 +120,10 @@ def render(config_class: type[BaseModel] = Config) -> str:
         included, is a link to it.
     """
     schema = cast(Schema, config_class.model_json_schema())
-    return "\n".join([INTRODUCTION, *_blocks(_Place("", schema), schema.get("$defs", {}), {})])
+    return "\n".join([INTRODUCTION, *_blocks(_Section("", schema), schema.get("$defs", {}), {})])
 
 
-def _blocks(place: _Place, definitions: dict[str, Schema], first_at: dict[str, str]) -> Iterator[str]:
+def _blocks(place: _Section, definitions: dict[str, Schema], first_at: dict[str, str]) -> Iterator[str]:
     """The section at `place`, then all sections below it. `first_at` collects the heading of every distinct one."""
     identity = json.dumps([place.schema.get("title"), place.defaults], sort_keys=True)
     if first := first_at.get(identity):
@@ -136,7 +136,7 @@ def _blocks(place: _Place, definitions: dict[str, Schema], first_at: dict[str, s
         default = _default_at(place, name, field)
         for key, section, kind in _subsections(_join(place.key, name), field, definitions):
             in_place = default if isinstance(default, dict) and default else None
-            yield from _blocks(_Place(key, section, in_place, kind or place.kind), definitions, first_at)
+            yield from _blocks(_Section(key, section, in_place, kind or place.kind), definitions, first_at)
 
 
 def _subsections(key: str, field: Schema, definitions: dict[str, Schema]) -> Iterator[tuple[str, Schema, str]]:
@@ -154,7 +154,7 @@ def _subsections(key: str, field: Schema, definitions: dict[str, Schema]) -> Ite
             yield from _subsections(key, option, definitions)
 
 
-def _table(place: _Place, definitions: dict[str, Schema]) -> str:
+def _table(place: _Section, definitions: dict[str, Schema]) -> str:
     lines = [f"## {place.heading}", ""]
     if description := place.schema.get("description", ""):
         lines += [description, ""]
@@ -176,7 +176,7 @@ def _table(place: _Place, definitions: dict[str, Schema]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _default_at(place: _Place, name: str, field: Schema) -> object:
+def _default_at(place: _Section, name: str, field: Schema) -> object:
     """The value that a key has when the file does not name it. Factories of lists and mappings give empty ones."""
     if place.defaults is not None and name in place.defaults:
         return place.defaults[name]

@@ -30,7 +30,7 @@ State = Literal["done", "to do", "changed", "not needed"]
 
 
 @dataclass(frozen=True)
-class Found:
+class StageState:
     """What lies on disk for a stage.
 
     Attributes:
@@ -76,7 +76,7 @@ class Plan:
     config: Config
     where: str
     items: tuple[Item, ...]
-    found: dict[str, Found]
+    found: dict[str, StageState]
     complete: bool
 
     def names(self, *states: State) -> list[str]:
@@ -90,34 +90,34 @@ class Plan:
         return len(steps), sum(steps)
 
 
-def survey(graph: Graph) -> dict[str, Found]:
+def survey(graph: Graph) -> dict[str, StageState]:
     """Looks up what is finished. Reads markers and round.json files only."""
     found = {stage.name: _look(stage) for stage in graph.stages()}
     ended = _end_of_boosting(graph, found)
     for r in graph.rounds:
         for stage in (*(expert.stage for expert in r.experts), r.stage):
             if ended is not None and r.number > ended and found[stage.name].state == "to do":
-                found[stage.name] = Found("not needed", f"boosting ended with round {ended}, which got no vote")
+                found[stage.name] = StageState("not needed", f"boosting ended with round {ended}, which got no vote")
     return found
 
 
-def _look(stage: Stage) -> Found:
+def _look(stage: Stage) -> StageState:
     try:
         done = store.is_done(stage.path, stage.description)
         checkpoints.check(checkpoints.folder_of(stage.path), stage.description)
-        return Found("done" if done else "to do")
+        return StageState("done" if done else "to do")
     except ArtifactError as error:
         try:
             earlier = store.Description.read(stage.path / store.MARKER)
         except ArtifactError:
             earlier = None
         if earlier is None:
-            return Found("changed", str(error))
+            return StageState("changed", str(error))
         own = earlier.settings != stage.settings
-        return Found("changed", store.difference(earlier, stage.description) if own else "")
+        return StageState("changed", store.difference(earlier, stage.description) if own else "")
 
 
-def _end_of_boosting(graph: Graph, found: dict[str, Found]) -> int | None:
+def _end_of_boosting(graph: Graph, found: dict[str, StageState]) -> int | None:
     """The round that was refused and with which boosting stopped."""
     if graph.config.boosting.on_failure == "skip":
         return None
@@ -156,7 +156,7 @@ def resources_for(config: Config, *, debug: bool = False) -> Resources:
         return resources
 
 
-def lay_out(graph: Graph, found: dict[str, Found], sizes: dict[str, int]) -> Plan:
+def lay_out(graph: Graph, found: dict[str, StageState], sizes: dict[str, int]) -> Plan:
     """Puts the stages into words. Pure.
 
     Args:

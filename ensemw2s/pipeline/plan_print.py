@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.cluster.resources import ResourcePlan, Resources
-from ensemw2s.pipeline.plan import Found, Item, Plan, times
+from ensemw2s.pipeline.plan import Item, Plan, StageState, times
 
 
 def print_plan(
@@ -66,7 +66,7 @@ def print_plan(
 _STYLES = {"done": "green", "given": "green", "to do": "yellow", "changed": "bold red", "not needed": "dim"}
 
 
-def _state_of(item: Item, found: dict[str, Found]) -> str:
+def _state_of(item: Item, found: dict[str, StageState]) -> str:
     """State of a line in a word or two."""
     if item.given:
         return "given"

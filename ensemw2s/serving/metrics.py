@@ -101,10 +101,10 @@ def merged(pages: Iterable[tuple[dict[str, str], str]]) -> str:
             for sample in family.samples:
                 into.samples.append(sample._replace(labels={**labels, **sample.labels}))
 
-    class Found:
+    class EngineMetrics:
         def collect(self) -> Iterable[Metric]:
             return families.values()
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Found())
+    registry.register(EngineMetrics())
     return generate_latest(registry).decode()

@@ -62,12 +62,12 @@ class MeanDifference(SignFlip, _Pairs):
     verdict: StudyVerdict
 
 
-class _Place(Record):
+class _Cell(Record):
     task: str
     variant: str
 
 
-class _SystemPlace(_Place):
+class _SystemPlace(_Cell):
     system: str
 
 
@@ -75,7 +75,7 @@ class _SplitPlace(_SystemPlace):
     split: str
 
 
-class _Pair(_Place):
+class _Pair(_Cell):
     a: str
     b: str
     split: str
@@ -139,7 +139,7 @@ class OtherData(Record):
     tasks: tuple[str, ...]
 
 
-class MeanCurve(_Place):
+class MeanCurve(_Cell):
     """Exact match of the ensemble of the first rounds, under teacher forcing, mean over the seeds that have them.
 
     Attributes:
@@ -161,7 +161,7 @@ class MeanCurve(_Place):
         return {"validation": self.validation, "id": self.id, "ood": self.ood}[split]
 
 
-class ChosenRounds(_Place):
+class ChosenRounds(_Cell):
     """How many rounds validation chose, one number for each seed."""
 
     rounds: tuple[int, ...]

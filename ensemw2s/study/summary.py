@@ -58,7 +58,7 @@ def summarise(
         other_data: Variants with other examples than the default's: no difference from it means anything.
         against: Variant → another one that it is compared with, beside the default.
     """
-    made = Summary(rows, resamples, other_data, against or {})
+    made = StudySummary(rows, resamples, other_data, against or {})
     return StudyFigures(
         parameters=made.parameters(),
         systems=tuple(made.systems()),
@@ -79,7 +79,7 @@ def rivals(system: str) -> tuple[str, ...]:
     return (*reversed(TABLE[system].claims_over), *TABLE[system].also_against)
 
 
-class Summary:
+class StudySummary:
     """The parts of `summarise`, each from the same rows."""
 
     def __init__(
@@ -318,7 +318,7 @@ def associations(points: Sequence[DiagnosisPoint], resamples: int) -> Iterator[A
     Bagging's are other points of the same runs: with them, what sets two systems apart would pass for an association.
 
     Args:
-        points: Those of `Summary.diagnosis`.
+        points: Those of `StudySummary.diagnosis`.
         resamples: Permutations of each test.
     """
     for split in (*SPLITS, VALIDATION):

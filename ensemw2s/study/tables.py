@@ -143,7 +143,7 @@ def systems(summary: StudyFigures, scope: str) -> Sheet:
     headings = ("", *splits.values(), "OOD tokens", "OOD NLL", "OOD options", "labels right")
     note = (
         f"Exact match, %, mean over {seeds_of(own)} with 95 % t interval; on validation, and with T by "
-        "validation, under teacher forcing. So are tokens right (%) and NLL (nats a token) of the OOD answers."
+        "validation, under teacher forcing. So are tokens right (%) and NLL (nats per token) of the OOD answers."
     )
     if any(e.label_accuracy is not None for e in own):
         note += " Labels right, %, are those that a student learnt from."

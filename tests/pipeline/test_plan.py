@@ -12,7 +12,7 @@ from ensemw2s.cluster.resources import DRIVER, Node, Resources, plan_resources
 from ensemw2s.config import Config, parse_config
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph
-from ensemw2s.pipeline.plan import Found, Plan, lay_out, parameters, resources_for, survey
+from ensemw2s.pipeline.plan import Plan, StageState, lay_out, parameters, resources_for, survey
 from ensemw2s.pipeline.plan_print import print_plan
 from ensemw2s.storage import store
 from ensemw2s.storage.store import Stage
@@ -166,8 +166,8 @@ def test_work_of_another_config_is_named_with_what_changed(tmp_path: Path) -> No
         finish(stage)
     after = build_graph(config(tmp_path, data__sizes__easy_train=90))
     plan = planned(after)
-    assert plan.found["data"] == Found("changed", "data.sizes.easy_train was 100, is 90")
-    assert plan.found["tokens"] == Found("changed"), "its own settings are the same"
+    assert plan.found["data"] == StageState("changed", "data.sizes.easy_train was 100, is 90")
+    assert plan.found["tokens"] == StageState("changed"), "its own settings are the same"
     assert "data changed: data.sizes.easy_train was 100, is 90" in " ".join(printed(plan).split())
     text = " ".join(printed(plan).split())
     assert "`run` would refuse: 2 stages here were made with another config." in text
