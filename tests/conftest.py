@@ -618,8 +618,8 @@ HEAVY = {"processes", "ray", "e2e", "faults", "cluster", "browser"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start processes come first, so that quick ones fill the end. Where several processes test, one makes
-    the `undisturbed` run for all; while it does, the others have files that can do without.
+    """Files that start processes come first, then those with slow tests, so that quick ones fill the end. Where several
+    processes test, one makes the `undisturbed` run for all; while it does, the others have files that can do without.
     """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
@@ -631,7 +631,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def waits(tests: list[pytest.Item]) -> bool:
         return any("undisturbed" in getattr(test, "fixturenames", ()) for test in tests)
 
-    quick = [tests for tests in files.values() if not heavy(tests)]
+    def slow(tests: list[pytest.Item]) -> int:
+        return sum(any(mark.name == "slow" for mark in test.iter_markers()) for test in tests)
+
+    quick = sorted((tests for tests in files.values() if not heavy(tests)), key=slow, reverse=True)
     waiting = [tests for tests in files.values() if heavy(tests) and waits(tests)]
     others = [tests for tests in files.values() if heavy(tests) and not waits(tests)]
     items[:] = [test for tests in (*waiting[:1], *others, *waiting[1:], *quick) for test in tests]

@@ -2,7 +2,7 @@
 
 import io
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -15,6 +15,14 @@ def ended_by(stop: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(typer.Exit) as end, outcome(debug=False, resumable=True):
         stop()
     return end.value.exit_code, capsys.readouterr().err
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, even where these tests run as a job in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def ray_ends_it() -> None:
@@ -34,7 +42,7 @@ STOPPED = "stopped: the same command continues from what is finished\n"
     ],
     ids=["SIGTERM", "SIGTERM while Ray starts", "Ctrl-C"],
 )
-def test_a_command_that_is_stopped_says_so_in_one_line(capsys, stop, code):
+def test_a_command_that_is_stopped_says_so_in_one_line(capsys, interruptible, stop, code):
     before = signal.getsignal(signal.SIGTERM)
     assert ended_by(stop, capsys) == (code, STOPPED)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -1,6 +1,6 @@
 """True answers to hard prompts are read by the ceiling and the evaluation alone: wrong ones change nothing else.
 
-The run with wrong ones is killed twice at random besides, which must change nothing either.
+The run with wrong ones is killed at random besides, which must change nothing either.
 """
 
 import json
@@ -40,9 +40,9 @@ def corrupted(own_jsonl, tmp_path) -> Path:
     return path
 
 
-def test_wrong_hard_answers_and_kills_change_the_ceiling_and_nothing_else(undisturbed, workplace, corrupted) -> None:
+def test_wrong_hard_answers_and_a_kill_change_the_ceiling_and_nothing_else(undisturbed, workplace, corrupted) -> None:
     study = workplace.study(corrupted, **{"training.checkpoint_seconds": 0.3})
-    kill_at_random(workplace, study, seed=1, kills=2)
+    kill_at_random(workplace, study, seed=1, kills=1)
     assert not (workplace.run_folder / "results.json").exists()
     workplace.done("run", study)
     truths, lies = (pq.read_table(p.run_folder / "data" / "hard_labels.parquet") for p in (undisturbed, workplace))
