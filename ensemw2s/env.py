@@ -7,7 +7,8 @@ their own manuals.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -60,6 +61,11 @@ RAY_ADDRESS = Variable("RAY_ADDRESS", "Cluster to join where `cluster.address` n
 RAY_JOB = Variable(
     "RAY_JOB_CONFIG_JSON_ENV_VAR", "Set by Ray in the driver of a job: relative paths are refused there."
 )
+RAY_TMPDIR = Variable(
+    "RAY_TMPDIR", "Folder for the logs and sockets of a Ray that is started here. Default: a folder of its own."
+)
+RAY_AUTH_MODE = Variable("RAY_AUTH_MODE", "`token` or `disabled`: whether Ray asks for a token.")
+RAY_AUTH_TOKEN_PATH = Variable("RAY_AUTH_TOKEN_PATH", "File with the token of a cluster. Default: `~/.ray/auth_token`.")
 MLFLOW_URI = Variable("MLFLOW_TRACKING_URI", "MLflow's server where `tracking.uri` names none.")
 AZURE_ACCOUNT = Variable("AZURE_STORAGE_ACCOUNT_NAME", "Storage account of `az://` paths.")
 AZURE_KEY = Variable("AZURE_STORAGE_ACCOUNT_KEY", "Its key. Default: the identity of the machine.")
@@ -76,6 +82,9 @@ RAY_RETRY_DELAY = Setting(
     "RAY_task_retry_delay_ms",
     "Milliseconds between two tries of a task: long enough to learn that a silent node is lost.",
     "3000",
+)
+RAY_AUTH_TOKEN = Setting(
+    "RAY_AUTH_TOKEN", "Token of a Ray that is started here: a new one, which only its own processes know."
 )
 RAY_WATCHER = Setting(
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
@@ -106,6 +115,19 @@ RAY_TUNE_OUTPUT = Setting("RAY_AIR_NEW_OUTPUT", "Tune prints no table of its own
 
 VARIABLES = tuple(found for found in globals().values() if isinstance(found, Variable))
 """All of them: those that are read, then those that are set."""
+
+
+@contextmanager
+def kept(*variables: Variable) -> Iterator[None]:
+    """Gives variables the values that they have, or have not, again when the block ends."""
+    before = {variable.name: os.environ.get(variable.name) for variable in variables}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def copy(*settings: Setting) -> dict[str, str]:

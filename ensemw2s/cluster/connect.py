@@ -6,6 +6,8 @@ A config goes in; a connection comes out, with what its nodes have.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +17,9 @@ from pathlib import Path
 import psutil
 
 from ensemw2s import env
+from ensemw2s.cluster import join
 from ensemw2s.cluster.forks import forked_workers
+from ensemw2s.cluster.own import own_session, own_token, temporary_folder
 from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources, with_autoscaling
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import ConfigError, ResourceError
@@ -63,7 +67,8 @@ def connect(config: ClusterConfig, *, forks: bool = True, debug: bool = False) -
         debug: Show the logs of Ray and of all workers.
 
     Raises:
-        ResourceError: If the cluster cannot be reached.
+        ConfigError: If no Ray answers at the address.
+        ResourceError: If the cluster cannot be used.
     """
     _quiet(debug)
     import ray
@@ -73,11 +78,28 @@ def connect(config: ClusterConfig, *, forks: bool = True, debug: bool = False) -
     with ExitStack() as open_:
         if not joined and where is None and forks:
             open_.enter_context(forked_workers())
+        if not joined and where is None:
+            open_.enter_context(own_token())
+        elif not joined and where is not None:
+            open_.enter_context(env.kept(env.RAY_AUTH_MODE))
+            join.check(where)
         if not joined:
-            _start(config, where, debug)
+            with _own_sigterm():
+                _start(config, where, debug)
             open_.callback(ray.shutdown)
         _quiet_data(debug)
         yield current_resources(config)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this process's answer to SIGTERM: that of Ray ends it at once, with a trace."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start(config: ClusterConfig, where: str | None, debug: bool) -> None:
@@ -95,16 +117,18 @@ def _start(config: ClusterConfig, where: str | None, debug: bool) -> None:
             local = local_resources(config)
             for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
                 setting.set_default()
-            _patiently(
-                partial(
-                    start,
-                    num_cpus=int(local.cpus),
-                    num_gpus=int(local.gpus),
-                    object_store_memory=config.object_store_mb * 2**20,
-                    resources={DRIVER: 1000},
-                    include_dashboard=False,
-                )
+            start_here = partial(
+                start,
+                address="local",  # whatever another Ray has left in the environment and on the disk
+                _temp_dir=temporary_folder(),
+                num_cpus=int(local.cpus),
+                num_gpus=int(local.gpus),
+                object_store_memory=config.object_store_mb * 2**20,
+                resources={DRIVER: 1000},
+                include_dashboard=False,
             )
+            with own_session():
+                _patiently(start_here)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error
 

@@ -88,6 +88,7 @@ def forked_workers() -> Iterator[None]:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # as all that belongs to this Ray (`own`)
         )
     try:
         with _set_up_by(folder / "fork_request.py"):

@@ -6,8 +6,10 @@ anything starts.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -159,9 +161,47 @@ def _actors_beside(config: Config, resources: Resources, workers: int) -> int:
 
 def local_resources(config: ClusterConfig) -> Resources:
     """What a Ray started on this machine would have."""
-    cpus = config.cpus if config.cpus is not None else len(os.sched_getaffinity(0))
+    cpus = config.cpus if config.cpus is not None else usable_cpus()
     gpus = config.gpus if config.gpus is not None else _count_gpus()
     return Resources((Node(float(cpus), float(gpus), frozenset({DRIVER})),))
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may use: those that it may run on, but no more than its quota, rounded up.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    return min([allowed, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPU quotas of the control groups that this process is in, of version 1 and 2; inside a container, of its root."""
+    mounts = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        controllers, path = line.split(":", 2)[1:]
+        names = controllers.split(",")
+        if controllers and "cpu" not in names:
+            continue
+        for mount in (mounts,) if not controllers else (mounts / controllers, mounts / "cpu"):
+            group = mount / path.strip("/")
+            for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(mount))):
+                yield from _quota(folder)
+
+
+def _quota(group: Path) -> Iterator[float]:
+    """CPUs that a control group allows; nothing where it sets no limit."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            words = [word for name in files for word in (group / name).read_text(encoding="ascii").split()]
+            quota, period = float(words[0]), float(words[1])
+            if quota > 0 and period > 0:
+                yield quota / period
 
 
 def has_gpu() -> bool:

@@ -15,6 +15,7 @@ from ensemw2s.cluster.resources import (
     local_resources,
     plan_resources,
     share_of,
+    usable_cpus,
     with_autoscaling,
 )
 from ensemw2s.config import ClusterConfig, Config, NodeKind, parse_config
@@ -253,3 +254,36 @@ def test_a_ray_started_here_has_the_cores_of_this_machine_or_those_of_the_config
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert local_resources(ClusterConfig()).cpus == 3
     assert local_resources(ClusterConfig(cpus=7, gpus=2)).nodes == (Node(7.0, 2.0, frozenset({DRIVER})),)
+
+
+QUOTAS = [
+    ("0::/", {"sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+    ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, 8),
+    ("0::/a/b", {"sys/fs/cgroup/a/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 3),
+    ("0::/of/the/host", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+    (
+        "4:cpu,cpuacct:/docker/abc",
+        {
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "400000",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+        },
+        4,
+    ),
+    ("4:cpu:/", {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
+    ("5:memory:/", {}, 8),
+    ("0::/", {"sys/fs/cgroup/cpu.max": "3200000 100000"}, 8),
+]
+
+
+@pytest.mark.parametrize(("group", "files", "cpus"), QUOTAS)
+def test_a_quota_of_cpus_counts_rounded_up(tmp_path, monkeypatch, group, files, cpus):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for name, text in {"proc/self/cgroup": group, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cpus(tmp_path) == cpus
+
+
+def test_without_control_groups_all_cpus_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert usable_cpus(tmp_path) == 8
