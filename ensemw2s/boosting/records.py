@@ -18,6 +18,10 @@ FIT = "fit.json"
 """File beside ensemble.json: how the votes were fitted, if they were."""
 
 
+ANCHOR = "anchor.json"
+"""File of the search for an anchor, in the folder of its stage."""
+
+
 class TrainingSpent(Record):
     """What a training took.
 
@@ -171,6 +175,43 @@ class VoteFit(Record):
     def write(self, folder: Path) -> None:
         """Writes the record into an ensemble's folder."""
         self.write_file(folder / FIT)
+
+
+class AnchorPoint(Record):
+    """The ensemble at one anchor, without any hard label.
+
+    Attributes:
+        anchor: λ, the share of what training changed that is kept.
+        accuracy: Exact match on easy validation.
+        agreement: Mean over unlabelled hard prompts of the share of the votes for the tokens of the answer.
+    """
+
+    anchor: float
+    accuracy: float
+    agreement: float
+
+
+class AnchorSearch(Record):
+    """How `auto` found the anchor.
+
+    Attributes:
+        anchor: The λ that was chosen.
+        curve: All that were tried, rising.
+        easy: Number of easy validation examples.
+        hard: Number of unlabelled hard prompts.
+        bases_know: Whether the untuned bases know enough for any anchor below 1.
+    """
+
+    anchor: float
+    curve: tuple[AnchorPoint, ...]
+    easy: int
+    hard: int
+    bases_know: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> AnchorSearch:
+        """Reads the record of a finished search. Raises `ArtifactError` if the file is missing or damaged."""
+        return cls.read_file(folder / ANCHOR)
 
 
 def members_of(history: Sequence[RoundRecord]) -> list[BoostedExpert]:

@@ -19,6 +19,7 @@ from ensemw2s.data.tokens import TokenData
 
 if TYPE_CHECKING:
     from ensemw2s.cluster.pool import Chunk, Pool, Worker
+    from ensemw2s.ensemble.anchor import Anchor
     from ensemw2s.ensemble.combine import Rule
     from ensemw2s.ensemble.model import EnsembleForCausalLM
 
@@ -127,12 +128,13 @@ class LikelihoodScorer:
     rule: Rule
     grid: tuple[float, ...]
     reading: Reading
+    anchors: tuple[Anchor, ...] = ()
 
     def open(self) -> Callable[[Chunk], LikelyChunk]:
         """Loads the members."""
         from ensemw2s.ensemble.score import score
 
-        model = _load(self.models, self.reading, self.weights, self.rule, self.temperatures)
+        model = _load(self.models, self.reading, self.weights, self.rule, self.temperatures, self.anchors)
 
         def scored(chunk: Chunk) -> LikelyChunk:
             data, batch_size = TokenData.from_table(chunk.read()), self.reading.batch_size
@@ -175,6 +177,7 @@ def likelihoods(
     grid: Sequence[float],
     pool: Pool,
     reading: Reading,
+    anchors: Sequence[Anchor] = (),
     on_progress: OnProgress | None = None,
 ) -> Likelihoods:
     """How likely an ensemble and each of its members find every answer token, given the true ones before.
@@ -188,9 +191,12 @@ def likelihoods(
         grid: Temperatures for `scaled_nll`, on top of the members' own.
         pool: Where they are read.
         reading: Sizes of batches and chunks.
+        anchors: How each member is mixed with its base; empty: not at all.
         on_progress: Called with rows done and rows in all.
     """
-    scorer = LikelihoodScorer(_places(models), tuple(weights), tuple(temperatures), rule, tuple(grid), reading)
+    scorer = LikelihoodScorer(
+        _places(models), tuple(weights), tuple(temperatures), rule, tuple(grid), reading, tuple(anchors)
+    )
     parts = _streamed(table, scorer, pool, reading, on_progress)
     return Likelihoods(
         nll=-np.concatenate([part.together for part in parts]),
@@ -229,6 +235,7 @@ def _load(
     weights: Sequence[float],
     rule: Rule = "probability",
     temperatures: Sequence[float] = (),
+    anchors: Sequence[Anchor] = (),
 ) -> EnsembleForCausalLM:
     """The models as an ensemble, on the best device of this process."""
     from ensemw2s.ensemble.members import load_members
@@ -236,5 +243,5 @@ def _load(
     from ensemw2s.ensemble.voter import best_device, weights_type
 
     device = best_device()
-    members = load_members(models, device=device, dtype=weights_type(reading.precision, device))
+    members = load_members(models, device=device, dtype=weights_type(reading.precision, device), anchors=anchors)
     return EnsembleForCausalLM(members, weights, rule, temperatures=temperatures)

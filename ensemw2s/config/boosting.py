@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ensemw2s.config.section import PositiveInt, Section, raise_all
+from ensemw2s.config.section import Fraction, PositiveInt, Section, raise_all
+
+Anchor = Fraction | Literal["auto"]
+"""A factor λ on what training changed in a member, or `auto`: found without hard labels."""
 
 
 class Member(Section):
@@ -63,6 +66,17 @@ class BoostingConfig(Section):
         "round",
         description="Whose errors raise the weights: those of the round's experts, or of the whole ensemble so far.",
     )
+    anchor: Anchor = Field(
+        1.0,
+        description="Keep this share of what training changed in each member, and its base's own weights for the rest. "
+        "1 keeps the members as they were trained, 0 gives the bases. auto: the share with the largest sum of easy "
+        "validation accuracy and agreement on unlabelled hard prompts; 1 after a consensus pass.",
+    )
+
+    def deciding(self) -> dict[str, object]:
+        """The settings that rounds depend on, by dotted key; an anchor moves the members when they are trained."""
+        values = self.model_dump(mode="json", exclude={"rounds", "members", "width", "anchor"})
+        return {f"boosting.{key}": value for key, value in values.items()}
 
 
 class EnsembleConfig(Section):

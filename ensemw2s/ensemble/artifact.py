@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.combine import RULES, Rule
 from ensemw2s.ensemble.load import load_parts
 from ensemw2s.ensemble.manifest import (
@@ -31,6 +32,7 @@ from ensemw2s.ensemble.manifest import (
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.errors import ArtifactError, ModelError
 from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
+from ensemw2s.models.anchoring import anchor_saved
 from ensemw2s.models.info import ADAPTER_CONFIG
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 
@@ -50,6 +52,7 @@ class MemberSource:
         round: The boosting round, from 1.
         weighted_error: Its weighted error, if it has one.
         temperature: What its logits are divided by.
+        anchor: How it is mixed with its base; None: not at all.
     """
 
     name: str
@@ -59,6 +62,7 @@ class MemberSource:
     round: int
     weighted_error: float | None = None
     temperature: float = 1.0
+    anchor: Anchor | None = None
 
 
 def save_ensemble(
@@ -191,6 +195,8 @@ def _save_member(target: Path, member: MemberSource, bases: dict[tuple[str, str 
         config.save_pretrained(str(target / path))
     else:
         _copy(source, target / path, MODEL_FILES)
+    if member.anchor is not None:
+        anchor_saved(target / path, member.anchor.base, member.anchor.scale)
     files = file_hashes(target / path)
     return MemberEntry(path=path, weight=member.weight, base=base.path if base else None, files=files, **facts)
 

@@ -15,8 +15,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.errors import ResourceError
 from ensemw2s.models.adapters import adapter_base, load_adapter
+from ensemw2s.models.anchoring import load_anchored, scale_adapter
 from ensemw2s.models.info import ADAPTER_CONFIG, model_info
 from ensemw2s.models.loading import load_causal_lm
 from ensemw2s.storage import remote
@@ -42,7 +44,11 @@ MemberModel: TypeAlias = PreTrainedModel | PeftModel | AdapterMember
 
 
 def load_members(
-    directories: Sequence[str | Path], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    directories: Sequence[str | Path],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    anchors: Sequence[Anchor] = (),
 ) -> list[MemberModel]:
     """Loads trained experts, full models and adapters in any mixture; each base is in memory once.
 
@@ -50,6 +56,7 @@ def load_members(
         directories: Folders written by `models.loading.save_trained`, in the members' order.
         dtype: Type of the weights in memory.
         device: Where they go; `cuda` without a number: over all GPUs, where they do not fit on the first.
+        anchors: How each is mixed with its base; empty: not at all.
 
     Returns:
         A member for each folder, for `EnsembleForCausalLM`.
@@ -65,13 +72,19 @@ def load_members(
     for index, directory in enumerate(folders):
         device = homes[index]
         if not (directory / ADAPTER_CONFIG).exists():
-            members.append(load_causal_lm(directory, dtype=dtype, device=device))
+            if anchors:
+                anchor = anchors[index]
+                members.append(load_anchored(directory, anchor.base, anchor.scale, dtype=dtype, device=device))
+            else:
+                members.append(load_causal_lm(directory, dtype=dtype, device=device))
             continue
         base = adapter_base(directory)
         key = (base["path"], base["revision"])
         name = f"member_{index}"  # PEFT uses it as the name of a module: no dots, and no user's name
         target = shared.get(key) or load_causal_lm(base["path"], dtype=dtype, device=device, revision=base["revision"])
         shared[key] = load_adapter(target, directory, name)
+        if anchors:
+            scale_adapter(shared[key], name, anchors[index].scale)
         members.append(AdapterMember(shared[key], name))
     return members
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.combine import Rule
 from ensemw2s.models.tokenizers import load_tokenizer
 
@@ -31,6 +32,8 @@ class Voter(BaseModel):
         weights: Their weights.
         rule: Combination rule.
         temperatures: What their logits are divided by; empty: 1.
+        anchor: λ of the members, which are mixed with their bases when they are loaded.
+        bases: Folder or hub id of each member's base, where the anchor is not 1.
         ensemble: Folder of a saved ensemble, in place of all of these.
     """
 
@@ -41,7 +44,14 @@ class Voter(BaseModel):
     weights: list[float] = []
     rule: Rule = "probability"
     temperatures: list[float] = []
+    anchor: float = 1.0
+    bases: list[str] = []
     ensemble: str | None = None
+
+    def members(self) -> list[tuple[str, Anchor]]:
+        """Each model and how it is mixed with its base."""
+        bases = self.bases or [""] * len(self.models)
+        return [(model, Anchor(base, self.anchor)) for model, base in zip(self.models, bases, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -110,13 +120,15 @@ def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[L
     from ensemw2s.ensemble.members import load_members
     from ensemw2s.ensemble.model import EnsembleForCausalLM
 
-    paths = list(dict.fromkeys(path for voter in voters for path in voter.models))
-    models = dict(zip(paths, load_members(paths, device=device, dtype=dtype), strict=True))
+    wanted = list(dict.fromkeys(member for voter in voters for member in voter.members()))
+    paths, anchors = [path for path, _ in wanted], [anchor for _, anchor in wanted]
+    loaded = load_members(paths, device=device, dtype=dtype, anchors=anchors)
+    models = dict(zip(wanted, loaded, strict=True))
     tokenizer = load_tokenizer(paths[0])
     return [
         Loaded(
             EnsembleForCausalLM(
-                [models[p] for p in voter.models], voter.weights, voter.rule, temperatures=voter.temperatures
+                [models[m] for m in voter.members()], voter.weights, voter.rule, temperatures=voter.temperatures
             ),
             tokenizer,
         )

@@ -11,7 +11,7 @@ import functools
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ensemw2s.boosting.records import ExpertRecord, VoteFit
+from ensemw2s.boosting.records import AnchorSearch, ExpertRecord, VoteFit
 from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_ENSEMW2S, STUDENT_SINGLE, TABLE
 from ensemw2s.evaluation.plots import DARK, LIGHT
 from ensemw2s.evaluation.records import BySplit, ExampleShown, Interval, Metrics, Pgr, RunResults, TokenShown
@@ -25,6 +25,7 @@ from ensemw2s.evaluation.wording import (
     count,
     label,
     number,
+    of_anchor,
     pair,
     percent,
     percent_range,
@@ -81,6 +82,8 @@ def page(results: RunResults, light: dict[str, bytes], dark: dict[str, bytes]) -
         pgr=[row for name, found in results.pgr.items() for row in _pgr_rows(name, found)],
         paper=_paper_rows(results),
         rounds=_round_rows(results),
+        anchors=[] if results.anchor is None else _anchor_rows(results.anchor),
+        anchor_note="" if results.anchor is None else of_anchor(results.anchor),
         fit=[] if results.fit is None else _fit_rows(results.fit),
         labels=_label_rows(results),
         bases=[_accuracy_row(name, found) for name, found in results.bases.items()],
@@ -266,6 +269,18 @@ def _fit_rows(fit: VoteFit) -> list[dict[str, str]]:
     return [
         {"half": title, "examples": count(n), "before": plain(before, 4), "after": plain(after, 4)}
         for title, (n, before, after) in halves.items()
+    ]
+
+
+def _anchor_rows(found: AnchorSearch) -> list[dict[str, object]]:
+    return [
+        {
+            "anchor": f"{point.anchor:g}",
+            "accuracy": percent(point.accuracy, ""),
+            "agreement": percent(point.agreement, ""),
+            "chosen": point.anchor == found.anchor,
+        }
+        for point in found.curve
     ]
 
 

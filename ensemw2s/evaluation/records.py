@@ -13,7 +13,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BeforeValidator, model_validator
 
-from ensemw2s.boosting.records import RoundRecord, VoteFit
+from ensemw2s.boosting.records import AnchorSearch, RoundRecord, VoteFit
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import store
 from ensemw2s.storage.record import Record, only_where_known
@@ -305,6 +305,7 @@ class RunResults(ResultRecord):
         pgr: Name of a student of pseudo-labels → what it recovers of the performance gap.
         comparisons: Every pair of systems that was compared, on both test splits.
         rounds: The boosting rounds, with the votes that the ensemble has.
+        anchor: How `boosting.anchor: auto` found the anchor; None where the config names one.
         fit: How the votes were fitted; None where they were not.
         curves: Exact match by number of rounds.
         labels: Name of a maker → how good its pseudo-labels are.
@@ -326,6 +327,7 @@ class RunResults(ResultRecord):
     pgr: ByName[BySplit[Pgr]] = {}
     comparisons: tuple[Comparison, ...] = ()
     rounds: tuple[RoundRecord, ...] = ()
+    anchor: AnchorSearch | None = only_where_known()
     fit: VoteFit | None = only_where_known()
     curves: Curves = Curves()
     labels: ByName[LabelResult] = {}

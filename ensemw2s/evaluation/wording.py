@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ensemw2s.boosting.records import AnchorSearch
 from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation.metrics import verdict
 from ensemw2s.evaluation.records import Interval, RunResults, Verdict
@@ -152,3 +153,15 @@ def compared(results: RunResults, a: str, b: str, split: str) -> Bout | None:
 def listed(items: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def of_anchor(found: AnchorSearch) -> str:
+    """How the anchor was found, in a sentence or two."""
+    if not found.bases_know:
+        why = "The untuned bases (λ = 0) know too little to go back to, so members stay as they were trained."
+    else:
+        why = (
+            f"λ = {found.anchor:g} has the largest sum of both columns, among those that keep nearly all of the "
+            "accuracy on easy examples."
+        )
+    return f"Members keep the share λ of what training changed, and their base’s own weights for the rest. {why}"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ensemw2s.config import Config, FilesSource, LabelFilter, ModelConfig, Recipe
+from ensemw2s.boosting.anchors import ANCHORS
+from ensemw2s.config import Config, LabelFilter, Recipe
 from ensemw2s.config.systems import (
     BAGGING,
     BASE_ENSEMBLE,
@@ -25,11 +26,9 @@ from ensemw2s.config.systems import (
     TABLE,
 )
 from ensemw2s.data.examples import derive_seed
-from ensemw2s.data.readers import make_reader
-from ensemw2s.data.sources import sources_identity
-from ensemw2s.pipeline.graph import Base, BaseText, Expert, Graph, Round, Student, StudentGeneration, run_directory
-from ensemw2s.pipeline.identity import FIRST_ROUND, WHO_COMPUTES, model_identity, settings_of
-from ensemw2s.storage import remote
+from ensemw2s.pipeline.foundations import Foundations
+from ensemw2s.pipeline.graph import Base, Expert, Graph, Round, Student, StudentGeneration
+from ensemw2s.pipeline.identity import FIRST_ROUND, settings_of
 from ensemw2s.storage.store import Stage
 
 
@@ -46,21 +45,11 @@ def build_graph(config: Config, shared: Path | None = None) -> Graph:
     return _Builder(config, shared).build()
 
 
-class _Builder:
-    """Stages that others depend on are properties, so that each is made once."""
-
-    def __init__(self, config: Config, shared: Path | None) -> None:
-        self.config = config
-        self.shared = shared is not None
-        self.root = run_directory(config) if shared is None else shared
-        self.cache = remote.local(config.storage) / "cache"
-        systems = config.evaluation.systems
-        self.needed = {*systems, *(maker for name in systems if (maker := TABLE[name].labels_by) is not None)}
-        """The systems, and those whose labels their students learn from."""
-
+class _Builder(Foundations):
     def build(self) -> Graph:
         rounds, baselines = self._rounds(), self._baselines()
-        ensemble = self._ensemble(rounds)
+        anchor = self._anchor(rounds)
+        ensemble = self._ensemble(rounds, anchor)
         labels = self._labels(ensemble, baselines)
         generations = self._generations(labels[ENSEMW2S])
         students = self._students(labels, generations)
@@ -74,6 +63,7 @@ class _Builder:
             strong=self.strong,
             tokens=self.tokens,
             rounds=rounds,
+            anchor=anchor,
             baselines=baselines,
             ensemble=ensemble,
             labels=labels,
@@ -81,89 +71,6 @@ class _Builder:
             students=students,
             evaluation=self._evaluation(ensemble, baselines, labels, students),
         )
-
-    @cached_property
-    def data(self) -> Stage:
-        section = self.config.data
-        settings = {**settings_of(section, "data"), "seed": self.config.seed, "sources": sources_identity(section)}
-        return self._stage("data", settings)
-
-    @cached_property
-    def corpus(self) -> BaseText | None:
-        models = self.config.models
-        roles = sorted({model.base for model in (*models.weak, models.strong) if model.is_tiny})
-        if not roles:
-            return None
-        paths, seed = models.pretraining.corpus.paths, derive_seed(self.config.seed, "corpus")
-        settings = {
-            **settings_of(models.pretraining, "models.pretraining", without=("weak", "strong")),
-            "roles": roles,
-            "files": make_reader(FilesSource(paths=paths)).identity() if paths else {},
-            "seed": seed,
-        }
-        return BaseText(self._cached("corpus", settings, (self.data,)), seed)
-
-    @cached_property
-    def weak(self) -> tuple[Base, ...]:
-        models = self.config.models
-        return tuple(self._base(model, name) for model, name in zip(models.weak, models.weak_names, strict=True))
-
-    @cached_property
-    def strong(self) -> Base:
-        model = self.config.models.strong
-        return self._base(model, model.name or "strong")
-
-    @cached_property
-    def tokens(self) -> Stage:
-        return self._stage("tokens", {}, (self.data, self.weak[0].stage), folder="tokens/easy")
-
-    def _stage(
-        self, name: str, settings: dict[str, object], inputs: tuple[Stage, ...] = (), folder: str | None = None
-    ) -> Stage:
-        """A stage in a folder of its name, or of its fingerprint where runs share it."""
-        if self.shared:
-            stage = Stage(name, Path(), settings, inputs)
-            folder = f"{name.replace('/', '-')}-{stage.fingerprint[:16]}"
-        return Stage(name, self.root / (folder or name), settings, inputs)
-
-    def _cached(self, name: str, settings: dict[str, object], inputs: tuple[Stage, ...]) -> Stage:
-        """A stage in the cache that all runs share, in a folder named by its fingerprint."""
-        stage = Stage(name, Path(), settings, inputs)
-        return replace(stage, path=self.cache / f"{name.split('/')[0]}-{stage.fingerprint[:16]}")
-
-    def _base(self, model: ModelConfig, name: str) -> Base:
-        if not model.is_tiny:
-            return Base(
-                name=name,
-                path=str(remote.local(model.base)) if "://" in model.base else model.base,
-                revision=model.revision,
-                lora=model.lora,
-                tiny=None,
-                pretraining_seed=None,
-                stage=Stage(f"models/{name}", Path(model.base), model_identity(model)),
-            )
-        assert self.corpus is not None
-        role = model.base.removeprefix("tiny-")
-        seed = derive_seed(self.config.seed, "pretraining", role, model.pretraining_seed)
-        settings = {
-            **settings_of(getattr(self.config.models.pretraining, role), f"models.pretraining.{role}"),
-            "base": model.base,
-            "pretraining_seed": seed,
-            **self._training(),
-        }
-        stage = self._cached(f"models/{name}", settings, (self.corpus.stage,))
-        return Base(
-            name=name,
-            path=str(stage.path),
-            revision=None,
-            lora=model.lora,
-            tiny=model.base,
-            pretraining_seed=seed,
-            stage=stage,
-        )
-
-    def _training(self) -> dict[str, object]:
-        return settings_of(self.config.training, "training", without=WHO_COMPUTES)
 
     def _expert(
         self,
@@ -226,7 +133,7 @@ class _Builder:
 
     def _rounds(self) -> tuple[Round, ...]:
         boosting = self.config.boosting
-        settings = settings_of(boosting, "boosting", without=("rounds", "members", "width"))
+        settings = boosting.deciding()
         if boosting.error_from == "ensemble":
             settings["ensemble.combine"] = self.config.ensemble.combine
         rounds: list[Round] = []
@@ -283,14 +190,30 @@ class _Builder:
     def _members(self) -> int:
         return self.config.boosting.rounds * self.config.boosting.width
 
-    def _ensemble(self, rounds: tuple[Round, ...]) -> Stage:
+    def _anchor(self, rounds: tuple[Round, ...]) -> Stage | None:
+        """The search for the anchor: what decides about the members' votes and about how they answer."""
+        if self.config.boosting.anchor != "auto":
+            return None
+        settings = {
+            **self._combine(),
+            "ensemble.weights": "uniform" if self.config.ensemble.weights == "uniform" else "alpha",
+            "labeling.max_new_tokens": self.config.labeling.max_new_tokens,
+            "labeling.precision": self.config.labeling.precision,
+            "anchors": list(ANCHORS),
+        }
+        return self._stage("anchor", settings, (self.data, rounds[-1].stage))
+
+    def _ensemble(self, rounds: tuple[Round, ...], anchor: Stage | None) -> Stage:
         """The rounds lead to the tokens of easy validation, on which votes may be fitted."""
         ensemble = self.config.ensemble
         settings: dict[str, object] = {f"ensemble.{key}": value for key, value in ensemble.deciding().items()}
         settings["boosting.rounds"] = self.config.boosting.rounds
         if ensemble.fitted:
             settings["labeling.precision"] = self.config.labeling.precision
-        return self._stage("ensemble", settings, (rounds[-1].stage,))
+        if self.config.boosting.anchor != 1:
+            settings["boosting.anchor"] = self.config.boosting.anchor
+        inputs = (rounds[-1].stage, *([anchor] if anchor is not None else []))
+        return self._stage("ensemble", settings, inputs)
 
     def _labels(self, ensemble: Stage, baselines: Mapping[str, tuple[Expert, ...]]) -> dict[str, Stage]:
         """Pseudo-labels of the ensemble, and of each baseline whose labels a student learns from."""

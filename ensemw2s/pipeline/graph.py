@@ -152,8 +152,8 @@ class StudentGeneration:
 
 
 PhaseName = Literal[
-    "data", "corpus", "models", "tokens", "rounds", "ensemble", "baselines", "labels", "students", "generations",
-    "evaluation",
+    "data", "corpus", "models", "tokens", "rounds", "anchor", "ensemble", "baselines", "labels", "students",
+    "generations", "evaluation",
 ]  # fmt: skip
 
 
@@ -179,6 +179,7 @@ class Graph:
         strong: The strong base.
         tokens: The easy splits as tokens of the weak models.
         rounds: The boosting rounds.
+        anchor: The search for the anchor; None where the config names one.
         baselines: System → the experts that are trained for it alone.
         ensemble: The boosted experts as one artifact.
         labels: System → the pseudo-labels that it makes.
@@ -196,6 +197,7 @@ class Graph:
     strong: Base
     tokens: Stage
     rounds: tuple[Round, ...]
+    anchor: Stage | None
     baselines: Mapping[str, tuple[Expert, ...]]
     ensemble: Stage
     labels: Mapping[str, Stage]
@@ -218,6 +220,8 @@ class Graph:
         yield "models", [base.stage for base in self.pretrained]
         yield "tokens", [self.tokens]
         yield "rounds", [stage for r in self.rounds for stage in (*(e.stage for e in r.experts), r.stage)]
+        if self.anchor is not None:
+            yield "anchor", [self.anchor]
         yield "ensemble", [self.ensemble]
         yield "baselines", [*(e.stage for e in self.baseline_experts), *_stages_of(self.learning_from([None]))]
         yield "labels", self.labels.values()
@@ -261,13 +265,16 @@ class Graph:
         return tuple(expert for experts in self.baselines.values() for expert in experts)
 
     @cached_property
-    def _folders(self) -> dict[str, Path]:
-        experts = [expert for r in self.rounds for expert in (*r.experts, *r.retries)]
-        return {expert.stage.name: expert.stage.path for expert in experts}
+    def _experts(self) -> dict[str, Expert]:
+        return {expert.stage.name: expert for r in self.rounds for expert in (*r.experts, *r.retries)}
+
+    def expert(self, name: str) -> Expert:
+        """The boosted expert of this name, a second try too."""
+        return self._experts[name]
 
     def expert_folder(self, name: str) -> Path:
-        """Where the boosted expert of this name is or will be."""
-        return self._folders[name]
+        """Where the boosted expert of this name is or will be, as it was trained."""
+        return self.expert(name).stage.path
 
     @property
     def all_labels(self) -> dict[str, Stage]:

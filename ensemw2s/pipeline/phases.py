@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.anchoring import find_anchor
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Phase, PhaseName
 from ensemw2s.pipeline.rounds import run_rounds
@@ -19,6 +20,7 @@ _WORK: Mapping[PhaseName, tuple[str, Callable[[Context], None]]] = {
     "corpus": ("text for the tiny bases", steps.make_corpus),
     "models": ("pre-training of the tiny bases", steps.pretrain),
     "tokens": ("easy examples as tokens", steps.make_tokens),
+    "anchor": ("how much of their bases the members keep", find_anchor),
     "ensemble": ("the experts as one artifact", steps.make_ensemble),
     "baselines": ("experts and students that the ensemble is compared with", steps.train_baselines),
     "labels": ("pseudo-labels for the hard prompts", steps.make_labels),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ensemw2s.boosting.anchors import ANCHORS, PROMPTS
 from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import cluster_address, connect
 from ensemw2s.cluster.resources import Resources, local_resources
@@ -200,6 +201,13 @@ def _round_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
         yield _training_item(r.stage.name, f"{times(len(r.experts), 'expert')} from {words}", r.experts, graph, r.stage)
 
 
+def _anchor_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    assert graph.anchor is not None
+    sizes = graph.config.data.sizes
+    examples = min(PROMPTS, sizes.easy_validation) + min(PROMPTS, sizes.hard_unlabelled)
+    yield Item("anchor", f"{len(ANCHORS)} anchors on {examples} prompts", (graph.anchor,))
+
+
 def _ensemble_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
     how = ", ".join(graph.config.ensemble.deciding().values())
     yield Item("ensemble", f"at most {times(len(graph.boosted), 'member')}, {how}", (graph.ensemble,))
@@ -245,6 +253,7 @@ _ITEMS: Mapping[PhaseName, Callable[[Graph, dict[str, int]], Iterator[Item]]] = 
     "models": _base_items,
     "tokens": _token_items,
     "rounds": _round_items,
+    "anchor": _anchor_items,
     "ensemble": _ensemble_items,
     "baselines": _baseline_items,
     "labels": _label_items,

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s.boosting.records import BoostedExpert, TrainingSpent, VoteFit, members_of
+from ensemw2s.boosting.records import AnchorSearch, BoostedExpert, TrainingSpent, VoteFit, members_of
 from ensemw2s.config.systems import ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
@@ -27,6 +27,7 @@ from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import summarise
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
+from ensemw2s.pipeline.anchoring import anchors_of, scale_of
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Student, StudentGeneration
 from ensemw2s.pipeline.reference import reference_losses
@@ -114,8 +115,10 @@ def make_ensemble(context: Context) -> None:
 
     stage, base, config = context.graph.ensemble, context.graph.weak[0], context.config.ensemble
     members, fit = weighed_members(finished_rounds(context.graph), config.weights), None
+    scale = scale_of(context.graph)
     if config.fitted:
-        members, fit = fit_votes(context, members)
+        anchors = anchors_of(context.graph, [m for m in members if m.weight > 0], scale)
+        members, fit = fit_votes(context, members, anchors)
         context.progress.say(said_of_votes(members, fit))
     sources = [
         MemberSource(
@@ -126,6 +129,7 @@ def make_ensemble(context: Context) -> None:
             round=m.round,
             weighted_error=m.weighted_error,
             temperature=1.0 if m.temperature is None else m.temperature,
+            anchor=next(iter(anchors_of(context.graph, [m], scale)), None),
         )
         for m in members
     ]
@@ -301,6 +305,7 @@ def evaluate(context: Context) -> None:
         pgr=figures.pgr(),
         comparisons=tuple(figures.comparisons()),
         rounds=tuple(history),
+        anchor=AnchorSearch.read(graph.anchor.path) if graph.anchor is not None else None,
         fit=VoteFit.read(graph.ensemble.path) if config.ensemble.fitted else None,
         curves=figures.curves(),
         labels={maker: label_result(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemw2s.boosting.records import BoostedExpert
-from ensemw2s.boosting.samme import vote_weights
 from ensemw2s.config.systems import BASE_ENSEMBLE, BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE, TABLE
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS, VoterGroup
+from ensemw2s.pipeline.anchoring import anchored_voter, scale_of
 from ensemw2s.pipeline.graph import Graph
 from ensemw2s.storage.store import Stage
 
@@ -20,21 +20,9 @@ WEAK = "weak"
 """Name of the group of all weak systems."""
 
 
-def member_paths(graph: Graph, members: Sequence[BoostedExpert]) -> list[str]:
-    """Folders of boosted experts."""
-    return [str(graph.expert_folder(member.name).resolve()) for member in members]
-
-
 def ensemble_voter(graph: Graph, members: Sequence[BoostedExpert], name: str = ENSEMW2S) -> Voter:
     """The boosted experts with a vote, by their weights; with their temperatures, if they have any."""
-    voting = [m for m in members if m.weight > 0]
-    return Voter(
-        name=name,
-        models=member_paths(graph, voting),
-        weights=vote_weights([m.weight for m in voting]),
-        rule=graph.config.ensemble.combine,
-        temperatures=[m.temperature for m in voting if m.temperature is not None],
-    )
+    return anchored_voter(graph, members, name, scale_of(graph))
 
 
 def prefix_voters(graph: Graph, members: Sequence[BoostedExpert]) -> list[Voter]:
@@ -80,11 +68,16 @@ def _weak_voters(graph: Graph, members: Sequence[BoostedExpert], system: str) ->
     if system == BASE_ZERO_SHOT:
         return [one(f"{BASE}{base.name}", base.reference) for base in graph.weak]
     if system == SEQUENCE_VOTE:
-        voting = [m for m in members if m.weight > 0]
-        return [one(f"{EXPERT}{m.name}", path) for m, path in zip(voting, member_paths(graph, voting), strict=True)]
+        return [_alone(graph, m) for m in members if m.weight > 0]
     if system == ENSEMW2S:
         return [ensemble_voter(graph, members)]
     return [baseline_voter(graph, system)]
+
+
+def _alone(graph: Graph, member: BoostedExpert) -> Voter:
+    """A member of the ensemble as it votes there, alone."""
+    voter = anchored_voter(graph, [member], f"{EXPERT}{member.name}", scale_of(graph))
+    return voter.model_copy(update={"temperatures": []})
 
 
 def _folder(stage: Stage) -> str:

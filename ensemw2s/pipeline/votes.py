@@ -23,6 +23,7 @@ from ensemw2s.boosting.records import (
 )
 from ensemw2s.boosting.scoring import Likelihoods, likelihoods
 from ensemw2s.data.tokens import TokenData
+from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.manifest import MemberEntry
 from ensemw2s.ensemble.refit import TEMPERATURES, best_temperature, mixture_nll, mixture_weights
 from ensemw2s.pipeline.context import Context
@@ -62,12 +63,15 @@ def with_votes(history: Sequence[RoundRecord], members: Sequence[MemberEntry]) -
     return [record.model_copy(update={"experts": tuple(map(voting, record.experts))}) for record in history]
 
 
-def fit_votes(context: Context, members: Sequence[BoostedExpert]) -> tuple[list[BoostedExpert], VoteFit]:
+def fit_votes(
+    context: Context, members: Sequence[BoostedExpert], anchors: Sequence[Anchor] = ()
+) -> tuple[list[BoostedExpert], VoteFit]:
     """Fits temperatures, then weights, as the config asks for, on half of easy validation.
 
     Args:
         context: The run; its tokens are done.
         members: Of `weighed_members`.
+        anchors: How those with a vote are mixed with their bases; empty: not at all.
 
     Returns:
         The members with fitted weights and temperatures, and the record of the fit. Members that had no vote stay as
@@ -89,6 +93,7 @@ def fit_votes(context: Context, members: Sequence[BoostedExpert]) -> tuple[list[
             grid=TEMPERATURES.tolist() if grid else [],
             pool=context.pool,
             reading=context.reading,
+            anchors=anchors,
             on_progress=lambda done, total: context.progress.update("votes", done, total, "examples"),
         )
 

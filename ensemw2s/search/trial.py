@@ -107,8 +107,10 @@ def trial_config(config: Config, point: space.Point) -> Config:
     student = config.search is not None and config.search.objective == "student"
     systems = [ENSEMW2S, STUDENT_ENSEMW2S] if student else [ENSEMW2S]
     evaluation = chosen.evaluation.model_copy(update={"systems": systems})
+    # only a run searches for an anchor; a trial's members are then as they were trained
+    boosting = chosen.boosting.model_copy(update={"anchor": 1.0} if chosen.boosting.anchor == "auto" else {})
     tracking = chosen.tracking.model_copy(update={"kind": "none"})
-    return chosen.model_copy(update={"evaluation": evaluation, "tracking": tracking})
+    return chosen.model_copy(update={"evaluation": evaluation, "boosting": boosting, "tracking": tracking})
 
 
 def measured(context: Context, search: SearchConfig, least: int, most: int) -> Generator[Measurement]:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.artifact import Ensemble, MemberSource, save_ensemble
 from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.voter import Voter, load_voters
 from ensemw2s.errors import ArtifactError, ModelError
 from ensemw2s.models import loading, tiny
 
@@ -247,3 +249,21 @@ def test_members_of_another_tokenizer_are_refused(full_folders, tmp_path):
     other = tiny.train_tokenizer(["another text altogether"], 64)
     with pytest.raises(ModelError, match="expert-0 and the ensemble have different tokenizers"):
         save_ensemble(tmp_path / "e", members=sources(full_folders[:1], [1.0]), rule="vote", tokenizer=other)
+
+
+@pytest.mark.parametrize("kind", ["full_folders", "adapter_folders"])
+def test_an_anchored_artifact_answers_as_its_members_anchored_in_memory(
+    kind, request, full_folders, adapter_folders, tokenizer, prompts, tmp_path
+) -> None:
+    folders = request.getfixturevalue(kind)
+    base = str(adapter_folders[0].parent / "base")
+    members = [replace(source, anchor=Anchor(base, 0.5)) for source in sources(folders, [1.0, 2.0, 1.5])]
+    save_ensemble(tmp_path / "ensemble", members=members, rule="probability", tokenizer=tokenizer)
+    saved = Ensemble.from_pretrained(tmp_path / "ensemble").model
+    described = {"name": "anchored", "models": [str(f) for f in folders], "weights": [1.0, 2.0, 1.5]}
+    [anchored] = load_voters([Voter(**described, anchor=0.5, bases=[base] * 3)], device="cpu")
+    [trained] = load_voters([Voter(**described)], device="cpu")
+    found = [decode(model, prompts, **GREEDY) for model in (saved, anchored.model, trained.model)]
+    assert [g.token_ids for g in found[0]] == [g.token_ids for g in found[1]]
+    assert all((a.logprobs == b.logprobs).all() for a, b in zip(found[0], found[1], strict=True))
+    assert [g.token_ids for g in found[0]] != [g.token_ids for g in found[2]]

@@ -252,6 +252,17 @@ class TestHostileAndAwkwardData:
         assert "Votes fitted on validation" in text
         assert "0.5500" in text
 
+    def test_the_curve_of_the_anchor_stands_there_where_it_was_searched_for(self, full):
+        assert "Anchor" not in text_of(page(full, {}, {}))
+        curve = [{"anchor": a, "accuracy": 0.8 + a / 10, "agreement": 0.9 - a / 5} for a in (0, 0.5, 1)]
+        full["anchor"] = {"anchor": 0.5, "curve": curve, "easy": 300, "hard": 500, "bases_know": True}
+        html = page(full, {}, {})
+        text = text_of(html)
+        assert '<tr class="ours"><th scope="row">0.5</th><td>85.0</td><td>80.0</td></tr>' in html
+        assert "λ = 0.5 has the largest sum of both columns" in text
+        full["anchor"] |= {"anchor": 1.0, "bases_know": False}
+        assert "know too little to go back to" in text_of(page(full, {}, {}))
+
 
 class TestMissingParts:
     def test_a_minimal_run_has_a_page_a_plot_and_a_table(self, minimal, tmp_path):

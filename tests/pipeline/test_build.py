@@ -366,3 +366,20 @@ def test_fresh_also_deletes_second_tries_of_another_config(tmp_path):
         check_stages(stages)
     assert not any(check_stages(stages, fresh=True).values())
     assert not retry.path.exists()
+
+
+def test_an_anchor_changes_the_ensemble_and_no_training_of_an_expert() -> None:
+    assert changed(**{"boosting.anchor": 0.5}) == AFTER_ROUNDS
+    assert changed(**{"boosting.anchor": 1.0}) == set()
+    assert changed(**{"boosting.anchor": "auto"}) == AFTER_ROUNDS | {"anchor"}
+
+
+def test_the_search_for_an_anchor_reads_prompts_and_rounds_and_depends_on_how_members_vote() -> None:
+    made = graph(**{"boosting.anchor": "auto"})
+    assert made.anchor is not None
+    assert [stage.name for stage in made.anchor.inputs] == ["data", "rounds/2"]
+    auto = fingerprints(**{"boosting.anchor": "auto"})["anchor"]
+    others: list[dict[str, Any]] = [{"ensemble.combine": "vote"}, {"ensemble.weights": "uniform"}]
+    for other in others:
+        assert fingerprints(**{"boosting.anchor": "auto", **other})["anchor"] != auto
+    assert fingerprints(**{"boosting.anchor": "auto", "ensemble.calibration": "temperature"})["anchor"] == auto
