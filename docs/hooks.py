@@ -29,6 +29,7 @@ command.
 | 1 | The work failed. stderr says why; `--debug` adds the trace. |
 | 2 | Wrong usage, or a mistake in the config, the data or the models. Nothing was started. |
 | 130 | You pressed Ctrl-C. |
+| 143 | Somebody sent SIGTERM. |
 """
 
 
@@ -45,7 +46,7 @@ libraries themselves.
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the generated pages to those on disk."""
     files.append(File.generated(config, "cli.md", content=page()))
-    files.append(File.generated(config, "environment.md", content=f"# Environment variables\n\n{env.table()}"))
+    files.append(File.generated(config, "environment.md", content=VARIABLES + env.table()))
     return files
 
 
