@@ -66,7 +66,7 @@ class Logbook:
         ran = StageTime(
             name=name, started=started, finished=finished, seconds=round(finished - started, 2), status="ran"
         )
-        self.stages = (*self.stages, ran)
+        self.stages = (*(stage for stage in self.stages if stage.name != name), ran)  # --fresh made it again
         self.save()
 
     def save(self) -> None:
