@@ -110,9 +110,11 @@ class StudySummary:
     def _whole(self, values: pd.Series) -> pd.Series:
         """The values of the seeds that have all tasks which any has."""
         tasks = values.index.get_level_values("task").nunique()
-        return values[values.groupby("seed").transform("size") == tasks]
+        return values if tasks < 2 else values[values.groupby("seed").transform("size") == tasks]
 
     def _mean(self, values: pd.Series) -> Mean | None:
+        if values.empty:
+            return None
         seeds = self._whole(values).groupby("seed").mean()
         return statistics.mean_interval(seeds.tolist()) if len(seeds) else None
 
