@@ -52,7 +52,8 @@ class BoostingConfig(Section):
         50.0, description="Largest weight, in multiples of 1/N. null: no limit."
     )
     warm_start: Literal["base", "previous"] = Field(
-        "base", description="What experts start from: their base, or the expert of the round before."
+        "base",
+        description="What experts start from: their base, or the last earlier expert of that base, if there is one.",
     )
     members: list[Member] = Field(
         default_factory=list, description="Changes for experts. Empty: all weak bases in turn."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from ensemw2s.config.messages import nearest
 from ensemw2s.config.section import PositiveInt, Section, raise_all
-from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, SYSTEMS
+from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, STUDENT_EASY_ONLY, SYSTEMS
 
 
 class EvaluationConfig(Section):
@@ -18,11 +18,17 @@ class EvaluationConfig(Section):
         list(SYSTEMS),
         min_length=1,
         description=f"Any of {', '.join(ALL_SYSTEMS)}. {GENERATIONS} joins the default if student.generations is above "
-        "1.",
+        f"1, {STUDENT_EASY_ONLY} whatever is named if student.labels asks for its answers.",
     )
     single_max_epochs: PositiveInt | None = Field(
         None,
-        description="expert_single's epochs are chosen on validation, up to this many. Default: twice expert.epochs.",
+        description="expert_single's epochs are chosen on validation, up to this many. Default: twice expert.epochs, "
+        "or expert.max_epochs where expert.epochs is auto.",
+    )
+    single_base: Literal["first", "best"] = Field(
+        "first",
+        description="What expert_single and expert_compute_matched start from: the base of the first expert, or the "
+        "best of all bases. With best, expert_single is trained from each, and easy validation chooses.",
     )
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = Field(
         2000, description="Bootstrap resamples per confidence interval."

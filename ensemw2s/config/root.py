@@ -24,8 +24,8 @@ from ensemw2s.config.models import ModelsConfig
 from ensemw2s.config.search import SearchConfig
 from ensemw2s.config.section import NAME, Section, raise_all
 from ensemw2s.config.student import StudentConfig
-from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, SYSTEMS
-from ensemw2s.config.training import Recipe, TrackingConfig, TrainingConfig
+from ensemw2s.config.systems import ALL_SYSTEMS, GENERATIONS, STUDENT_EASY_ONLY, TABLE
+from ensemw2s.config.training import ExpertRecipe, TrackingConfig, TrainingConfig
 from ensemw2s.config.tree import apply_override, dump_tree, read_tree
 from ensemw2s.errors import ConfigError
 
@@ -45,7 +45,7 @@ class Config(Section):
     data: DataConfig
     models: ModelsConfig
     training: TrainingConfig = Field(TrainingConfig(), description="Workers, ZeRO, precision and checkpoints.")
-    expert: Recipe = Field(Recipe(epochs=6), description="Training of a weak expert.")
+    expert: ExpertRecipe = Field(ExpertRecipe(), description="Training of a weak expert.")
     boosting: BoostingConfig = Field(BoostingConfig(), description="The boosting rounds.")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="How experts vote.")
     labeling: LabelingConfig = Field(LabelingConfig(), description="Decoding and scoring.")
@@ -92,9 +92,12 @@ class Config(Section):
                 "set student.generations to 1"
             )
         raise_all(wrong)
-        if named or generations == 1:
+        joining = {GENERATIONS} if generations > 1 and not named else set()
+        if self.student.asks_itself and any(TABLE[name].learns_from == "pseudo" for name in (*systems, *joining)):
+            joining.add(STUDENT_EASY_ONLY)
+        if joining <= set(systems):
             return self
-        systems = [name for name in ALL_SYSTEMS if name in (*SYSTEMS, GENERATIONS)]
+        systems = [name for name in ALL_SYSTEMS if name in (*systems, *joining)]
         evaluation = self.evaluation.model_copy(update={"systems": systems})
         return self.model_copy(update={"evaluation": evaluation})
 

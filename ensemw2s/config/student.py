@@ -26,6 +26,13 @@ class StudentConfig(Recipe, LabelFilter):
     confidence_warmup: Fraction = Field(
         0.2, description="With logconf: share of the steps in which that weight rises from 0."
     )
+    labels: Literal["all", "agreed", "unanimous", "own", "auto"] = Field(
+        "all",
+        description="Which pseudo-labels students learn from. all: every label. agreed: those that student_easy_only "
+        "answers, too. unanimous: those that every expert with a vote answers by itself. own: the answers of "
+        "student_easy_only in place of the experts'. auto: agreed labels count fully, and the others by how often both "
+        "answers agree, or not at all. No hard label is read. docs/method.md has the rule.",
+    )
     mix_easy: bool = Field(True, description="Also train on the easy labelled examples.")
     generations: PositiveInt = Field(
         1,
@@ -35,3 +42,8 @@ class StudentConfig(Recipe, LabelFilter):
     generation_width: PositiveInt = Field(
         3, description="Students per generation, except the last one. Each has a seed of its own."
     )
+
+    @property
+    def asks_itself(self) -> bool:
+        """Whether the strong model, trained on easy examples alone, has a say in its labels."""
+        return self.labels in ("agreed", "own", "auto")

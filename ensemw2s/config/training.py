@@ -28,6 +28,27 @@ class Recipe(Section):
     )
 
 
+class ExpertRecipe(Recipe):
+    """How a weak expert is trained."""
+
+    epochs: PositiveInt | Literal["auto"] = Field(  # type: ignore[assignment]  # `resolved` gives a plain recipe
+        6,
+        description="Passes over the data. auto: as many as answer easy validation best, at most max_epochs; the "
+        "schedule is that of max_epochs.",
+    )
+    max_epochs: PositiveInt = Field(12, description="With epochs auto: most passes over the data.")
+
+    @property
+    def chosen(self) -> bool:
+        """Whether epochs are chosen on easy validation."""
+        return self.epochs == "auto"
+
+    def resolved(self) -> Recipe:
+        """As a plain recipe, with the most epochs."""
+        plain = {key: getattr(self, key) for key in Recipe.model_fields}
+        return Recipe(**plain | {"epochs": self.max_epochs if self.chosen else self.epochs})
+
+
 class Workers(Section):
     """Data-parallel workers of one model. A number in place of this section sets both keys."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ensemw2s.cluster.resources import pieces
 from ensemw2s.config import Config, Recipe
-from ensemw2s.config.systems import BASE_ENSEMBLE, BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE
+from ensemw2s.config.systems import BASE_ENSEMBLE, BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE, TABLE
 from ensemw2s.costs import nearest
 from ensemw2s.costs.hardware import Cluster, PricedNode, Prices
 from ensemw2s.costs.memory import GIB, Members, Memory, Training, decoding_memory, training_memory
@@ -285,12 +285,21 @@ def _loaded(experts: Iterable[Expert], sizes: Shapes) -> tuple[tuple[Shape, int]
 
 def label_crowds(graph: Graph, sizes: Shapes) -> dict[str, Crowd]:
     """Who makes labels; an actor has one of them in memory."""
-    makers = {ENSEMW2S: graph.boosted, BASE_ENSEMBLE: _untuned(graph), **graph.baselines}
+    makers = {ENSEMW2S: graph.boosted, BASE_ENSEMBLE: _untuned(graph), **_answering(graph)}
+    makers |= {s.name: (_as_expert(graph, s),) for s in graph.students if s.name in graph.labels}
     for g in graph.generations:
         makers[g.name] = tuple(_as_expert(graph, student) for student in g.students)
     return {
         name: Crowd("labelling", _loaded(makers[name], sizes), (team(makers[name], sizes),))
         for name in graph.all_labels
+    }
+
+
+def _answering(graph: Graph) -> dict[str, tuple[Expert, ...]]:
+    """The experts of each baseline that answer; of candidates for one that answers alone, the first."""
+    return {
+        system: experts if TABLE[system].vote is not None else experts[:1]
+        for system, experts in graph.baselines.items()
     }
 
 
@@ -301,13 +310,13 @@ def _as_expert(graph: Graph, student: Student) -> Expert:
 def _untuned(graph: Graph) -> tuple[Expert, ...]:
     """The bases as they are, each once."""
     found = {base.path: replace(base, lora=None) for base in graph.weak}
-    return tuple(Expert(stage=b.stage, base=b, recipe=graph.config.expert, seed=0) for b in found.values())
+    return tuple(Expert(stage=b.stage, base=b, recipe=graph.config.expert.resolved(), seed=0) for b in found.values())
 
 
 def evaluation_crowds(graph: Graph, sizes: Shapes) -> list[Crowd]:
     """Who is evaluated; an actor has all weak systems in memory, then one student after the other."""
     systems = graph.config.evaluation.systems
-    groups: list[Sequence[Expert]] = [experts for system, experts in graph.baselines.items() if system in systems]
+    groups: list[Sequence[Expert]] = [experts for system, experts in _answering(graph).items() if system in systems]
     groups += [[expert] for expert in graph.boosted] if SEQUENCE_VOTE in systems else []
     groups += [graph.boosted] if ENSEMW2S in systems else []
     bases = [sizes[base.name] for base in graph.weak] if BASE_ZERO_SHOT in systems else []

@@ -86,6 +86,7 @@ def page(results: RunResults, light: dict[str, bytes], dark: dict[str, bytes]) -
         anchor_note="" if results.anchor is None else of_anchor(results.anchor),
         fit=[] if results.fit is None else _fit_rows(results.fit),
         labels=_label_rows(results),
+        choices=_choice_rows(results),
         bases=[_accuracy_row(name, found) for name, found in results.bases.items()],
         examples=[_example(example) for example in results.examples],
         stages=_stage_rows(results),
@@ -293,6 +294,23 @@ def _label_rows(results: RunResults) -> list[dict[str, str]]:
             "reasons": ", ".join(f"{reason} {count(n)}" for reason, n in found.finish_reasons.items()) or NOTHING,
         }
         for maker, found in results.labels.items()
+    ]
+
+
+def _choice_rows(results: RunResults) -> list[dict[str, str]]:
+    """How the labels of each student were chosen; nothing where all were kept."""
+    return [
+        {
+            "student": label(student),
+            "how": found.labels,
+            "agreed": percent(found.agreed),
+            "kept": f"{count(found.kept)} of {count(found.prompts)}",
+            "accuracy": percent(found.accuracy),
+            "agreed_accuracy": percent(found.agreed_accuracy),
+            "weight": plain(found.weight),
+        }
+        for student, found in (results.choices or {}).items()
+        if found.labels != "all"
     ]
 
 

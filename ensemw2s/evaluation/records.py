@@ -213,6 +213,29 @@ class LabelResult(ResultRecord):
     finish_reasons: ByName[int] = {}
 
 
+class ChoiceResult(ResultRecord):
+    """How the pseudo-labels of a student were chosen, and how good those are that it learned.
+
+    Attributes:
+        labels: How they were chosen, as in `student.labels`.
+        prompts: Labels of the maker.
+        agreed: Share of the prompts on which the maker and the student of the easy data alone give the same answer.
+            None where it was not asked.
+        kept: Labels that were learned.
+        weight: What the loss of a kept label on which the two differ counts; that of all others counts 1.
+        accuracy: Share of the kept labels that are right, of the prompts whose answer is known.
+        agreed_accuracy: The same of the kept labels on which the two agree.
+    """
+
+    labels: str
+    prompts: int
+    kept: int
+    weight: float = 1.0
+    agreed: float | None = None
+    accuracy: float | None = None
+    agreed_accuracy: float | None = None
+
+
 class TokenVote(ResultRecord):
     """What one expert would have said for a token.
 
@@ -309,6 +332,7 @@ class RunResults(ResultRecord):
         fit: How the votes were fitted; None where they were not.
         curves: Exact match by number of rounds.
         labels: Name of a maker → how good its pseudo-labels are.
+        choices: Name of a student → how its pseudo-labels were chosen, and how good these are.
         generations: Generations of students that made labels; None where `student.generations` is 1.
         examples: Answers of the ensemble, token by token.
         created: When the run ended, ISO 8601. This and what follows only the run's own results.json has.
@@ -331,6 +355,7 @@ class RunResults(ResultRecord):
     fit: VoteFit | None = only_where_known()
     curves: Curves = Curves()
     labels: ByName[LabelResult] = {}
+    choices: ByName[ChoiceResult] | None = only_where_known()
     generations: tuple[GenerationResult, ...] | None = only_where_known()
     examples: tuple[ExampleShown, ...] = ()
     created: str | None = only_where_known()

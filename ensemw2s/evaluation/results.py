@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.records import (
     VALIDATION,
     BySplit,
+    ChoiceResult,
     Comparison,
     Curves,
     ExampleShown,
@@ -31,6 +33,7 @@ from ensemw2s.evaluation.records import (
     TrainingCost,
 )
 from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS
+from ensemw2s.labeling.choice import Choice
 
 TESTS = ("id", "ood")
 
@@ -224,6 +227,32 @@ def label_result(labels: pa.Table, hard_labels: pa.Table) -> LabelResult:
         accuracy=float(right.mean()) if len(right) else None,
         agreement_bins=m.agreement_bins(agreement, right) if known else (),
         finish_reasons=dict(Counter(row["finish_reason"] for row in rows)),
+    )
+
+
+def choice_result(choice: Choice, chosen: pa.Table, hard_labels: pa.Table) -> ChoiceResult:
+    """How a student's labels were chosen, and how many of them are right.
+
+    Args:
+        choice: How they were chosen.
+        chosen: The kept ones (`Chosen.for_results`).
+        hard_labels: True answers; prompts without a known one do not count.
+    """
+    truth = dict(zip(hard_labels["id"].to_pylist(), hard_labels["answer"].to_pylist(), strict=True))
+    known = [row for row in chosen.to_pylist() if truth.get(row["id"]) is not None]
+
+    def right(rows: list[dict[str, Any]]) -> float | None:
+        exact = m.exact_match([row["answer"] for row in rows], [truth[row["id"]] for row in rows])
+        return float(exact.mean()) if rows else None
+
+    return ChoiceResult(
+        labels=choice.labels,
+        prompts=choice.prompts,
+        kept=choice.kept,
+        weight=choice.weight,
+        agreed=None if choice.agreed is None else choice.agreed / choice.prompts,
+        accuracy=right(known),
+        agreed_accuracy=right([row for row in known if row["agreed"]]) if choice.agreed is not None else None,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ensemw2s.boosting.records import RoundRecord
-from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_ENSEMW2S, TABLE
+from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_EASY_ONLY, STUDENT_ENSEMW2S, TABLE
 from ensemw2s.evaluation.records import RunResults
 from ensemw2s.evaluation.wording import (
     SPLITS,
@@ -68,7 +68,9 @@ def summarise(results: RunResults) -> Summary:
     """
     reached = [
         f"{_accuracy(results, ENSEMW2S)} {_cost(results)} {_rounds(results)}".strip(),
-        " ".join([_accuracy(results, STUDENT_ENSEMW2S), *_recovered(results), _labels(results)]).strip(),
+        " ".join(
+            [_accuracy(results, STUDENT_ENSEMW2S), *_recovered(results), _labels(results), _choice(results)]
+        ).strip(),
     ]
     contests = [_contest(results, name) for name in systems_of(results) if name in TABLE and TABLE[name].rivals]
     return Summary(
@@ -160,6 +162,27 @@ def _labels(results: RunResults) -> str:
     return (
         f"{text}; where the experts’ agreement is {plain(top.lo, 1)} or more (n = {top.n}) it is "
         f"{percent(right)}, elsewhere {percent(rest)}."
+    )
+
+
+def _choice(results: RunResults) -> str:
+    """How many labels the student learned, where it did not learn all."""
+    choice = (results.choices or {}).get(STUDENT_ENSEMW2S)
+    if choice is None or choice.labels == "all":
+        return ""
+    right = f", of which {percent(choice.accuracy)} are right" if number(choice.accuracy) is not None else ""
+    whose = "its own answers" if choice.labels == "own" else "labels"
+    learned = f"The student learned {choice.kept} {whose} (student.labels {choice.labels}){right}"
+    if choice.agreed is None:
+        return f"{learned}."
+    weighed = (
+        f"; a label on which they differ counts {plain(choice.weight)}"
+        if choice.labels == "auto" and choice.weight
+        else ""
+    )
+    return (
+        f"{learned}. The ensemble and {in_a_sentence(STUDENT_EASY_ONLY)} give the same answer to "
+        f"{percent(choice.agreed)} of the prompts{weighed}."
     )
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 from ensemw2s.boosting.anchors import ANCHORS
-from ensemw2s.config import Config, LabelFilter, Recipe
+from ensemw2s.config import Config, Recipe
 from ensemw2s.config.systems import (
     BAGGING,
     BASE_ENSEMBLE,
@@ -22,12 +22,13 @@ from ensemw2s.config.systems import (
     DEEP_ENSEMBLE,
     ENSEMW2S,
     EXPERT_SINGLE,
-    GENERATIONS,
+    STUDENT_EASY_ONLY,
     TABLE,
 )
 from ensemw2s.data.examples import derive_seed
+from ensemw2s.pipeline.build_students import StudentStages
 from ensemw2s.pipeline.foundations import Foundations
-from ensemw2s.pipeline.graph import Base, Expert, Graph, Round, Student, StudentGeneration
+from ensemw2s.pipeline.graph import Base, Expert, Graph, Round, Student
 from ensemw2s.pipeline.identity import FIRST_ROUND, settings_of
 from ensemw2s.storage.store import Stage
 
@@ -51,8 +52,8 @@ class _Builder(Foundations):
         anchor = self._anchor(rounds)
         ensemble = self._ensemble(rounds, anchor)
         labels = self._labels(ensemble, baselines)
-        generations = self._generations(labels[ENSEMW2S])
-        students = self._students(labels, generations)
+        generations = self.learners.generations(labels[ENSEMW2S])
+        students = self.learners.students(labels, generations)
         return Graph(
             config=self.config,
             root=self.root,
@@ -72,6 +73,18 @@ class _Builder(Foundations):
             evaluation=self._evaluation(ensemble, baselines, labels, students),
         )
 
+    @cached_property
+    def learners(self) -> StudentStages:
+        return StudentStages(
+            config=self.config,
+            data=self.data,
+            strong=self.strong,
+            training=self._training(),
+            labeling=self._labeling(),
+            combine=self._combine(),
+            make=self._stage,
+        )
+
     def _expert(
         self,
         name: str,
@@ -80,7 +93,7 @@ class _Builder(Foundations):
         *,
         epochs: int | None = None,
         after: tuple[Stage, ...] = (),
-        keep: Literal["last", "best"] = "last",
+        keep: Literal["last", "best"] | None = None,
         bootstrap_examples: bool = False,
         warm_from: Stage | None = None,
     ) -> Expert:
@@ -92,11 +105,12 @@ class _Builder(Foundations):
             settings: What its stage depends on beside recipe, adapters, seed and the section `training`.
             epochs: Its epochs; None: those of the recipe.
             after: Stages that it reads beside its tokens and its base.
-            keep: See `Expert`.
+            keep: See `Expert`; None: best, if its epochs are chosen on validation.
             bootstrap_examples: See `Expert`.
             warm_from: See `Expert`.
         """
-        base, recipe = self._member(number)
+        base, recipe, chosen = self._member(number)
+        keep = keep or ("best" if chosen else "last")
         if epochs is not None:
             recipe = recipe.model_copy(update={"epochs": epochs})
         seed = derive_seed(self.config.seed, name)
@@ -104,6 +118,7 @@ class _Builder(Foundations):
             **settings_of(recipe, "expert"),
             **self._training(),
             **settings,
+            **({"keep": keep} if keep == "best" else {}),
             "lora": base.lora.model_dump(mode="json") if base.lora else None,
             "seed": seed,
         }
@@ -117,19 +132,19 @@ class _Builder(Foundations):
             warm_from=warm_from,
         )
 
-    def _member(self, number: int) -> tuple[Base, Recipe]:
-        """Base and recipe of the expert with this number over rounds and width."""
-        members, recipe = self.config.boosting.members, self.config.expert
-        base = self.weak[number % len(self.weak)]
+    def _member(self, number: int) -> tuple[Base, Recipe, bool]:
+        """Base and recipe of the expert with this number over rounds and width, and whether its epochs are a limit."""
+        members, recipe = self.config.boosting.members, self.config.expert.resolved()
+        base, chosen = self.weak[number % len(self.weak)], self.config.expert.chosen
         if not members:
-            return base, recipe
+            return base, recipe, chosen
         member = members[number % len(members)]
         if member.model is not None:
             base = next(b for b in self.weak if b.name == member.model)
         if member.lora_rank is not None and base.lora is not None:
             base = replace(base, lora=base.lora.model_copy(update={"rank": member.lora_rank}))
         changes = {k: v for k in ("learning_rate", "epochs") if (v := getattr(member, k)) is not None}
-        return base, recipe.model_copy(update=changes)
+        return base, recipe.model_copy(update=changes), chosen and member.epochs is None
 
     def _rounds(self) -> tuple[Round, ...]:
         boosting = self.config.boosting
@@ -138,9 +153,8 @@ class _Builder(Foundations):
             settings["ensemble.combine"] = self.config.ensemble.combine
         rounds: list[Round] = []
         for t in range(1, boosting.rounds + 1):
-            before = rounds[-1] if rounds else None
             experts, retries = (
-                tuple(self._round_expert(t, k, suffix, settings, before) for k in range(boosting.width))
+                tuple(self._round_expert(rounds, k, suffix, settings) for k in range(boosting.width))
                 for suffix in ("", "-retry")
             )
             inputs = tuple(expert.stage for expert in experts)
@@ -148,17 +162,33 @@ class _Builder(Foundations):
             rounds.append(Round(t, stage, experts, retries))
         return tuple(rounds)
 
-    def _round_expert(self, t: int, k: int, suffix: str, settings: dict[str, object], before: Round | None) -> Expert:
-        boosting = self.config.boosting
+    def _round_expert(self, rounds: list[Round], k: int, suffix: str, settings: dict[str, object]) -> Expert:
+        """An expert of the round that follows these."""
+        width, t = self.config.boosting.width, len(rounds) + 1
+        number, before = (t - 1) * width + k, rounds[-1] if rounds else None
+        warm_from = None
         if before is None:  # all weights are equal, whatever is made of errors later
             settings = {f"boosting.{key}": settings[f"boosting.{key}"] for key in FIRST_ROUND}
+        elif self.config.boosting.warm_start == "previous":
+            warm_from = self._last_of_base(rounds, k, number)
+            if warm_from is not before.experts[k].stage:  # what it starts from was the only choice once
+                settings = {**settings, "warm_from": warm_from.name if warm_from is not None else None}
         return self._expert(
             f"rounds/{t}/experts/{k}{suffix}",
-            (t - 1) * boosting.width + k,
+            number,
             settings,
             after=(before.stage,) if before else (),
-            warm_from=before.experts[k].stage if before and boosting.warm_start == "previous" else None,
+            warm_from=warm_from,
         )
+
+    def _last_of_base(self, rounds: list[Round], k: int, number: int) -> Stage | None:
+        """The last expert so far of this expert's base; of several in a round, that in place `k` if it is one."""
+        base = self._member(number)[0].name
+        for r in reversed(rounds):
+            own = [expert.stage for expert in (r.experts[k], *r.experts) if expert.base.name == base]
+            if own:
+                return own[0]
+        return None
 
     def _baselines(self) -> dict[str, tuple[Expert, ...]]:
         """The experts that are trained for one system alone, of those systems that are needed."""
@@ -168,15 +198,37 @@ class _Builder(Foundations):
             BAGGING: partial(self._team, drawn=True),
             DEEP_ENSEMBLE: self._team,
         }
-        return {name: make(f"baselines/{name}") for name, make in makers.items() if name in self.needed}
+        needed = self.needed | ({EXPERT_SINGLE} if COMPUTE_MATCHED in self.needed and self._candidates else set())
+        return {name: make(f"baselines/{name}") for name, make in makers.items() if name in needed}
+
+    @cached_property
+    def _candidates(self) -> tuple[int, ...]:
+        """Number of the first expert from each base of the ensemble; none where there is nothing to choose from."""
+        if self.config.evaluation.single_base == "first":
+            return ()
+        first: dict[str, int] = {}
+        for number in range(self._members):
+            first.setdefault(self._member(number)[0].name, number)
+        return tuple(first.values()) if len(first) > 1 else ()
 
     def _single(self, name: str) -> tuple[Expert, ...]:
-        epochs = self.config.evaluation.single_max_epochs or 2 * self._member(0)[1].epochs
-        return (self._expert(name, 0, {"keep": "best"}, epochs=epochs, keep="best"),)
+        if self._candidates:
+            return tuple(self._single_of(f"{name}/{self._member(n)[0].name}", n) for n in self._candidates)
+        return (self._single_of(name, 0),)
+
+    def _single_of(self, name: str, number: int) -> Expert:
+        _, recipe, chosen = self._member(number)
+        epochs = self.config.evaluation.single_max_epochs or recipe.epochs * (1 if chosen else 2)
+        return self._expert(name, number, {}, epochs=epochs, keep="best")
 
     def _matched(self, name: str) -> tuple[Expert, ...]:
         budget = sum(self._member(number)[1].epochs for number in range(self._members))
-        return (self._expert(name, 0, {}, epochs=budget),)
+        if not self._candidates:
+            return (self._expert(name, 0, {}, epochs=budget, keep="last"),)
+        singles = self._single(f"baselines/{EXPERT_SINGLE}")
+        after = tuple(single.stage for single in singles)
+        matched = self._expert(name, 0, {"single_base": "best"}, epochs=budget, keep="last", after=after)
+        return (replace(matched, best_of=singles),)
 
     def _team(self, name: str, *, drawn: bool = False) -> tuple[Expert, ...]:
         """As many experts as the ensemble has; `drawn`: each on easy examples that are drawn with replacement."""
@@ -226,70 +278,13 @@ class _Builder(Foundations):
                 settings = self._labeling() | (self._combine() if TABLE[maker].vote is not None else {})
                 inputs = (self.data, *voters[maker])
                 labels[maker] = self._stage(f"baselines/labels/{maker}", settings, inputs)
-        return labels
+        return labels | ({STUDENT_EASY_ONLY: own} if (own := self.learners.own_labels) is not None else {})
 
     def _labeling(self) -> dict[str, object]:
         return {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
 
     def _combine(self) -> dict[str, object]:
         return {"ensemble.combine": self.config.ensemble.combine}
-
-    def _generations(self, labels: Stage) -> tuple[StudentGeneration, ...]:
-        """Those that label for another one; the first learns from the labels of the boosted weak experts."""
-        made: list[StudentGeneration] = []
-        maker = ENSEMW2S
-        for number in range(1, self.config.student.generations if GENERATIONS in self.needed else 1):
-            folder = f"generations/{number}"
-            table = self._stage(f"tokens/{folder}", self._table(), (self.data, self.strong.stage, labels))
-            names = [f"{folder}/students/{k}" for k in range(self.config.student.generation_width)]
-            students = tuple(
-                Student(
-                    name=name,
-                    data=table,
-                    stage=self._student(name, table, derive_seed(self.config.seed, name)),
-                    seed=derive_seed(self.config.seed, name),
-                    learns_from="pseudo",
-                    maker=maker,
-                )
-                for name in names
-            )
-            ensemble = self._stage(f"{folder}/ensemble", self._combine(), tuple(student.stage for student in students))
-            labels = self._stage(f"{folder}/labels", self._labeling(), (self.data, ensemble))
-            made.append(StudentGeneration(number=number, students=students, ensemble=ensemble, labels=labels))
-            maker = made[-1].name
-        return tuple(made)
-
-    def _students(self, labels: Mapping[str, Stage], generations: tuple[StudentGeneration, ...]) -> tuple[Student, ...]:
-        labels = {**labels, **{generation.name: generation.labels for generation in generations}}
-        seed = derive_seed(self.config.seed, "student")  # the same for all: they differ in their data alone
-        students = []
-        for system in (TABLE[name] for name in self.config.evaluation.systems):
-            if system.learns_from is None:
-                continue
-            maker = generations[-1].name if system.name == GENERATIONS else system.labels_by
-            inputs = (self.data, self.strong.stage, *((labels[maker],) if maker is not None else ()))
-            table = self._stage(f"tokens/students/{system.name}", {**self._table(), "student": system.name}, inputs)
-            students.append(
-                Student(
-                    name=system.name,
-                    data=table,
-                    stage=self._student(f"students/{system.name}", table, seed),
-                    seed=seed,
-                    learns_from=system.learns_from,
-                    maker=maker,
-                )
-            )
-        return tuple(students)
-
-    def _table(self) -> dict[str, object]:
-        keys = ("mix_easy", "objective", *LabelFilter.model_fields)
-        return {f"student.{key}": getattr(self.config.student, key) for key in keys}
-
-    def _student(self, name: str, table: Stage, seed: int) -> Stage:
-        recipe = settings_of(self.config.student, "student", without=("generations", "generation_width"))
-        lora = self.strong.lora.model_dump(mode="json") if self.strong.lora else None
-        settings = {**recipe, **self._training(), "lora": lora, "seed": seed}
-        return self._stage(name, settings, (table, self.strong.stage))
 
     def _evaluation(
         self,
@@ -299,8 +294,9 @@ class _Builder(Foundations):
         students: tuple[Student, ...],
     ) -> Stage:
         config = self.config
+        without = ("single_base",) if config.evaluation.single_base == "first" else ()  # older runs had no choice
         settings = {
-            **settings_of(config.evaluation, "evaluation"),
+            **settings_of(config.evaluation, "evaluation", without=without),
             "labeling.max_new_tokens": config.labeling.max_new_tokens,
             "labeling.precision": config.labeling.precision,
         }

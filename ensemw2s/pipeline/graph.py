@@ -83,6 +83,8 @@ class Expert:
         keep: Whether the weights of the last epoch are kept, or those of the epoch that does best on easy validation.
         bootstrap_examples: Whether its training examples are drawn with replacement, as in bagging.
         warm_from: The stage of an expert whose weights it starts from in place of the base's.
+        best_of: Experts of which the best on easy validation gives base and recipe in place of those above, but for
+            the number of epochs.
     """
 
     stage: Stage
@@ -92,6 +94,7 @@ class Expert:
     keep: Literal["last", "best"] = "last"
     bootstrap_examples: bool = False
     warm_from: Stage | None = None
+    best_of: tuple[Expert, ...] = ()
 
     @property
     def lora(self) -> Lora | None:
@@ -180,7 +183,8 @@ class Graph:
         tokens: The easy splits as tokens of the weak models.
         rounds: The boosting rounds.
         anchor: The search for the anchor; None where the config names one.
-        baselines: System → the experts that are trained for it alone.
+        baselines: System → the experts that are trained for it alone. One that answers alone may have several
+            candidates, of which easy validation chooses (`specs.best_of`).
         ensemble: The boosted experts as one artifact.
         labels: System → the pseudo-labels that it makes.
         generations: Generations of students before the last one, whose student is one of `students`.

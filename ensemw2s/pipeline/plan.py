@@ -218,8 +218,9 @@ def _baseline_items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
         recipes = "; ".join(dict.fromkeys(_recipe(expert, graph.config) for expert in experts))
         words = f"{times(len(experts), 'expert')}, {recipes}{' each' if len(experts) > 1 else ''}"
         if TABLE[system].vote is None:
-            at_most = "at most " if experts[0].keep == "best" else ""
-            words = f"1 expert from {experts[0].base.name}, {at_most}{recipes}"
+            words = f"1 expert from {_start(experts[0])}, {recipes}"
+            if len(experts) > 1:
+                words = f"{len(experts)} experts, of which easy validation chooses one, {recipes} each"
         yield _training_item(f"baselines/{system}", words, experts, graph)
     yield from _student_items(graph, sizes, [None])
 
@@ -328,9 +329,14 @@ def _student_work(graph: Graph, student: Student, sizes: dict[str, int]) -> tupl
     return f"{size}, {bound}{examples} examples, {_epochs(recipe)}, {steps} steps, {recipe.objective}", steps
 
 
+def _start(expert: Expert) -> str:
+    return "the base of expert_single" if expert.best_of else expert.base.name
+
+
 def _recipe(expert: Expert, config: Config) -> str:
     lora = f", LoRA of rank {expert.lora.rank}" if expert.lora is not None else ""
-    return f"{_epochs(expert.recipe)}, {_expert_steps(expert, config)} steps{lora}"
+    at_most = "at most " if expert.keep == "best" else ""
+    return f"{at_most}{_epochs(expert.recipe)}, {_expert_steps(expert, config)} steps{lora}"
 
 
 def _expert_steps(expert: Expert, config: Config) -> int:

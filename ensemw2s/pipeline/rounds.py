@@ -197,13 +197,14 @@ def _run_round(context: Context, r: Round, history: list[RoundRecord]) -> RoundR
 
 
 def _warmed(context: Context, experts: tuple[Expert, ...], history: list[RoundRecord]) -> tuple[Expert, ...]:
-    """Experts with a warm start take it from the second try of the round before, if that is the one that counts."""
-    if not (history and history[-1].reset):
-        return experts
-    before = context.graph.rounds[history[-1].round - 1].retries
+    """Experts with a warm start take it from a second try, if that is the one that counts."""
+    repeated = [context.graph.rounds[record.round - 1] for record in history if record.reset]
+    second = {
+        first.stage.name: again.stage for r in repeated for first, again in zip(r.experts, r.retries, strict=True)
+    }
     return tuple(
-        replace(expert, warm_from=before[k].stage) if expert.warm_from is not None else expert
-        for k, expert in enumerate(experts)
+        replace(expert, warm_from=second.get(expert.warm_from.name, expert.warm_from)) if expert.warm_from else expert
+        for expert in experts
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ensemw2s import env
@@ -9,6 +11,7 @@ from ensemw2s.boosting.masks import RoundWeights
 from ensemw2s.config import Recipe
 from ensemw2s.pipeline.graph import Base, Expert, Graph, Student
 from ensemw2s.storage.store import Stage
+from ensemw2s.training.records import TrainRecord
 from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
 
 
@@ -30,6 +33,10 @@ def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = 
         expert: What to train.
         weights: Token weights of a boosted expert.
     """
+    if expert.best_of:
+        best = best_of(expert.best_of)
+        epochs = {"epochs": expert.recipe.epochs}
+        expert = replace(expert, base=best.base, recipe=best.recipe.model_copy(update=epochs))
     if expert.bootstrap_examples:
         weights = RoundWeights(unit="example", weighting="bootstrap", seed=expert.seed)
     base = expert.base
@@ -39,6 +46,18 @@ def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = 
     spec = _spec(graph, expert.stage, start, graph.tokens.path / "easy_train.parquet", expert.recipe, seed=expert.seed)
     validation = _absolute(graph.tokens.path / "easy_validation.parquet") if expert.keep == "best" else None
     return spec.model_copy(update={"weights": weights, "validation": validation, "keep": expert.keep})
+
+
+def best_of(experts: Sequence[Expert]) -> Expert:
+    """The expert whose kept epoch answers easy validation best, of equal ones the first; all are trained."""
+    if len(experts) == 1:
+        return experts[0]
+
+    def right(expert: Expert) -> float:
+        record = TrainRecord.read(expert.stage.path)
+        return record.validation_exact_match[record.kept_epoch - 1]
+
+    return max(experts, key=right)
 
 
 def student_spec(graph: Graph, student: Student) -> TrainSpec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,14 +13,12 @@ from ensemw2s.config.systems import ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
-from ensemw2s.errors import DataError
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.records import RESULTS, GenerationResult, RunResults, TrainingCost
 from ensemw2s.evaluation.results import Figures, label_result
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.labeling.chunks import LabelJob
-from ensemw2s.labeling.filters import passing
 from ensemw2s.labeling.labels import label_all
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import summarise
@@ -29,10 +26,11 @@ from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline.anchoring import anchors_of, scale_of
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import Student, StudentGeneration
+from ensemw2s.pipeline.graph import StudentGeneration
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
+from ensemw2s.pipeline.student_tables import choices, make_student_data
 from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
 from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
 from ensemw2s.storage import remote, store
@@ -140,9 +138,10 @@ def make_ensemble(context: Context) -> None:
             fit.write(folder)
 
 
-def make_labels(context: Context) -> None:
-    """Makes the pseudo-labels of all weak label makers for the unlabelled hard prompts."""
-    _make_labels(context, context.graph.labels)
+def make_labels(context: Context, makers: Collection[str] | None = None) -> None:
+    """Makes the pseudo-labels of the unlabelled hard prompts, by these makers, or by all but generations."""
+    labels = context.graph.labels
+    _make_labels(context, {maker: labels[maker] for maker in (labels if makers is None else makers)})
 
 
 def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
@@ -164,63 +163,18 @@ def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
         store.finish(stage.path, stage.description)
 
 
-def make_student_data(context: Context, student: Student) -> None:
-    """Makes the token table of a student: pseudo-labels or true labels of hard prompts, and easy labelled examples."""
-    config, strong = context.config, context.graph.strong
-    tokenizer = load_tokenizer(strong.path, strong.revision)
-    data = context.graph.data.path
-    tables = []
-    if student.maker is not None:
-        tables.append(_label_tokens(context, student.maker, tokenizer))
-    elif student.learns_from == "true":
-        tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
-    if config.student.mix_easy or student.learns_from == "easy":
-        tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, config.data))
-    with store.publish(student.data.path, student.data.description) as folder:
-        pq.write_table(pa.concat_tables(tables, promote_options="default"), folder / "train.parquet")
-
-
-def _true_hard(data: Path) -> pa.Table:
-    """The hard prompts with their true answers. Only the ceiling student may ask for them."""
-    unlabelled = read_table(data / "hard_unlabelled.parquet")
-    prompts, answers = unlabelled.drop_columns(["answer"]), read_table(data / "hard_labels.parquet")
-    joined = pa.Table.from_pylist(
-        [{**p, "answer": a} for p, a in zip(prompts.to_pylist(), answers["answer"].to_pylist(), strict=True)],
-        schema=unlabelled.schema,
-    )
-    return joined.filter(joined["answer"].is_valid())
-
-
-def _label_tokens(context: Context, maker: str, tokenizer: Any) -> pa.Table:
-    """The pseudo-labels that pass the student's filter, as tokens of the student."""
-    config = context.config
-    labels = read_labels(context.graph.all_labels[maker].path)
-    labels = labels.filter(pa.array(passing(labels, config.student)))
-    if not len(labels):
-        raise DataError(
-            f"no label of {maker} can be used: each is empty, longer than labeling.max_new_tokens "
-            f"({config.labeling.max_new_tokens}), or below student.min_agreement or student.min_consistency. Raise the "
-            "first or lower the others"
-        )
-    tokens = tokenize_examples(labels, tokenizer, config.data)
-    if config.student.objective != "soft":
-        return tokens
-    # distributions belong to the very tokens that were decoded, so these are the answer
-    tokens = tokens.set_column(2, tokens.schema.field("answer_ids"), labels["token_ids"])
-    return tokens.append_column("top_tokens", labels["top_tokens"]).append_column(
-        "top_logprobs", labels["top_logprobs"]
-    )
-
-
 def train_baselines(context: Context) -> None:
     """Trains baseline experts and students without pseudo-labels, which wait for no round; the longest go first."""
     graph = context.graph
-    specs = [expert_spec(graph, expert) for expert in graph.baseline_experts]
+    later = [expert for expert in graph.baseline_experts if expert.best_of]
+    specs = [expert_spec(graph, expert) for expert in graph.baseline_experts if not expert.best_of]
     for student in graph.learning_from([None]):
         if not done(student.data):
             make_student_data(context, student)
         specs.append(student_spec(graph, student))
     context.lanes.train(sorted(specs, key=lambda spec: -spec.recipe.epochs), priority=1)
+    if later:  # what they start from is known only now
+        context.lanes.train([expert_spec(graph, expert) for expert in later], priority=1)
 
 
 def train_students(context: Context) -> None:
@@ -309,6 +263,7 @@ def evaluate(context: Context) -> None:
         fit=VoteFit.read(graph.ensemble.path) if config.ensemble.fitted else None,
         curves=figures.curves(),
         labels={maker: label_result(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
+        choices=choices(graph, hard_labels) or None,
         generations=tuple(map(_generation_result, graph.generations)) or None,
         examples=tuple(figures.examples(truths["ood"])),
     )

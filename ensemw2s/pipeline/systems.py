@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemw2s.boosting.records import BoostedExpert
-from ensemw2s.config.systems import BASE_ENSEMBLE, BASE_ZERO_SHOT, ENSEMW2S, SEQUENCE_VOTE, TABLE
+from ensemw2s.config.systems import (
+    BASE_ENSEMBLE,
+    BASE_ZERO_SHOT,
+    ENSEMW2S,
+    SEQUENCE_VOTE,
+    STUDENT_EASY_ONLY,
+    TABLE,
+)
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS, VoterGroup
 from ensemw2s.pipeline.anchoring import anchored_voter, scale_of
 from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.specs import best_of
 from ensemw2s.storage.store import Stage
 
 WEAK = "weak"
@@ -36,7 +44,9 @@ def baseline_voter(graph: Graph, system: str) -> Voter:
     if system == BASE_ENSEMBLE:
         models = list(dict.fromkeys(base.reference for base in graph.weak))  # bases can differ in their adapters alone
     else:
-        models = [_folder(expert.stage) for expert in graph.baselines[system]]
+        experts = graph.baselines[system]
+        answering = [best_of(experts)] if TABLE[system].vote is None else experts
+        models = [_folder(expert.stage) for expert in answering]
     if TABLE[system].vote is None:
         return one(system, *models)
     weights = [1.0 / len(models)] * len(models)
@@ -51,7 +61,12 @@ def one(name: str, model: str) -> Voter:
 def label_maker(graph: Graph, maker: str) -> Voter:
     """Who makes the pseudo-labels of this name, a key of `Graph.all_labels`."""
     saved = {ENSEMW2S: graph.ensemble} | {generation.name: generation.ensemble for generation in graph.generations}
-    return Voter(name=maker, ensemble=_folder(saved[maker])) if maker in saved else baseline_voter(graph, maker)
+    if maker in saved:
+        return Voter(name=maker, ensemble=_folder(saved[maker]))
+    if maker == STUDENT_EASY_ONLY:
+        [student] = [student for student in graph.students if student.name == maker]
+        return one(maker, _folder(student.stage))
+    return baseline_voter(graph, maker)
 
 
 def groups(graph: Graph, members: Sequence[BoostedExpert]) -> list[VoterGroup]:

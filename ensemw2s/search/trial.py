@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.resources import ResourcePlan
 from ensemw2s.config import Config
 from ensemw2s.config.search import SearchConfig
-from ensemw2s.config.systems import ENSEMW2S, STUDENT_ENSEMW2S
+from ensemw2s.config.systems import ENSEMW2S, STUDENT_EASY_ONLY, STUDENT_ENSEMW2S
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import BoostingError
 from ensemw2s.evaluation.chunks import Rows
@@ -106,6 +107,8 @@ def trial_config(config: Config, point: space.Point) -> Config:
     chosen = space.apply(plain, {**point, space.ROUNDS: most})
     student = config.search is not None and config.search.objective == "student"
     systems = [ENSEMW2S, STUDENT_ENSEMW2S] if student else [ENSEMW2S]
+    if student and chosen.student.asks_itself:
+        systems.insert(1, STUDENT_EASY_ONLY)
     evaluation = chosen.evaluation.model_copy(update={"systems": systems})
     # only a run searches for an anchor; a trial's members are then as they were trained
     boosting = chosen.boosting.model_copy(update={"anchor": 1.0} if chosen.boosting.anchor == "auto" else {})
@@ -205,8 +208,13 @@ def _student(context: Context, search: SearchConfig, rounds: int) -> dict[str, f
     graph = build_graph(config, context.graph.root)
     smaller = Context(graph, context.plan, context.progress, context.lanes, context.on_stage)
     _once(graph.ensemble, lambda: steps.make_ensemble(smaller))
-    _once(graph.labels[ENSEMW2S], lambda: steps.make_labels(smaller))
-    [student] = graph.students
+    students = {student.name: student for student in graph.students}
+    if STUDENT_EASY_ONLY in students:
+        with store.alone(students[STUDENT_EASY_ONLY].stage.path):
+            steps.train_baselines(smaller)
+    for maker, stage in graph.labels.items():
+        _once(stage, partial(steps.make_labels, smaller, [maker]))
+    student = students[STUDENT_ENSEMW2S]
     with store.alone(student.stage.path):
         steps.train_students(smaller)
     voter = one("student", str(student.stage.path.resolve()))

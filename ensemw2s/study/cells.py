@@ -17,7 +17,7 @@ from typing import Any
 from ensemw2s.config import Config, parse_config
 from ensemw2s.config.messages import nearest
 from ensemw2s.config.study import DEFAULT, Changes, StudyConfig
-from ensemw2s.config.systems import TABLE
+from ensemw2s.config.systems import STUDENT_EASY_ONLY, TABLE
 from ensemw2s.config.tree import set_value
 from ensemw2s.errors import ConfigError
 from ensemw2s.pipeline.build import build_graph
@@ -134,7 +134,7 @@ def _cell(study: StudyConfig, task: str, changes: Changes, name: str, variant: C
 
 
 def systems(asked: list[str]) -> list[str]:
-    """What a config asks for, what a study never leaves out, and the rivals that each of these must beat."""
+    """What a config asks for, what a study never leaves out, and the rivals that each of these is held against."""
     needed: set[str] = set()
     waiting = [*asked, *(name for name, system in TABLE.items() if system.in_every_study)]
     while waiting:
@@ -142,6 +142,8 @@ def systems(asked: list[str]) -> list[str]:
         if name not in needed:
             needed.add(name)
             waiting += TABLE[name].claims_over
+            if TABLE[name].learns_from == "pseudo":  # labels that do harm show beside easy data alone
+                waiting.append(STUDENT_EASY_ONLY)
     return [name for name in TABLE if name in needed]
 
 

@@ -10,10 +10,18 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, GENERATIONS, TABLE
+from ensemw2s.config.systems import (
+    BASE_ENSEMBLE,
+    ENSEMW2S,
+    EXPERT_SINGLE,
+    GENERATIONS,
+    STUDENT_EASY_ONLY,
+    TABLE,
+)
 from ensemw2s.evaluation.records import HARD_VALIDATION, RESULTS, VALIDATION, Metrics, RunResults
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.specs import best_of
 from ensemw2s.storage import store
 from ensemw2s.study import diagnosis
 from ensemw2s.study.cells import Cell
@@ -152,20 +160,26 @@ def _cost(system: str, results: RunResults, labelled: Mapping[str, int]) -> dict
         return found
     earlier = (results.generations or ()) if system == GENERATIONS else ()
     makers = [maker, *(generation.name for generation in earlier)]
-    supervisor = results.cost(maker)
-    trained = supervisor.tokens_trained if supervisor else 0
+    choice = (results.choices or {}).get(system)
+    if choice is not None and choice.agreed is not None:  # the strong model was asked, and had to be trained for it
+        makers = [STUDENT_EASY_ONLY, *(makers if choice.labels != "own" else [])]
+    supervisors = [cost for name in makers if (cost := results.cost(name)) is not None]
+    trained = sum(supervisor.tokens_trained for supervisor in supervisors)
     return found | {
         "supervision_trained": trained + sum(generation.tokens_trained for generation in earlier),
         "tokens_labelled": sum(labelled[name] for name in makers),
-        "label_accuracy": results.labels[makers[-1]].accuracy,
+        "label_accuracy": results.labels[makers[-1]].accuracy if choice is None else choice.accuracy,
     }
 
 
 def _tokens_labelled(graph: Graph, results: RunResults) -> dict[str, int]:
     """Tokens that the members of each label maker decoded for its labels, every sample of every member."""
     voting = sum(expert.weight > 0 for record in results.rounds for expert in record.experts)
-    members = {ENSEMW2S: voting} | {name: len(experts) for name, experts in graph.baselines.items()}
+    members = {ENSEMW2S: voting} | {
+        name: len(experts) if TABLE[name].vote is not None else 1 for name, experts in graph.baselines.items()
+    }
     members |= {generation.name: len(generation.students) for generation in graph.generations}
+    members |= {BASE_ENSEMBLE: len({base.reference for base in graph.weak}), STUDENT_EASY_ONLY: 1}
     samples = graph.config.labeling.samples
     return {
         maker: sum(read_labels(stage.path)["n_tokens"].to_pylist()) * members[maker] * samples
@@ -174,7 +188,7 @@ def _tokens_labelled(graph: Graph, results: RunResults) -> dict[str, int]:
 
 
 def _parameters(graph: Graph) -> dict[str, int]:
-    """Weights of each student and of the single expert, whose base is the first; experts of others may be smaller."""
-    [single] = graph.baselines[EXPERT_SINGLE]
+    """Weights of each student and of the single expert; experts from other bases may be smaller."""
+    single = best_of(graph.baselines[EXPERT_SINGLE])
     models = {EXPERT_SINGLE: single.stage, **{student.name: student.stage for student in graph.students}}
     return {name: TrainRecord.read(stage.path).parameters for name, stage in models.items()}

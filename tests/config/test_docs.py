@@ -52,7 +52,7 @@ def test_a_default_is_the_one_of_its_place_and_not_of_its_class() -> None:
     page = render(Outer)
     assert "| `one.size` | int | `5` |" in page
     real = render()
-    assert "| `expert.epochs` | int | `6` |" in real
+    assert '| `expert.epochs` | int or `"auto"` | `6` |' in real
     assert "| `student.epochs` | int | `4` |" in real
     assert "| `models.pretraining.weak.batch_size` | int | `128` |" in real
 

@@ -8,7 +8,8 @@ import pytest
 from ensemw2s.config import SYSTEMS, parse_config
 from ensemw2s.data.examples import example_table
 from ensemw2s.evaluation.records import AgreementBin, Curves, SystemCost, TokenShown, TrainingCost
-from ensemw2s.evaluation.results import Figures, label_result
+from ensemw2s.evaluation.results import Figures, choice_result, label_result
+from ensemw2s.labeling.choice import Choice
 
 from ..boosting.conftest import member
 
@@ -317,3 +318,20 @@ def test_labels_of_prompts_whose_answers_nobody_knows_have_no_accuracy():
     truth = pa.table({"id": ["a"], "answer": pa.array([None], pa.string())})
     facts = label_result(labels(("a", "1", 1.0, "stop")), truth)
     assert (facts.n, facts.accuracy, facts.agreement_bins) == (1, None, ())
+
+
+def test_of_the_labels_that_a_student_learned_only_the_evaluation_says_how_many_are_right():
+    kept = pa.table(
+        {
+            "id": ["a", "b", "c"],
+            "answer": ["1", "2", "9"],
+            "weight": [1.0, 0.5, 0.5],
+            "agreed": [True, False, False],
+        }
+    )
+    truth = pa.table({"id": ["a", "b", "c", "d"], "answer": ["1", "2", "3", "4"]})
+    facts = choice_result(Choice(labels="auto", prompts=4, kept=3, weight=0.5, agreed=1), kept, truth)
+    assert (facts.kept, facts.prompts, facts.agreed, facts.weight) == (3, 4, 0.25, 0.5)
+    assert (facts.accuracy, facts.agreed_accuracy) == (2 / 3, 1.0)
+    unknown = choice_result(Choice(labels="all", prompts=4, kept=3), kept, truth.slice(0, 0))
+    assert (unknown.accuracy, unknown.agreed, unknown.agreed_accuracy) == (None, None, None)

@@ -110,6 +110,18 @@ def test_labels_are_told_by_agreement():
     )
 
 
+def test_what_a_student_learned_is_told_where_it_did_not_learn_every_label():
+    choice = {"labels": "auto", "prompts": 100, "kept": 80, "weight": 0.4, "agreed": 0.4, "accuracy": 0.75}
+    results = {"systems": systems("student_ensemw2s"), "choices": {"student_ensemw2s": choice}}
+    text = summarise(results).reached[-1].replace(NBSP, " ")
+    assert text.endswith(
+        "The student learned 80 labels (student.labels auto), of which 75.0 % are right. The ensemble and a student of "
+        "the easy data alone give the same answer to 40.0 % of the prompts; a label on which they differ counts 0.40."
+    )
+    results["choices"] = {"student_ensemw2s": {**choice, "labels": "all"}}
+    assert "learned" not in summarise(results).reached[-1]
+
+
 def test_a_whole_run_warns_of_seeds_and_of_many_comparisons(full):
     text = " ".join(summarise(full).caveats)
     assert "this is one run, with seed 7" in text

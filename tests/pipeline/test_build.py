@@ -255,6 +255,32 @@ def test_no_student_but_the_ceiling_and_no_expert_depends_on_more_than_its_label
     assert not students["student_single"] & (ROUNDS | BAGGING)
 
 
+@pytest.mark.parametrize("labels", ["agreed", "own", "auto"])
+def test_where_the_strong_model_has_a_say_it_answers_before_the_others_learn(labels):
+    made = graph(**{"student.labels": labels, "evaluation.systems": ["student_ensemw2s"]})
+    assert [student.name for student in made.students] == ["student_easy_only", "student_ensemw2s"]
+    asked, learning = made.students
+    own = made.labels["student_easy_only"]
+    assert own.inputs == (made.data, asked.stage)
+    assert own in learning.data.inputs
+    order = [stage.name for stage in made.stages()]
+    assert [order.index(stage.name) for stage in (asked.stage, own, learning.data)] == sorted(
+        order.index(stage.name) for stage in (asked.stage, own, learning.data)
+    )
+
+
+def test_a_choice_of_labels_changes_those_who_learn_from_them_and_nothing_else():
+    own = {"baselines/labels/student_easy_only"}
+    assert changed(**{"student.labels": "agreed"}) == own | OWN_LABELS | EVALUATION
+    assert changed(**{"student.labels": "unanimous"}) == OWN_LABELS | EVALUATION
+    assert changed(**{"student.labels": "all"}) == set()
+
+
+def test_nobody_is_asked_where_no_student_learns_from_labels():
+    asked = {"student.labels": "auto", "evaluation.systems": ["ensemw2s", "student_ceiling"]}
+    assert graph(**asked).labels.keys() == {"ensemw2s"}
+
+
 def test_every_generation_learns_from_the_labels_of_the_one_before():
     made = graph(**{"student.generations": 3, "student.generation_width": 2})
     first, second = made.generations
@@ -326,6 +352,54 @@ def test_a_warm_start_is_from_the_same_place_in_the_round_before():
     assert [expert.warm_from for expert in made.rounds[0].experts] == [None, None]
     assert [expert.warm_from for expert in made.rounds[1].experts] == [e.stage for e in made.rounds[0].experts]
     assert [expert.warm_from for expert in graph().rounds[1].experts] == [None]
+
+
+def test_a_warm_start_is_from_an_expert_of_the_same_base_even_if_that_is_some_rounds_ago():
+    made = graph(**{"boosting.warm_start": "previous", "boosting.rounds": 5})
+    experts = [r.experts[0] for r in made.rounds]
+    assert [expert.base.name for expert in experts] == ["weak-0", "weak-1", "weak-0", "weak-1", "weak-0"]
+    assert [expert.warm_from for expert in experts] == [None, None, *(expert.stage for expert in experts[:3])]
+    for r in made.rounds:
+        assert [again.warm_from for again in r.retries] == [expert.warm_from for expert in r.experts]
+
+
+def test_with_one_base_a_warm_start_is_what_it_was_and_so_is_its_fingerprint():
+    one = {"models.weak": [{"base": "tiny-weak"}], "boosting.warm_start": "previous", "boosting.rounds": 3}
+    assert not any("warm_from" in expert.stage.settings for expert in graph(**one).boosted)
+    assert "warm_from" in graph(**{"boosting.warm_start": "previous"}).boosted[1].stage.settings
+
+
+def test_the_single_expert_may_be_the_best_of_all_bases_and_has_no_choice_with_one():
+    made = graph(**{"evaluation.single_base": "best", "boosting.rounds": 3})
+    singles, [matched] = made.baselines["expert_single"], made.baselines["expert_compute_matched"]
+    assert [e.base.name for e in singles] == ["weak-0", "weak-1"]
+    assert [e.keep for e in singles] == ["best", "best"]
+    assert matched.best_of == singles
+    assert matched.stage.inputs[-2:] == tuple(e.stage for e in singles)
+    order = [stage.name for stage in made.stages()]
+    assert order.index("baselines/expert_single/weak-1") < order.index("baselines/expert_compute_matched")
+    one = {"models.weak": [{"base": "tiny-weak"}]}
+    names = fingerprints(**one)
+    with_best = fingerprints(**one, **{"evaluation.single_base": "best"})
+    assert {name for name in names if names[name] != with_best[name]} == EVALUATION
+
+
+def test_the_best_of_all_bases_is_trained_where_only_its_budget_is_asked_for():
+    asked = graph(**{"evaluation.single_base": "best", "evaluation.systems": ["expert_compute_matched", "ensemw2s"]})
+    assert asked.baselines.keys() == {"expert_single", "expert_compute_matched"}
+
+
+def test_epochs_that_validation_chooses_are_at_most_those_of_the_config():
+    made = graph(**{"expert": {"epochs": "auto", "max_epochs": 9}, "boosting.members": [{}, {"epochs": 2}]})
+    first, second = made.boosted
+    assert (first.recipe.epochs, first.keep, first.stage.settings["keep"]) == (9, "best", "best")
+    assert (second.recipe.epochs, second.keep) == (2, "last")
+    assert "keep" not in second.stage.settings
+    assert made.baselines["expert_single"][0].recipe.epochs == 9
+    assert (made.baselines["expert_compute_matched"][0].recipe.epochs) == 11
+    assert made.baselines["expert_compute_matched"][0].keep == "last"
+    assert [expert.keep for expert in made.baselines["bagging"]] == ["best", "last"]
+    assert changed(**{"expert.max_epochs": 9}) == set(), "which only matters where epochs are auto"
 
 
 def test_data_in_files_is_known_by_its_content(tmp_path):

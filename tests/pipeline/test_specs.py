@@ -8,8 +8,10 @@ import pytest
 from ensemw2s.boosting.masks import RoundWeights
 from ensemw2s.config import parse_config
 from ensemw2s.pipeline.build import build_graph
-from ensemw2s.pipeline.graph import Graph
-from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
+from ensemw2s.pipeline.graph import Expert, Graph
+from ensemw2s.pipeline.specs import base_spec, best_of, expert_spec, student_spec
+from ensemw2s.pipeline.systems import baseline_voter
+from ensemw2s.training.records import TrainRecord
 from ensemw2s.training.spec import TrainSpec
 
 
@@ -160,3 +162,38 @@ def test_the_section_training_reaches_every_spec(graph):
     for spec in specs_of(graph(training=training)):
         assert (spec.zero_stage, spec.precision, spec.gradient_checkpointing, spec.threads) == (3, "bf16", True, 2)
     assert specs_of(graph(training={"cpus_per_worker": 0.5}))[0].threads == 1
+
+
+def trained(expert: Expert, *validation: float) -> None:
+    """What training this expert leaves, having kept its last epoch but one."""
+    Path(expert.stage.path).mkdir(parents=True)
+    TrainRecord(
+        name=expert.stage.name,
+        examples=4,
+        epochs=len(validation),
+        kept_epoch=len(validation) - 1,
+        steps=1,
+        workers=1,
+        zero_stage=1,
+        precision="fp32",
+        parameters=1,
+        trained_parameters=1,
+        tokens_trained=1,
+        loss=(1.0,),
+        validation_exact_match=validation,
+        seconds=1.0,
+        finished=0.0,
+    ).write(expert.stage.path)
+
+
+@pytest.mark.parametrize(("second", "winner"), [(0.75, 1), (0.5, 0), (0.25, 0)])
+def test_the_whole_budget_goes_to_the_base_that_easy_validation_finds_best_by_the_kept_epoch(graph, second, winner):
+    made = graph(evaluation={"single_base": "best"})
+    singles, [matched] = made.baselines["expert_single"], made.baselines["expert_compute_matched"]
+    trained(singles[0], 0.5, 0.9)
+    trained(singles[1], second, 0.0)
+    assert best_of(singles) is singles[winner]
+    spec = expert_spec(made, matched)
+    assert spec.start.path == singles[winner].base.location
+    assert spec.recipe.epochs == 8
+    assert baseline_voter(made, "expert_single").models == [str(singles[winner].stage.path.resolve())]

@@ -19,6 +19,7 @@ from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.artifact import Ensemble
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.records import TrainingCost
+from ensemw2s.labeling.choice import CHOSEN, Choice
 from ensemw2s.labeling.parts import LABEL_SCHEMA, SOFT_FIELDS, write_part
 from ensemw2s.models import tiny
 from ensemw2s.models.loading import load_tokenizer
@@ -79,7 +80,7 @@ def prompts(run: Any) -> list[dict[str, Any]]:
     return pq.read_table(run.graph.data.path / "hard_unlabelled.parquet").to_pylist()
 
 
-def write_labels(run: Any, *, soft: bool = False, **changes: dict[int, Any]) -> None:
+def write_labels(run: Any, *, soft: bool = False, maker: str = "ensemw2s", **changes: dict[int, Any]) -> None:
     """Labels "0", "1", … of agreement 0, 1/10, …, with other values in some rows."""
     tokenizer = load_tokenizer(run.graph.strong.path)
     rows = []
@@ -94,7 +95,7 @@ def write_labels(run: Any, *, soft: bool = False, **changes: dict[int, Any]) -> 
             row["top_logprobs"] = [[np.log(0.75), np.log(0.25)]] * row["n_tokens"]
         rows.append(row)
     schema = pa.schema([*LABEL_SCHEMA, *(SOFT_FIELDS if soft else [])])
-    folder = run.graph.labels["ensemw2s"].path
+    folder = run.graph.labels[maker].path
     folder.mkdir(parents=True)
     for start in (0, 4, 8):
         write_part(pa.Table.from_pylist(rows[start : start + 4], schema=schema), folder / f"part-{start:010d}.parquet")
@@ -183,6 +184,39 @@ def test_no_usable_label_is_an_error_that_says_what_to_do(context):
     write_labels(run, finish_reason=dict.fromkeys(range(10), "length"))
     with pytest.raises(DataError, match=r"no label of ensemw2s can be used: .*labeling.max_new_tokens \(64\)"):
         student_table(run)
+
+
+def test_a_student_may_learn_from_agreed_labels_alone_and_the_table_says_what_was_chosen(context):
+    run = prepared(context(student={"labels": "agreed"}))
+    write_labels(run)
+    write_labels(run, maker="student_easy_only", answer={i: "x" for i in range(10) if i not in (2, 7)})
+    table = student_table(run)
+    assert answers(run, table)[:2] == ["2", "7"]
+    assert len(answers(run, table)) == 14, "with the easy ones"
+    choice = Choice.read(table.parent)
+    assert (choice.kept, choice.agreed, choice.prompts) == (2, 2, 10)
+    assert pq.read_table(table.parent / CHOSEN)["answer"].to_pylist() == ["2", "7"]
+
+
+def test_labels_on_which_the_judges_differ_count_less_and_easy_examples_count_fully(context):
+    run = prepared(context(student={"labels": "auto"}))
+    write_labels(run)
+    write_labels(run, maker="student_easy_only", answer=dict.fromkeys(range(5), "x"))
+    data = read_training_set([str(student_table(run))], soft=False)
+    assert data.weights is not None
+    assert data.weights.tolist() == [0.5] * 5 + [1.0] * 17
+
+
+def test_without_agreed_labels_a_student_learns_from_easy_examples_if_it_may(context):
+    for mixed in (True, False):
+        run = prepared(context(str(mixed), student={"labels": "agreed", "mix_easy": mixed}))
+        write_labels(run)
+        write_labels(run, maker="student_easy_only", answer=dict.fromkeys(range(10), "x"))
+        if mixed:
+            assert len(answers(run, student_table(run))) == 12
+        else:
+            with pytest.raises(DataError, match=r"student\.labels agreed keeps no label of ensemw2s"):
+                student_table(run)
 
 
 def test_soft_labels_keep_the_very_tokens_and_easy_examples_have_none(context):

@@ -157,3 +157,9 @@ def test_no_name_of_a_system_stands_in_the_pipeline():
         if isinstance(node, ast.Constant) and node.value in ALL_SYSTEMS
     }
     assert found == {("manifest.py", "ensemw2s")}, "that one is the package, whose version is written down"
+
+
+def test_the_strong_models_own_labels_are_made_by_the_student_of_easy_data_alone(graph):
+    made = graph("student_ensemw2s", student={"labels": "own"})
+    voter = label_maker(made, "student_easy_only")
+    assert voter.models == [str(made.root / "students" / "student_easy_only")]

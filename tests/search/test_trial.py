@@ -2,7 +2,7 @@ import pytest
 
 from ensemw2s.config import parse_config
 from ensemw2s.pipeline.build import build_graph
-from ensemw2s.search import trial
+from ensemw2s.search import space, trial
 
 from .test_search import wanted
 
@@ -79,3 +79,5 @@ def test_only_what_is_measured_is_in_a_trial(made) -> None:
         {**made.model_dump(mode="json"), "search": {**made.model_dump(mode="json")["search"], "objective": "student"}}
     )
     assert trial.trial_config(student, {}).evaluation.systems == ["ensemw2s", "student_ensemw2s"]
+    asked = trial.trial_config(space.apply(student, {"student.labels": "agreed"}), {}).evaluation.systems
+    assert asked == ["ensemw2s", "student_easy_only", "student_ensemw2s"]

@@ -50,7 +50,7 @@ def test_what_a_gain_counts_against_is_in_every_cell() -> None:
     [cell, _] = expand(study(**evaluation))
     assert cell.config.evaluation.systems == [
         "base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s",
-        "student_single", "student_bagging", "student_ensemw2s",
+        "student_easy_only", "student_single", "student_bagging", "student_ensemw2s",
     ]  # fmt: skip
     assert cells.systems(["bagging"]) == [
         "base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s",

@@ -72,6 +72,17 @@ def test_a_student_costs_what_its_supervisors_cost_too(rows) -> None:
     assert find(rows, "student_easy_only", "id").supervision_trained is None
 
 
+def test_a_student_that_was_asked_for_its_labels_costs_that_too_and_its_labels_are_the_kept_ones(results) -> None:
+    results["choices"] = {
+        "student_bagging": {"labels": "agreed", "prompts": 10, "kept": 4, "agreed": 0.4, "accuracy": 0.9}
+    }
+    before = results["systems"]["student_easy_only"]["cost"]["tokens_trained"]
+    labelled = {"bagging": 77, "student_easy_only": 3}
+    student = find(of_results(results, {}, labelled), "student_bagging", "id")
+    assert (student.supervision_trained, student.tokens_labelled) == (300 + before, 80)
+    assert student.label_accuracy == 0.9
+
+
 def test_the_student_of_the_last_generation_costs_what_all_before_it_cost_too(results) -> None:
     results["systems"]["student_generations"] = {**BOTH, "cost": COST}
     results["generations"] = [
