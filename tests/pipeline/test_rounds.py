@@ -200,14 +200,16 @@ def test_a_retry_that_fails_too_ends_boosting(script):
     assert history[1].reset
 
 
-def test_a_warm_start_takes_the_try_that_counts(script):
-    run = script([[0]], BAD, [[4]], [[1]], on_failure="retry", warm_start="previous")
+def test_a_warm_start_takes_the_try_that_counts_of_the_same_base(script):
+    run = script([[0]], BAD, [[4]], [[1]], [[2]], on_failure="retry", warm_start="previous", rounds=4)
     history_after(run)
-    starts = {spec.name: Path(spec.start.path).relative_to(run.graph.root).as_posix() for spec in run.trained[1:]}
+    second = run.graph.weak[1].path
+    starts = {spec.name: spec.start.path for spec in run.trained[1:]}
     assert starts == {
-        "rounds/2/experts/0": "rounds/1/experts/0",
-        "rounds/2/experts/0-retry": "rounds/1/experts/0",
-        "rounds/3/experts/0": "rounds/2/experts/0-retry",
+        "rounds/2/experts/0": str(second),
+        "rounds/2/experts/0-retry": str(second),
+        "rounds/3/experts/0": str(run.graph.root / "rounds/1/experts/0"),
+        "rounds/4/experts/0": str(run.graph.root / "rounds/2/experts/0-retry"),
     }
 
 
