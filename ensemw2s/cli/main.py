@@ -55,7 +55,7 @@ def root(
 PANELS = {
     "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.tune, runs.study),
     "Saved models": (saved.label, saved.evaluate, saved.models),
-    "Serving": (serving.serve, serving.ask),
+    "Serving": (serving.serve, serving.ask, serving.chat),
 }
 
 for panel, commands in PANELS.items():

@@ -43,6 +43,7 @@ class ServeOptions:
             metavar="FILE",
         ),
     ] = None
+    insecure: Annotated[bool, option("--insecure", "Let everybody in who can reach the address, without keys.")] = False
     watch: Annotated[
         float | None, option("--watch", "How often to look for changed model folders.", metavar="SECONDS", min=1)
     ] = None
@@ -71,6 +72,8 @@ class ServeOptions:
         merged["models"] = [one.model_dump() for one in models]
         if self.api_keys is not None:
             merged["api_keys_file"] = self.api_keys
+        if self.insecure:
+            merged["insecure"] = True
         if self.log_prompts:
             merged["log_prompts"] = True
         return ServeSettings.model_validate(merged)
@@ -142,3 +145,57 @@ def ask(
         for text in stream(url, body, api_key):
             typer.echo(text, nl=False)
         typer.echo()
+
+
+def chat(
+    url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, typer.Option(show_default=False, help="Which model to talk to. Default: the endpoint's first.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(show_default=False, help="Instruction before the first message.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Longest answer, in tokens.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0,
+    api_key: Annotated[str | None, typer.Option(envvar=env.API_KEY.name, show_default=False, help="API key.")] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Talk to a model of a running endpoint, in turns.
+
+    Needs a model whose tokenizer has a chat template. Each line that you enter is a message, and the answer is printed
+    as it comes. Ctrl-D ends the conversation.
+
+        ensemw2s chat --model student --system "Answer in one sentence."
+    """
+    with outcome(debug=debug):
+        from ensemw2s.serving.endpoint import ask as stream
+        from ensemw2s.serving.endpoint import model_card
+
+        card = model_card(url, model, api_key)
+        if not card["chat_template"]:
+            raise ConfigError(
+                f"model {card['id']} has no chat template, so it answers one message at a time: use `ensemw2s ask`"
+            )
+        messages = [{"role": "system", "content": system}] if system else []
+        while (line := _line()) is not None:
+            if not line.strip():
+                continue
+            messages.append({"role": "user", "content": line})
+            body = {"messages": messages, "model": model, "max_tokens": max_tokens, "temperature": temperature}
+            answer = ""
+            for text in stream(url, body, api_key):
+                typer.echo(text, nl=False)
+                answer += text
+            typer.echo()
+            messages.append({"role": "assistant", "content": answer})
+
+
+def _line() -> str | None:
+    """What the user enters; None at the end."""
+    try:
+        return input("> ")
+    except EOFError:
+        typer.echo()
+        return None

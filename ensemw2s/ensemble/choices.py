@@ -13,8 +13,10 @@ import torch
 
 from ensemw2s.ensemble.combine import combine
 from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.requests import PromptScores
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import choose
+from ensemw2s.ensemble.shaping import guided, shaped
 
 
 def log_probs(parts: Sequence[torch.Tensor], order: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
@@ -99,7 +101,7 @@ def choose_tokens(
     uniform = None
     if any(row.uniform is not None for row in rows):
         uniform = torch.from_numpy(np.concatenate([row.numbers(q) for row in rows])).to(combined.device)
-    tokens = choose(combined.flatten(0, 1), each, uniform).view(len(rows), q)
+    tokens = choose(_shaped(combined, rows).flatten(0, 1), each, uniform).view(len(rows), q)
     logprobs = combined.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     choices = members.argmax(dim=-1).permute(1, 2, 0)
     whole = torch.cat([tokens.unsqueeze(-1), choices], dim=-1).int().cpu().numpy()
@@ -107,6 +109,40 @@ def choose_tokens(
     records += _likeliest(combined, [row.request.distributions for row in rows])
     records += _likeliest(members.permute(1, 2, 0, 3), [row.request.votes for row in rows])
     return whole[:, :, 0].tolist(), records
+
+
+def _shaped(combined: torch.Tensor, rows: Sequence[Running]) -> torch.Tensor:
+    """What tokens are chosen by: rows that change it have one token in a step, so only their first place counts."""
+    changing = [slot for slot, row in enumerate(rows) if not row.request.draftable]
+    if not changing:
+        return combined
+    combined = combined.clone()
+    for slot in changing:
+        row, request = rows[slot], rows[slot].request
+        scores = combined[slot, 0]
+        if request.shaping is not None:
+            answer = row.sequence[row.prompt_length :]
+            scores = shaped(scores, request.shaping, row.sequence[: row.prompt_length], answer, request.eos_ids)
+        if request.guide is not None:
+            scores = guided(scores, request.guide)
+        combined[slot, 0] = scores
+    return combined
+
+
+def score_prompt(model: EnsembleForCausalLM, row: Running, members: torch.Tensor) -> PromptScores:
+    """Scores the tokens that follow those of a part of a row's prompt.
+
+    Args:
+        model: The ensemble, for its rule.
+        row: The row; the part begins at `read`.
+        members: `[members, q, vocabulary]`: log-probabilities after each token of the part.
+    """
+    combined = combine(members, row.weights, model.rule)
+    following = row.sequence[row.read + 1 : row.read + 1 + combined.shape[0]]
+    targets = torch.tensor(following, device=combined.device).unsqueeze(-1)
+    logprobs = combined.gather(-1, targets).squeeze(-1)
+    top = combined.topk(row.request.prompt_scores or 0, dim=-1)
+    return PromptScores(logprobs.cpu().numpy(), top.indices.int().cpu().numpy(), top.values.cpu().numpy())
 
 
 def _likeliest(scores: torch.Tensor, counts: list[int]) -> list[np.ndarray]:

@@ -18,13 +18,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ensemw2s.ensemble.choices import Chosen, choices_of_each, log_probs
+from ensemw2s.ensemble.choices import Chosen, choices_of_each, log_probs, score_prompt
 from ensemw2s.ensemble.forward import MemberNetwork, make_groups, padded
 from ensemw2s.ensemble.model import EnsembleForCausalLM, as_ensemble
 from ensemw2s.ensemble.requests import Generation, Request, check_positive, check_request, longest_first, member_weights
 from ensemw2s.ensemble.running import Running
 from ensemw2s.ensemble.sampling import draws
 from ensemw2s.ensemble.schedule import Schedule
+from ensemw2s.ensemble.score import MAX_SCORED_LOGITS
 from ensemw2s.ensemble.speculation import Draft, Pace, Speculation, StepTokens, make_draft
 from ensemw2s.errors import EnsemW2SError, ResourceError
 
@@ -213,8 +214,8 @@ class Engine:
     def step(self) -> list[Update]:
         """Reads a chunk of new prompts, then gives every request that has been read its next tokens."""
         self._schedule.admit()
-        self._read_prompts()
-        return self._answer() if self._schedule.ready else []
+        ended = self._read_prompts()
+        return ended + self._answer() if self._schedule.ready else ended
 
     def run(
         self, requests: Sequence[Request], *, failed: dict[int, EnsemW2SError] | None = None
@@ -253,19 +254,45 @@ class Engine:
             for key in keys:  # of an error, or of a caller who has seen enough
                 self.cancel(key)
 
-    def _read_prompts(self) -> None:
+    def _read_prompts(self) -> list[Update]:
+        """Reads a chunk. Returns the ends of requests that want no answer, or whose prompts cannot be scored."""
         rows = self._schedule.reading
         if not rows:
-            return
+            return []
+        scoring = [i for i, row in enumerate(rows) if row.request.prompt_scores is not None]
         most = max(1, self.chunk // len(rows))
+        if scoring:
+            numbers = len(rows) * self.model.vocabulary * (self.model.num_members + 1)
+            most = max(1, min(most, MAX_SCORED_LOGITS // numbers))
         ids, counts = padded([row.sequence[row.read : row.read + min(row.unread_prompt, most)] for row in rows])
+        failed: dict[int, Exception] = {}
         if max(counts) > 0:
-            for group in self.groups:
-                group.read(ids, [row.read for row in rows], counts, self._schedule.ready)
+            starts = [row.read for row in rows]
+            if scoring:
+                parts = [group.logits(ids, starts, counts, self._schedule.ready) for group in self.groups]
+                members = log_probs(parts, self._order, self.model.temperatures)
+                for i in scoring:
+                    try:
+                        if counts[i]:
+                            rows[i].scored.append(score_prompt(self.model, rows[i], members[:, i, : counts[i]]))
+                    except Exception as error:
+                        failed[rows[i].key] = error
+            else:
+                for group in self.groups:
+                    group.read(ids, starts, counts, self._schedule.ready)
             for row, count in zip(rows, counts, strict=True):
                 row.read += count
             self.counters.prompt_tokens += sum(counts)
         self._schedule.finish_reading()
+        ended = [Update(key, [], error=error) for key, error in failed.items()]
+        ended += [
+            Update(row.key, [], row.generation("length"))
+            for row in self._schedule.answering
+            if row.request.max_new_tokens == 0 and row.key not in failed
+        ]
+        for update in ended:
+            self._schedule.remove(update.key)
+        return ended
 
     def _answer(self) -> list[Update]:
         rows = self._schedule.answering
@@ -294,7 +321,8 @@ class Engine:
         """Drafts; none where they cannot be made, because the answers do not need them."""
         if self._draft is not None and self._pace.speculate:
             try:
-                return self._draft.propose(rows)
+                drafts = self._draft.propose(rows)
+                return [draft if row.request.draftable else [] for row, draft in zip(rows, drafts, strict=True)]
             except Exception:
                 log.warning("a step goes on without drafts", exc_info=True)
         return [[]] * len(rows)
@@ -317,6 +345,8 @@ class Engine:
             row.sequence.append(token)
             row.records.append((chosen.records, chosen.slot, place))
             row.read += 1
+            if row.request.guide is not None:
+                row.request.guide.take(token)
             reason, stop = row.ended(self.tokenizer)
             accepted = place < len(draft) and draft[place] == token
             self.counters.accepted += accepted

@@ -72,7 +72,7 @@ class Group(Protocol):
         Args:
             ids: `[slots, q]`, int64; row i has `counts[i]` tokens, what follows is ignored.
             starts: Tokens that each slot has read before; later ones, if there are any, are forgotten.
-            counts: New tokens of each slot, 1 to q (0 to q for `read`).
+            counts: New tokens of each slot, 0 to q; not 0 in all.
             first: The first slot.
 
         Returns:
@@ -221,9 +221,10 @@ class AloneGroup:
 
     def logits(self, ids: torch.Tensor, starts: Sequence[int], counts: Sequence[int], first: int = 0) -> torch.Tensor:
         """See `Group`."""
-        rows = [self._row(first + i, ids[i, : counts[i]], starts[i]) for i in range(len(ids))]
-        out = rows[0].new_zeros(1, *ids.shape, rows[0].shape[-1])
-        for i, row in enumerate(rows):
+        rows = {i: self._row(first + i, ids[i, :n], starts[i]) for i, n in enumerate(counts) if n}
+        any_row = next(iter(rows.values()))
+        out = any_row.new_zeros(1, *ids.shape, any_row.shape[-1])
+        for i, row in rows.items():
             out[0, i, : counts[i]] = row
         return out
 

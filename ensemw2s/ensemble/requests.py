@@ -15,6 +15,7 @@ import numpy as np
 from ensemw2s.ensemble.combine import normalised_weights
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.sampling import Sampling
+from ensemw2s.ensemble.shaping import Guide, Shaping
 from ensemw2s.errors import ConfigError, DataError, ModelError
 
 Tokens = Sequence[int] | np.ndarray
@@ -29,7 +30,7 @@ class Request:
 
     Attributes:
         prompt: Token ids, at least one.
-        max_new_tokens: Longest answer in tokens, the end token included.
+        max_new_tokens: Longest answer in tokens, the end token included; 0, with `prompt_scores`: none.
         eos_ids: Tokens that end the answer.
         sampling: How tokens are chosen.
         seed: At least 0; the same seed gives the same tokens whatever else is decoded at the time (up to rounding,
@@ -38,6 +39,9 @@ class Request:
         distributions: Keep this many of the likeliest tokens at every step; 0: none.
         votes: Keep this many of each member's likeliest tokens at every step; 0: only its first.
         weights: Weights of members by name in place of the ensemble's; members that are not named have none.
+        shaping: What is changed of the combined distribution before a token is chosen.
+        guide: What the answer has to look like; for this request alone.
+        prompt_scores: Score the prompt's tokens, and keep this many of the likeliest tokens at each; None: do not.
     """
 
     prompt: Tokens
@@ -49,6 +53,29 @@ class Request:
     distributions: int = 0
     votes: int = 0
     weights: Mapping[str, float] | None = None
+    prompt_scores: int | None = None
+    shaping: Shaping | None = None
+    guide: Guide | None = None
+
+    @property
+    def draftable(self) -> bool:
+        """Whether a token's choice is known to depend on its distribution alone, so that a draft can be checked."""
+        return self.shaping is None and self.guide is None
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """A prompt under teacher forcing; p tokens, of which the first has nothing before it.
+
+    Attributes:
+        logprobs: `[p - 1]`, float32: log-probability of each token after the first under the combination.
+        top_tokens: `[p - 1, k]`, int32: likeliest tokens of the combination.
+        top_logprobs: `[p - 1, k]`, float32: their log-probabilities.
+    """
+
+    logprobs: np.ndarray
+    top_tokens: np.ndarray
+    top_logprobs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,7 @@ class Generation:
         top_logprobs: `[n, k]`, float32: their log-probabilities.
         vote_tokens: `[n, members, k]`, int32: each member's likeliest tokens, if asked for.
         vote_logprobs: `[n, members, k]`, float32: the member's log-probabilities of them.
+        prompt: Scores of the prompt, if asked for.
     """
 
     token_ids: list[int]
@@ -80,6 +108,7 @@ class Generation:
     top_logprobs: np.ndarray | None = None
     vote_tokens: np.ndarray | None = None
     vote_logprobs: np.ndarray | None = None
+    prompt: PromptScores | None = None
 
     def after(self, start: int) -> Generation:
         """The same without its first tokens."""
@@ -113,10 +142,11 @@ def check_request(
     for option in ("max_new_tokens", "distributions", "votes", "seed"):
         if not isinstance(value := getattr(request, option), int | np.integer):
             raise ConfigError(f"{option} is {value!r}; expected a whole number")
-    check_positive(max_new_tokens=request.max_new_tokens)
+    if request.max_new_tokens or request.prompt_scores is None:
+        check_positive(max_new_tokens=request.max_new_tokens)
     most = min(MOST_LIKELIEST, model.vocabulary)
-    for option in ("distributions", "votes"):
-        if not 0 <= (count := getattr(request, option)) <= most:
+    for option in ("distributions", "votes", "prompt_scores"):
+        if not 0 <= (count := getattr(request, option) or 0) <= most:
             raise ConfigError(f"{option} is {count}; expected 0 to {most}")
     if request.seed < 0:
         raise ConfigError(f"seed is {request.seed}; expected a number of at least 0")
@@ -135,6 +165,8 @@ def check_request(
         raise DataError(f"{name} is empty; expected at least one token (a begin-of-sequence token, say)")
     check_vocabulary(model, row, name)
     check_context(model, row, request.max_new_tokens, name, "new tokens")
+    if request.shaping is not None:
+        request.shaping.check(model.vocabulary)
     if request.weights is not None:
         member_weights(model, request.weights)
     return row

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemw2s.ensemble.requests import Generation, Request
+from ensemw2s.ensemble.requests import Generation, PromptScores, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,7 @@ class Running:
         uniform: Its random numbers, one per new token; None if it is greedy.
         read: Tokens in the cache.
         records: For each new token the arrays of its step, its slot and its place there.
+        scored: Scores of the parts of the prompt that were read, if they are wanted.
     """
 
     key: int
@@ -52,6 +53,7 @@ class Running:
     uniform: np.ndarray | None
     read: int = 0
     records: list[tuple[list[np.ndarray], int, int]] = field(default_factory=list)
+    scored: list[PromptScores] = field(default_factory=list)
 
     @property
     def answered(self) -> int:
@@ -85,7 +87,7 @@ class Running:
         request = self.request
         if self.sequence[-1] in request.eos_ids:
             return "stop", None
-        if request.stop:
+        if request.stop and (request.shaping is None or self.answered >= request.shaping.min_tokens):
             assert tokenizer is not None, "stop strings are refused without a tokenizer"
             most_tokens = max(len(stop.encode()) for stop in request.stop)  # a token has at least one byte
             last = min(self.answered, most_tokens + STOP_MARGIN)
@@ -121,6 +123,15 @@ class Running:
             vote_logprobs=self._likeliest(Column.VOTE_LOGPROBS, start, n, members, own).astype(np.float32)
             if own
             else None,
+            prompt=self._prompt() if request.prompt_scores is not None and start == 0 else None,
+        )
+
+    def _prompt(self) -> PromptScores:
+        k = self.request.prompt_scores or 0
+        nothing = PromptScores(np.zeros(0, np.float32), np.zeros((0, k), np.int32), np.zeros((0, k), np.float32))
+        parts = [nothing, *self.scored]
+        return PromptScores(
+            *(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(PromptScores))
         )
 
     def _column(self, part: Column, start: int) -> np.ndarray:

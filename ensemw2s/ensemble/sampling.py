@@ -29,11 +29,13 @@ class Sampling:
         temperature: 0 is greedy (ties to the lowest id); otherwise log-probabilities are divided by it.
         top_k: Keep the k likeliest tokens (equal ones: lowest ids first); 0 keeps all.
         top_p: Then keep the fewest likeliest tokens whose probability reaches this; 1 keeps all.
+        min_p: Then keep the tokens that have at least this share of the likeliest one's probability; 0 keeps all.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or self.temperature == float("inf"):
@@ -42,6 +44,8 @@ class Sampling:
             raise ConfigError(f"top_k is {self.top_k}; expected a whole number of at least 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; expected more than 0 and at most 1 (1 keeps all tokens)")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p is {self.min_p}; expected 0 to 1 (0 keeps all tokens)")
 
     @property
     def greedy(self) -> bool:
@@ -97,6 +101,8 @@ def _draw(log_probs: torch.Tensor, sampling: Sequence[Sampling], uniform: torch.
     cut = [row for row, one in enumerate(sampling) if one.top_k or one.top_p < 1]
     if cut:
         probs[cut] *= _kept(log_probs[cut], probs[cut], [sampling[row] for row in cut])
+    if any(one.min_p for one in sampling):
+        probs = probs * (probs >= _column([one.min_p for one in sampling], probs) * probs.amax(dim=-1, keepdim=True))
     ends = probs.cumsum(dim=-1)
     # The first token whose interval ends beyond the target; never one of probability 0, whose interval is empty.
     place = torch.searchsorted(ends, uniform.unsqueeze(-1) * ends[:, -1:], right=True)

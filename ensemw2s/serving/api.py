@@ -5,28 +5,36 @@ Knows no Ray: it talks to a `Backend`. Every error ends in the error body of the
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
 
 from ensemw2s import __version__
 from ensemw2s.serving import bodies
-from ensemw2s.serving.bodies import ModelList, ModelObject
-from ensemw2s.serving.exchange import ModelCard
-from ensemw2s.serving.protocol import ApiError, ChatRequest, Common, CompletionRequest, Prompt
+from ensemw2s.serving.bodies import ModelList, ModelObject, TokenList, TokenText
+from ensemw2s.serving.exchange import ModelCard, Prompt, PromptPart, Refused
+from ensemw2s.serving.guard import Access, Guard, response
+from ensemw2s.serving.protocol import (
+    ApiError,
+    ChatRequest,
+    Common,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from ensemw2s.serving.reply import Answers, Backend, Reply
 from ensemw2s.serving.settings import Limits
+from ensemw2s.serving.wording import JSON_ONLY, explain
 
 PAGE = Path(__file__).parent / "ui" / "index.html"
 ERRORS: dict[int | str, dict[str, object]] = {
@@ -34,10 +42,11 @@ ERRORS: dict[int | str, dict[str, object]] = {
     for status, text in {
         400: "The request is wrong.",
         401: "No valid API key.",
+        403: "The Host header names no endpoint here.",
         404: "No such model.",
         413: "The body is too large.",
         429: "Too many at a time; see Retry-After.",
-        500: "Decoding failed.",
+        500: "An error in the endpoint; its log has the reference.",
         503: "The model is not up, or the endpoint is going down; see Retry-After.",
         504: "It took too long.",
     }.items()
@@ -64,6 +73,7 @@ STREAMED = {
 }
 USUAL_TOKENS = 16
 """Length of a completion that asks for none, as OpenAI has it."""
+T = TypeVar("T")
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -79,7 +89,16 @@ class Gate:
         self.draining, self.open = False, 0
 
 
-def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: Gate | None = None) -> FastAPI:
+def make_api(
+    backend: Backend,
+    limits: Limits,
+    keys: Iterable[str] = (),
+    gate: Gate | None = None,
+    *,
+    hosts: Iterable[str] | None = None,
+    cors_origins: Sequence[str] = (),
+    metrics_key: bool = False,
+) -> FastAPI:
     """The ASGI app.
 
     Args:
@@ -87,6 +106,9 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
         limits: Bounds of requests.
         keys: API keys, of which a request must have one; default: no check.
         gate: Where the caller closes the endpoint and counts the answers under way.
+        hosts: Host names that requests may use, beside localhost and IP addresses; default: any.
+        cors_origins: Origins whose pages may use it from a browser.
+        metrics_key: Whether /metrics asks for a key.
     """
     api = FastAPIOffline(
         redoc_url=None,  # its script loads a logo from elsewhere
@@ -94,24 +116,38 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
         version=__version__,
         description="Token-level ensembles of weak experts, their students and single experts, by the OpenAI API.",
     )
-    front = _Front(backend, limits, [hashlib.sha256(key.encode()).digest() for key in keys], gate or Gate())
-    checked = [Depends(front.check_key)]
-    get = partial(api.get, dependencies=checked, responses=ERRORS, response_model=None)
-    post = partial(api.post, dependencies=checked, responses={**ERRORS, 200: STREAMED}, response_model=None)
+    front = _Front(backend, limits, gate or Gate())
+    get = partial(api.get, responses=ERRORS, response_model=None)
+    plain_post = partial(api.post, responses=ERRORS, response_model=None)
+    post = partial(api.post, responses={**ERRORS, 200: STREAMED}, response_model=None)
 
     @post("/v1/completions")
-    async def completions(body: CompletionRequest) -> Response:
+    async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
-        return await front.complete(body, "cmpl", body.prompts(), body.logprobs, body.max_tokens or USUAL_TOKENS)
+        most = body.max_tokens if "max_tokens" in body.model_fields_set else USUAL_TOKENS
+        return await front.complete(request, body, "cmpl", body.prompts(), body.logprobs, most)
 
     @post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest) -> Response:
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a message."""
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         wanted = (body.top_logprobs or 0) if body.logprobs else None
         prompts = [[one.plain() for one in body.messages]]
-        return await front.complete(body, "chatcmpl", prompts, wanted, body.max_completion_tokens or body.max_tokens)
+        most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        return await front.complete(request, body, "chatcmpl", prompts, wanted, most)
+
+    @plain_post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> TokenList:
+        """The token ids of a text or a chat."""
+        card, found = await front.encoded(body.model, body.asked(limits), special=body.add_special_tokens is not False)
+        return bodies.token_list(found, card)
+
+    @plain_post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> TokenText:
+        """The text of token ids."""
+        _, found = await front.encoded(body.model, body.tokens, special=False)
+        return {"prompt": found.text}
 
     @get("/v1/models")
     async def models() -> ModelList:
@@ -147,7 +183,13 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(RequestValidationError, _wrong_body)
     api.add_exception_handler(HTTPException, _http_error)
-    api.add_middleware(_BodyLimit, most=limits.body_bytes)
+    access = Access.of(keys, hosts, metrics_key=metrics_key)
+    api.add_middleware(Guard, access=access, body_bytes=limits.body_bytes)
+    if cors_origins:
+        api.add_middleware(
+            CORSMiddleware, allow_origins=cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )  # fmt: skip
     _mend_schema(api)
     return api
 
@@ -155,19 +197,9 @@ def make_api(backend: Backend, limits: Limits, keys: Iterable[str] = (), gate: G
 class _Front:
     """What the routes have in common."""
 
-    def __init__(self, backend: Backend, limits: Limits, keys: list[bytes], gate: Gate) -> None:
-        self.backend, self.limits, self.keys, self.gate = backend, limits, keys, gate
+    def __init__(self, backend: Backend, limits: Limits, gate: Gate) -> None:
+        self.backend, self.limits, self.gate = backend, limits, gate
         self.began = bodies.created()
-
-    async def check_key(self, request: Request) -> None:
-        """Raises ApiError without a valid key; all keys are compared, each in constant time."""
-        if not self.keys:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(given.strip().encode()).digest()
-        valid = [hmac.compare_digest(digest, key) for key in self.keys]
-        if scheme.lower() != "bearer" or not any(valid):
-            raise ApiError(401, "no valid API key: send the header Authorization: Bearer KEY", code="invalid_api_key")
 
     async def card_of(self, name: str | None) -> ModelCard:
         """The model that a request names."""
@@ -180,12 +212,27 @@ class _Front:
             )
         return known[name]
 
+    async def encoded(self, model: str | None, prompt: Prompt, *, special: bool) -> tuple[ModelCard, PromptPart]:
+        """A prompt as text and as token ids, by the tokenizer of a model."""
+        card = await self.card_of(model)
+        found = await self.backend.encoded(card.name, prompt, special=special)
+        if isinstance(found, Refused):
+            raise ApiError(found.status, found.message, param=found.param, code=found.code)
+        return card, found
+
     async def complete(
-        self, body: Common, kind: str, prompts: Sequence[Prompt], logprobs: int | None, most: int | None
+        self,
+        request: Request,
+        body: Common,
+        kind: str,
+        prompts: Sequence[Prompt],
+        logprobs: int | None,
+        most: int | None,
     ) -> Response:
         """Answers a request, as a whole or as a stream.
 
         Args:
+            request: Where the client may hang up.
             body: The request.
             kind: `cmpl` or `chatcmpl`.
             prompts: What is to be answered.
@@ -201,8 +248,11 @@ class _Front:
                 400,
                 f"{len(prompts)} prompts with n = {n} want {len(prompts) * n} answers; a request may have 1 to "
                 f"{self.limits.n} answers",
-                param="n",
+                param="n" if len(prompts) == 1 else "prompt",
             )
+        if most is not None and most > self.limits.max_tokens:
+            name = "max_completion_tokens" if "max_completion_tokens" in body.model_fields_set else "max_tokens"
+            raise ApiError(400, f"{name} is {most}; this endpoint allows {self.limits.max_tokens}", param=name)
         if body.ensemble and body.ensemble.weights is not None:
             _check_weights(body.ensemble.weights, card)
         jobs = [
@@ -220,8 +270,8 @@ class _Front:
         pieces = Answers(self.backend, self.gate, card.name, jobs, self.limits.request_seconds)
         reply = Reply(pieces, body, kind, card, logprobs)
         if not body.stream:
-            return JSONResponse(await reply.whole())
-        first = await reply.start()  # so that what is wrong is a status, not a line of a stream
+            return JSONResponse(await _unless_gone(request, reply.whole()))
+        first = await _unless_gone(request, reply.start())  # so that what is wrong is a status, not a line of a stream
         return StreamingResponse(reply.stream(first), media_type="text/event-stream", headers=SSE_HEADERS)
 
 
@@ -235,49 +285,49 @@ def _check_weights(weights: dict[str, float], card: ModelCard) -> None:
         raise ApiError(400, "no expert has a positive weight", param="ensemble.weights")
 
 
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What comes of the work, which ends when the client hangs up.
+
+    Raises:
+        ApiError: If it has; nobody reads it.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApiError(499, "the client hung up")
+    finally:
+        leaving.cancel()
+        if working.cancel():
+            await asyncio.wait({working})
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has hung up. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    return JSONResponse(error.body(), error.status, headers)
+    return response(error)
 
 
 async def _wrong_body(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(place) or None
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return await _api_error(request, ApiError(400, f"{param or 'body'}: {message}", param=param))
+    if not isinstance(error.body, dict | list) and error.errors()[0]["type"] != "json_invalid":
+        return response(ApiError(400, JSON_ONLY))
+    kind = ChatRequest if "chat" in request.url.path else CompletionRequest
+    message, param = explain(error.errors()[0], error.body, list(kind.model_fields))
+    return response(ApiError(400, message, param=param))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    response = await _api_error(request, ApiError(error.status_code, str(error.detail)))
-    response.headers.update(error.headers or {})
-    return response
-
-
-class _BodyLimit:
-    """Refuses bodies over a size, whether they say their length or not."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.most:
-                raise HTTPException(413, f"the body has more than {self.most} bytes")
-            return message
-
-        await self.app(scope, counted, send)
+    answer = response(ApiError(error.status_code, str(error.detail)))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _mend_schema(api: FastAPI) -> None:

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from ensemw2s import env
 from ensemw2s.errors import ConfigError
 from ensemw2s.serving.api import Gate, make_api
-from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Refused
+from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Prompt, PromptPart, Refused
 from ensemw2s.serving.link import Inbox, Outbox, ReplyTo
 from ensemw2s.serving.listener import listening
 from ensemw2s.serving.models import Models
@@ -85,6 +85,10 @@ class ModelReplica:
         context = serve.get_replica_context()
         labels = {"model": context.deployment, "replica": context.replica_tag}
         return labels, self._metrics.text(self._held().loop.engine)
+
+    async def encoded(self, prompt: Prompt, special: bool) -> PromptPart | Refused:
+        """A prompt as text and as token ids."""
+        return await self._held().encoded(prompt, special=special)
 
     async def answer(self, job: Job, reply: ReplyTo) -> Refused | None:
         """Answers a job; the pieces go the way of `reply`. The slot is free again when the caller goes away."""
@@ -154,9 +158,19 @@ class Front:
         names = [model.name for model in self._settings.models]
         inbox = Inbox(ray.util.get_node_ip_address())
         models = Models(dict(zip(names, self._handles, strict=True)), self._settings.retries, inbox)
-        api = make_api(models, self._settings.limits, api_keys(self._settings.api_keys_file), self._gate)
+        settings, keys = self._settings, api_keys(self._settings.api_keys_file)
+        here = [*settings.hosts, *(self._listen[:1] if self._listen else ())]
+        api = make_api(
+            models,
+            settings.limits,
+            keys,
+            self._gate,
+            hosts=None if keys or settings.insecure else here,
+            cors_origins=settings.cors_origins,
+            metrics_key=settings.metrics_key,
+        )
         if self._listen is not None:
-            api.router.lifespan_context = partial(listening, address=self._listen)
+            api.router.lifespan_context = partial(listening, address=self._listen, limits=settings.limits)
         return api
 
     async def drain(self) -> int:

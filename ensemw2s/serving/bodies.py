@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from ensemw2s.serving.exchange import ExpertCard, Likeliest, ModelCard, Token
+from ensemw2s.serving.exchange import ExpertCard, Likeliest, ModelCard, PromptPart, Token
 
 
 class ErrorDetail(TypedDict):
@@ -40,13 +40,20 @@ class TextLogprobs(TypedDict):
     """`logprobs` of a completion, an entry per token; natural logarithms, offsets in characters."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
+class PromptLogprob(TypedDict):
+    """A token that is likely at a place of the prompt."""
+
+    logprob: float
+    decoded_token: str
+
+
 class ScoredToken(TypedDict):
-    """A token as chat completions show it; `bytes` are those of its text."""
+    """A token as chat completions show it; `bytes` are its own, which may be a part of a character."""
 
     token: str
     logprob: float
@@ -67,9 +74,10 @@ class ChatLogprobs(TypedDict):
 
 
 class VoteToken(TypedDict):
-    """A token that an expert finds likely."""
+    """A token that an expert finds likely; `bytes` are its own, none for a special token."""
 
     token: str
+    bytes: list[int]
     id: int
     logprob: float
 
@@ -123,6 +131,9 @@ class Choice(_Choice, total=False):
     message: AnswerMessage
     delta: Delta
     ensemble: EnsembleVotes
+    prompt_logprobs: list[dict[str, PromptLogprob] | None]
+    token_ids: list[int]
+    prompt_token_ids: list[int]
 
 
 class Head(TypedDict):
@@ -132,6 +143,7 @@ class Head(TypedDict):
     object: str
     created: int
     model: str
+    system_fingerprint: str
 
 
 class Completion(Head):
@@ -161,6 +173,25 @@ class ModelList(TypedDict):
     data: list[ModelObject]
 
 
+class TokenList(TypedDict):
+    """The body of /tokenize."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+
+
+class TokenText(TypedDict):
+    """The body of /detokenize."""
+
+    prompt: str
+
+
+def token_list(found: PromptPart, card: ModelCard) -> TokenList:
+    """The body of /tokenize."""
+    return {"count": len(found.ids), "max_model_len": card.context, "tokens": found.ids}
+
+
 def new_id(kind: str) -> str:
     """An id for an answer."""
     return f"{kind}-{uuid.uuid4().hex}"
@@ -180,27 +211,48 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     }
 
 
-def text_logprobs(tokens: Sequence[Token], count: int, offset: int) -> TextLogprobs:
-    """`logprobs` of a completion; `offset` is where the first token's text begins in the answer."""
+def text_logprobs(tokens: Sequence[Token], count: int, offset: int, *, begins: bool = False) -> TextLogprobs:
+    """`logprobs` of a completion.
+
+    Args:
+        tokens: The tokens.
+        count: How many likeliest tokens are shown.
+        offset: Where the first token's text begins in the answer, in characters.
+        begins: Whether the first token is that of the prompt.
+    """
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token.text)
-    return {
-        "tokens": [token.text for token in tokens],
+    found: TextLogprobs = {
+        "tokens": [_text_key(token.shown, token.bytes) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [_by_text(token.likeliest[:count]) for token in tokens] if count else None,
+        "top_logprobs": [_by_text(token.likeliest) for token in tokens] if count else None,
         "text_offset": offsets,
     }
+    if begins and tokens:  # nothing comes before the first token of a prompt
+        found["token_logprobs"][0] = None
+        if found["top_logprobs"]:
+            found["top_logprobs"][0] = None
+    return found
 
 
-def chat_logprobs(tokens: Sequence[Token], count: int) -> ChatLogprobs:
+def prompt_logprobs(tokens: Sequence[Token]) -> list[dict[str, PromptLogprob] | None]:
+    """`prompt_logprobs` of a choice: of each token of the prompt, by id, the likeliest tokens and the token itself."""
+    found: list[dict[str, PromptLogprob] | None] = [None]
+    for token in tokens[1:]:
+        top = token.likeliest or [(token.id, token.shown, token.bytes, token.logprob)]
+        found.append({str(one): {"logprob": value, "decoded_token": shown} for one, shown, _, value in top})
+    return found[: len(tokens)]
+
+
+def chat_logprobs(tokens: Sequence[Token]) -> ChatLogprobs:
     """`logprobs` of a chat completion."""
     return {
         "content": [
             {
-                **_scored(token.text, token.logprob),
-                "top_logprobs": [_scored(text, logprob) for _, text, logprob in token.likeliest[:count]],
+                **_scored(token.shown, token.bytes, token.logprob),
+                "top_logprobs": [_scored(shown, raw, logprob) for _, shown, raw, logprob in token.likeliest],
             }
             for token in tokens
         ],
@@ -214,7 +266,8 @@ def votes(tokens: Sequence[Token], card: ModelCard) -> EnsembleVotes:
     return {
         "tokens": [
             {
-                "token": token.text,
+                "token": token.shown,
+                "bytes": token.bytes,
                 "id": token.id,
                 "logprob": token.logprob,
                 "agreement": token.agreement,
@@ -242,14 +295,23 @@ def model_object(card: ModelCard, began: int) -> ModelObject:
     }
 
 
-def _scored(text: str, logprob: float) -> ScoredToken:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _scored(shown: str, raw: list[int], logprob: float) -> ScoredToken:
+    return {"token": shown, "logprob": logprob, "bytes": raw}
 
 
 def _vote_tokens(likeliest: Likeliest) -> list[VoteToken]:
-    return [{"token": text, "id": token_id, "logprob": value} for token_id, text, value in likeliest]
+    return [{"token": shown, "bytes": raw, "id": token, "logprob": value} for token, shown, raw, value in likeliest]
 
 
 def _by_text(likeliest: Likeliest) -> dict[str, float]:
-    """As an object; of tokens with the same text (parts of a character, say) the likeliest."""
-    return {text: logprob for _, text, logprob in reversed(likeliest)}
+    """As an object, an entry for each token; of tokens with the same text, the less likely ones by their ids."""
+    found: dict[str, float] = {}
+    for token, shown, raw, logprob in likeliest:
+        key = _text_key(shown, raw)
+        found[f"token_id:{token}" if key in found else key] = logprob
+    return found
+
+
+def _text_key(shown: str, raw: list[int]) -> str:
+    """A token as completions show it, where parts of characters are marked."""
+    return shown if not raw or shown == bytes(raw).decode(errors="replace") else f"bytes:{shown}"

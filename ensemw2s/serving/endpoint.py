@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import logging
 import signal
@@ -24,6 +25,7 @@ from ensemw2s.config.messages import explain
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.errors import ArtifactError, ConfigError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.models.info import check_folder
+from ensemw2s.serving.bodies import ModelObject
 from ensemw2s.serving.settings import FRONT, HostedSettings, ServeSettings
 
 APP = "ensemw2s"
@@ -89,8 +91,10 @@ def serve(
         debug: Show the logs of Ray.
 
     Raises:
-        ResourceError: If the port is taken, or the models do not come up.
+        ConfigError: If the port is taken, or the address is open to all; see `_checked_host`.
+        ResourceError: If the models do not come up.
     """
+    host = _checked_host(settings, host)
     _check_port(host, port)
     stopped = threading.Event()
     with connect(where, forks=False, debug=debug) as resources:
@@ -124,11 +128,12 @@ def deploy(
     """Brings an endpoint up on a cluster, or updates the one that is there, and leaves it; see `serve`.
 
     Raises:
-        ConfigError: If there is no cluster to leave it to.
+        ConfigError: If there is no cluster to leave it to, or the address is open to all; see `_checked_host`.
         ResourceError: If the models do not come up.
     """
     if cluster_address(where) is None:
         raise ConfigError("--detach leaves the endpoint to a cluster: give --address, or set RAY_ADDRESS")
+    host = _checked_host(settings, host)
     with connect(where, forks=False, debug=debug) as resources:
         _start(settings, resources, host, port, say, alone=False, debug=debug)
         say("it stays up; `serve shutdown` ends it")
@@ -178,8 +183,9 @@ def _start(
         )
     except RuntimeError as error:
         raise ResourceError(f"the models did not come up: {error}") from error
-    say(f"serving {', '.join(model.name for model in settings.models)} on http://{host}:{port}")
-    say(f"page http://{host}:{port}/, API http://{host}:{port}/v1, its description http://{host}:{port}/docs")
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    say(f"serving {', '.join(model.name for model in settings.models)} on {url}")
+    say(f"page {url}/, API {url}/v1, its description {url}/docs")
 
 
 def _drain(seconds: float) -> None:
@@ -231,8 +237,31 @@ def _update(settings: ServeSettings, say: Callable[[str], None]) -> ServeSetting
     return found
 
 
+def _checked_host(settings: ServeSettings, host: str) -> str:
+    """The address to listen on, without brackets.
+
+    Raises:
+        ConfigError: If others can reach it, and there are no keys.
+    """
+    from ensemw2s.serving.app import api_keys
+
+    host = host.removeprefix("[").removesuffix("]")
+    if settings.insecure or _is_loopback(host) or api_keys(settings.api_keys_file):
+        return host
+    raise ConfigError(
+        f"on {host}, everybody who can reach it could use the endpoint: give --api-keys FILE, or say --insecure"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -316,6 +345,27 @@ def root_of(url: str) -> str:
 def _is_here(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def model_card(url: str, model: str | None, key: str | None) -> ModelObject:
+    """What an endpoint says of a model; None: of its first.
+
+    Raises:
+        ResourceError: If the endpoint cannot be reached, or has no such model.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    url, path = root_of(url), f"/v1/models/{model}" if model else "/v1/models"
+    try:
+        with requests.Session() as session:
+            session.trust_env = not _is_here(url)
+            answer = session.get(url + path, headers=headers, timeout=(10, 60))
+        if not answer.ok:
+            raise ResourceError(f"{url} says: {_message(answer)}")
+        found = answer.json()
+    except requests.RequestException as error:
+        raise ResourceError(f"no endpoint at {url}: is `ensemw2s serve` running? ({type(error).__name__})") from error
+    card: ModelObject = found if model else found["data"][0]
+    return card
 
 
 def _message(answer: requests.Response) -> str:

@@ -13,6 +13,24 @@ class ChatMessage(TypedDict):
     content: str
 
 
+class Form(NamedTuple):
+    """What an answer has to look like.
+
+    Attributes:
+        kind: `JSON schema`, `regular expression`, `list of choices` (as JSON) or `grammar` (as Lark has it).
+        text: The schema, the expression, the list or the grammar.
+        param: The parameter that it comes from.
+    """
+
+    kind: str
+    text: str
+    param: str
+
+
+Prompt = str | list[int] | list[ChatMessage]
+"""Text as it is, token ids, or the messages of a chat."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One answer that is wanted.
@@ -29,9 +47,20 @@ class Job:
         votes: How many of each expert's likeliest tokens to show at each place.
         weights: Weights of the experts by name, in place of their own.
         tokens: Whether pieces have an entry per token.
+        echo: Whether the prompt's text comes with the first piece.
+        prompt_scores: Score the prompt's tokens, and show so many of the likeliest at each; None: do not.
+        min_p: Draw from the tokens that have at least this share of the likeliest one's probability.
+        bias: Added to the log-probabilities of tokens, by id.
+        presence: Subtracted from those of tokens that are in the answer.
+        frequency: The same, as often as they are in it.
+        repetition: Factor of the log-probabilities of tokens in prompt or answer.
+        min_tokens: No end before so many tokens.
+        end_ids: Tokens that end the answer and are not part of its text.
+        bad_words: Texts that may not come.
+        form: What the answer has to look like.
     """
 
-    prompt: str | list[int] | list[ChatMessage]
+    prompt: Prompt
     max_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
@@ -42,10 +71,21 @@ class Job:
     votes: int = 0
     weights: dict[str, float] | None = None
     tokens: bool = False
+    echo: bool = False
+    prompt_scores: int | None = None
+    min_p: float = 0.0
+    bias: dict[int, float] = field(default_factory=dict)
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+    min_tokens: int = 0
+    end_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    form: Form | None = None
 
 
-Likeliest = list[tuple[int, str, float]]
-"""Ids of tokens, their texts and log-probabilities in nats, the likeliest first."""
+Likeliest = list[tuple[int, str, list[int], float]]
+"""Ids of tokens, their texts, bytes and log-probabilities in nats, the likeliest first."""
 
 
 class Token(NamedTuple):
@@ -53,21 +93,39 @@ class Token(NamedTuple):
 
     Attributes:
         id: Its id.
-        text: What it added to the text.
+        text: What it added to the text; nothing while a character is unfinished.
+        shown: How it is shown: its own text, or its bytes as escapes where they are a part of a character.
+        bytes: Its own bytes; those of all tokens are the text.
         logprob: Its log-probability under the combination, in nats.
         agreement: Weighted share of the experts that found it likeliest.
         entropy: Entropy of these votes, in nats.
-        likeliest: The combination's likeliest tokens, if asked for.
+        likeliest: The combination's likeliest tokens, if asked for; the token itself is among them.
         votes: Each expert's likeliest tokens, in the order of `ModelCard.experts`, if asked for.
     """
 
     id: int
     text: str
+    shown: str
+    bytes: list[int]
     logprob: float
     agreement: float
     entropy: float
     likeliest: Likeliest
     votes: list[Likeliest]
+
+
+class PromptPart(NamedTuple):
+    """The prompt of an answer.
+
+    Attributes:
+        text: Its text.
+        tokens: Its tokens, if they were to be scored; the first one, which has nothing before it, has no scores.
+        ids: Their ids.
+    """
+
+    text: str
+    tokens: list[Token]
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -80,6 +138,7 @@ class Piece:
         prompt_tokens: Tokens of the prompt.
         tokens: The new tokens, if asked for.
         finish: In the last piece: `stop` or `length`.
+        prompt: In the first piece: the prompt, if it was to be scored or given back.
     """
 
     text: str
@@ -87,6 +146,7 @@ class Piece:
     prompt_tokens: int
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
+    prompt: PromptPart | None = None
 
 
 LOST = 502
@@ -100,10 +160,14 @@ class Refused:
     Attributes:
         message: For the user.
         status: HTTP status.
+        param: The parameter that is wrong.
+        code: OpenAI's code, where there is one.
     """
 
     message: str
     status: int = 400
+    param: str | None = None
+    code: str | None = None
 
 
 class ExpertCard(TypedDict):
@@ -132,6 +196,7 @@ class ModelCard:
         chat: Whether it has a chat template; else it takes one message.
         rule: How the experts' distributions are combined.
         experts: Its experts, in the order of the votes.
+        version: Changes with its content.
     """
 
     name: str
@@ -139,3 +204,4 @@ class ModelCard:
     chat: bool
     rule: str
     experts: list[ExpertCard]
+    version: str = ""

@@ -6,10 +6,16 @@ the model is replaced, answers that are under way come from the old one to their
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
+import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers.utils import cached_file
@@ -19,17 +25,46 @@ from ensemw2s.config import DataConfig, FilesSource
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
-from ensemw2s.ensemble.requests import Generation, Request
+from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_vocabulary
 from ensemw2s.ensemble.sampling import Sampling
+from ensemw2s.ensemble.shaping import Guide, NoTokenLeft, Shaping
 from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
-from ensemw2s.errors import EnsemW2SError, ModelError, ResourceError
+from ensemw2s.errors import DataError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import settings_for
 from ensemw2s.models.hub import locate
-from ensemw2s.serving.exchange import ChatMessage, ExpertCard, Job, Likeliest, ModelCard, Piece, Refused, Token
+from ensemw2s.serving.exchange import (
+    ChatMessage,
+    ExpertCard,
+    Form,
+    Job,
+    Likeliest,
+    ModelCard,
+    Piece,
+    Prompt,
+    PromptPart,
+    Refused,
+    Token,
+)
 from ensemw2s.serving.loop import Decoded, EngineLoop
 from ensemw2s.serving.settings import HostedSettings, Limits
-from ensemw2s.serving.text import TextStream
+from ensemw2s.serving.text import OwnBytes, TextStream, TokenBytes
+
+if TYPE_CHECKING:  # loaded by the first request that wants a form
+    from ensemw2s.serving.guides import Guides
+
+log = logging.getLogger("ray.serve")
+
+QUICK = 4096
+"""Characters of a prompt that is tokenized at once, in less than a millisecond or two."""
+
+
+class TooLong(ModelError):
+    """A prompt with more tokens than are allowed."""
+
+
+class WrongForm(ModelError):
+    """A form that no answer can have."""
 
 
 class HostedModel:
@@ -44,6 +79,7 @@ class HostedModel:
             EnsemW2SError: If it cannot be loaded.
         """
         self.settings, self.limits = settings, limits
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self.saved = is_ensemble(settings.path)
         voter = (
             Voter(name=settings.name, ensemble=settings.path)
@@ -72,7 +108,8 @@ class HostedModel:
             )
             for name, weight in zip(model.names, model.weights, strict=True)
         ]
-        return ModelCard(self.settings.name, model.context, self.rendering.chat_template, model.rule, experts)
+        content = self.settings.version or hashlib.sha256(repr((self.settings.path, experts)).encode()).hexdigest()[:16]
+        return ModelCard(self.settings.name, model.context, self.rendering.chat_template, model.rule, experts, content)
 
     async def answer(self, job: Job, put: Callable[[Piece], None], interval: float = 0.0) -> Refused | None:
         """Answers a job, to its end or until this is cancelled.
@@ -86,29 +123,73 @@ class HostedModel:
             What is wrong with the job, if something is.
         """
         try:
-            prompt = self.prompt(job)
+            prompt = await self._prompt_of(job)
             request = self._request(job, prompt)
-            chat = isinstance(job.prompt, list) and bool(job.prompt) and isinstance(job.prompt[0], dict)
-            prefix = self.rendering.answer_prefix if chat and not self.rendering.chat_template else ""
+            if job.form is not None:
+                request = replace(request, guide=await self._guide(job.form))
+            prefix = self.rendering.answer_prefix if _is_chat(job.prompt) and not self.rendering.chat_template else ""
             text = TextStream(self.loaded.tokenizer, job.stop, prefix)
-            details = job.tokens or bool(job.likeliest or job.votes)
+            details, own = job.tokens or bool(job.likeliest or job.votes), OwnBytes(self._bytes)
+            scores = job.prompt_scores is not None
+            first = job.echo or scores
 
             def deliver(decoded: Decoded) -> None:
+                nonlocal first
                 faults.reach("serving/piece")
-                shown, added = text.push(decoded.token_ids, each=details)
-                tokens = self._tokens(job, decoded.details, added) if decoded.details else []
-                finish = None
+                ids = decoded.token_ids
+                if job.end_ids and decoded.generation is not None and ids and ids[-1] in job.end_ids:
+                    ids = ids[:-1]  # an end token of the request's own, which is no part of the text
+                shown, added = text.push(ids, each=details)
+                added += [""] * (len(decoded.token_ids) - len(ids)) if details else []
+                tokens = self._tokens(decoded.details, added, own) if details and decoded.details else []
+                part = self._prompt_part(job, prompt, decoded.details) if first else None
+                finish, first = None, False
                 if decoded.generation is not None:
                     shown += text.finish(decoded.generation.stop)
                     finish = decoded.generation.finish_reason
-                put(Piece(shown, len(decoded.token_ids), len(prompt), tokens, finish))
+                put(Piece(shown, len(decoded.token_ids), len(prompt), tokens, finish, part))
 
-            await self.loop.run(request, deliver, details=details, interval=interval)
+            await self.loop.run(request, deliver, details=details or scores, interval=interval)
         except ResourceError as error:
-            return Refused(str(error), 503)
+            log.warning("a request was refused: %s", error)
+            return Refused(
+                "there is no memory for a prompt and an answer of this length; ask for a shorter answer", 503
+            )
+        except (WrongForm, NoTokenLeft) as error:
+            return Refused(str(error), param=job.form.param if job.form else None)
+        except TooLong as error:
+            return Refused(str(error), param=_prompt_name(job), code="context_length_exceeded")
+        except (DataError, ModelError) as error:
+            return Refused(str(error), param=_prompt_name(job))
         except EnsemW2SError as error:
             return Refused(str(error))
         return None
+
+    async def _prompt_of(self, job: Job) -> list[int]:
+        """`prompt`; for long texts on a thread, one of them at a time, so that short ones need not wait."""
+        size = len(job.prompt) if isinstance(job.prompt, str) else sum(map(_characters, job.prompt))
+        if size <= QUICK:
+            return self.prompt(job)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, self.prompt, job)
+
+    async def encoded(self, prompt: Prompt, *, special: bool = True) -> PromptPart | Refused:
+        """A prompt as text and as token ids.
+
+        Args:
+            prompt: The prompt; of token ids the text is told.
+            special: Whether a text gets the tokens that the tokenizer puts around one.
+        """
+        try:
+            if isinstance(prompt, str) and not special:
+                ids = list(self.loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            else:
+                ids = await self._prompt_of(Job(prompt))
+            check_vocabulary(self.loaded.model, as_tokens(ids), "the list")
+        except TooLong as error:
+            return Refused(str(error), code="context_length_exceeded")
+        except EnsemW2SError as error:
+            return Refused(str(error))
+        return PromptPart(str(self.loaded.tokenizer.decode(ids)), [], ids)
 
     def prompt(self, job: Job) -> list[int]:
         """Token ids of a job's prompt.
@@ -118,14 +199,15 @@ class HostedModel:
         """
         ids = self._render(job.prompt)
         if len(ids) > self.limits.prompt_tokens:
-            raise ModelError(f"the prompt has {len(ids)} tokens; this endpoint allows {self.limits.prompt_tokens}")
+            raise TooLong(f"the prompt has {len(ids)} tokens; this endpoint allows {self.limits.prompt_tokens}")
         return ids
 
     def close(self) -> None:
         """Ends the engine's thread after the last answer."""
         self.loop.close()
+        self._aside.shutdown(wait=False)
 
-    def _render(self, prompt: str | list[int] | list[ChatMessage]) -> list[int]:
+    def _render(self, prompt: Prompt) -> list[int]:
         tokenizer = self.loaded.tokenizer
         if isinstance(prompt, str):
             return tokenize_prompts([prompt], tokenizer, self._as_it_is)[0]
@@ -139,7 +221,8 @@ class HostedModel:
         if messages[-1]["role"] == "user":
             content = self.rendering.prompt_template.replace("{prompt}", messages[-1]["content"])
             messages[-1] = {**messages[-1], "content": content}
-        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        instead = {} if "developer" in str(tokenizer.chat_template) else {"developer": "system"}
+        plain = [{"role": instead.get(one["role"], one["role"]), "content": one["content"]} for one in messages]
         try:
             text = str(tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False))
         except Exception as error:  # a template is a program of the model's authors, which refuses as it likes
@@ -147,22 +230,46 @@ class HostedModel:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _request(self, job: Job, prompt: list[int]) -> Request:
-        room = self.limits.max_tokens
-        if self.loaded.model.context is not None:
-            room = min(room, max(1, self.loaded.model.context - len(prompt)))
-        if job.max_tokens is not None and job.max_tokens > self.limits.max_tokens:
-            raise ModelError(f"max_tokens is {job.max_tokens}; this endpoint allows {self.limits.max_tokens}")
+        room, context = self.limits.max_tokens, self.loaded.model.context
+        if context is not None:
+            left = context - len(prompt)
+            if left < (1 if job.max_tokens is None else job.max_tokens):
+                wanted = f" and an answer of {job.max_tokens}" if job.max_tokens else ""
+                raise TooLong(f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's context of {context}")
+            room = min(room, left)
         return Request(
             prompt,
-            job.max_tokens or room,
-            self._ends,
-            Sampling(job.temperature, job.top_k, job.top_p),
+            room if job.max_tokens is None else job.max_tokens,
+            (*self._ends, *job.end_ids),
+            Sampling(job.temperature, job.top_k, job.top_p, job.min_p),
             job.seed,
             job.stop,
             distributions=job.likeliest,
             votes=job.votes,
             weights=job.weights,
+            prompt_scores=0 if job.max_tokens == 0 and job.prompt_scores is None else job.prompt_scores,
+            shaping=self._shaping(job),
         )
+
+    async def _guide(self, form: Form) -> Guide:
+        """Raises WrongForm if an answer cannot have this form."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._aside, lambda: self._guides.make(form))
+        except ModelError as error:
+            raise WrongForm(str(error)) from error
+
+    @cached_property
+    def _guides(self) -> Guides:
+        from ensemw2s.serving.guides import Guides
+
+        return Guides(self.loaded.tokenizer, self.loaded.model.vocabulary, self._ends)
+
+    def _shaping(self, job: Job) -> Shaping | None:
+        texts = [text for word in job.bad_words for text in (word, f" {word}")]  # as a beginning, and inside a text
+        encode = self.loaded.tokenizer
+        words = tuple(tuple(encode(text, add_special_tokens=False)["input_ids"]) for text in texts)
+        found = Shaping(job.repetition, job.frequency, job.presence, job.bias, job.min_tokens, words)
+        return found if found != Shaping() else None
 
     @cached_property
     def _as_it_is(self) -> DataConfig:
@@ -182,34 +289,85 @@ class HostedModel:
         ends = [more] if isinstance(more, int) else list(more or [])
         return tuple(dict.fromkeys([self.loaded.eos_id, *ends]))
 
-    def _tokens(self, job: Job, details: Generation, added: list[str]) -> list[Token]:
+    def _tokens(self, details: Generation, added: list[str], own: OwnBytes) -> list[Token]:
         found = []
         for i, text in enumerate(added):
-            top: Likeliest = []
+            shown, raw = own.push(details.token_ids[i], text)
+            token = Token(
+                details.token_ids[i],
+                text,
+                shown,
+                raw,
+                _finite(details.logprobs[i]),
+                float(details.agreement[i]),
+                float(details.entropy[i]),
+                [],
+                [],
+            )
             if details.top_tokens is not None and details.top_logprobs is not None:
-                top = self._likeliest(details.top_tokens[i], details.top_logprobs[i])
-            votes: list[Likeliest] = []
+                top = self._likeliest(details.top_tokens[i], details.top_logprobs[i], token)
+                if all(one[0] != token.id for one in top):
+                    top.append((token.id, shown, raw, token.logprob))
+                token.likeliest.extend(top)
             if details.vote_tokens is not None and details.vote_logprobs is not None:
-                votes = [
-                    self._likeliest(ids, logprobs)
-                    for ids, logprobs in zip(details.vote_tokens[i], details.vote_logprobs[i], strict=True)
-                ]
+                pairs = zip(details.vote_tokens[i], details.vote_logprobs[i], strict=True)
+                token.votes.extend(self._likeliest(ids, logprobs, token) for ids, logprobs in pairs)
+            found.append(token)
+        return found
+
+    def _prompt_part(self, job: Job, prompt: list[int], details: Generation | None) -> PromptPart:
+        """The prompt as it goes back: its text, and its tokens with their scores."""
+        stream, own = TextStream(self.loaded.tokenizer), OwnBytes(self._bytes)
+        _, added = stream.push(prompt)
+        text = job.prompt if isinstance(job.prompt, str) else "".join(added)
+        scores = details.prompt if details is not None else None
+        if scores is None:
+            return PromptPart(text, [], prompt)
+        tokens = []
+        for i, (token, new) in enumerate(zip(prompt, added, strict=True)):
+            found = Token(token, new, *own.push(token, new), 0.0, 1.0, 0.0, [], [])
+            if i:
+                found = found._replace(logprob=_finite(scores.logprobs[i - 1]))
+                found.likeliest.extend(self._likeliest(scores.top_tokens[i - 1], scores.top_logprobs[i - 1], found))
+                if found.likeliest and all(one[0] != token for one in found.likeliest):
+                    found.likeliest.append((token, found.shown, found.bytes, found.logprob))
+            tokens.append(found)
+        return PromptPart(text, tokens, prompt)
+
+    def _likeliest(self, ids: np.ndarray, logprobs: np.ndarray, chosen: Token) -> Likeliest:
+        """Tokens that are likely at a place; the chosen one among them is shown as it is in the answer."""
+        found: Likeliest = []
+        for token, logprob in zip(ids.tolist(), logprobs.tolist(), strict=True):
+            shown, raw = self._bytes(token)
+            same = token == chosen.id
             found.append(
-                Token(
-                    details.token_ids[i],
-                    text,
-                    float(details.logprobs[i]),
-                    float(details.agreement[i]),
-                    float(details.entropy[i]),
-                    top,
-                    votes,
-                )
+                (token, chosen.shown if same else shown, chosen.bytes if same else list(raw), _finite(logprob))
             )
         return found
 
-    def _likeliest(self, ids: np.ndarray, logprobs: np.ndarray) -> Likeliest:
-        texts = [str(self.loaded.tokenizer.decode([token])) for token in ids.tolist()]
-        return list(zip(ids.tolist(), texts, logprobs.tolist(), strict=True))
+    @cached_property
+    def _bytes(self) -> TokenBytes:
+        return TokenBytes(self.loaded.tokenizer)
+
+
+LOWEST = -9999.0
+"""What stands for the log-probability of what is impossible: JSON has no infinity."""
+
+
+def _finite(logprob: float) -> float:
+    return max(float(logprob), LOWEST)
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+
+
+def _prompt_name(job: Job) -> str:
+    return "messages" if _is_chat(job.prompt) else "prompt"
+
+
+def _characters(part: int | ChatMessage) -> int:
+    return len(part["content"]) if isinstance(part, dict) else 0
 
 
 def is_ensemble(path: str) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
-from ensemw2s.serving.exchange import Piece, Token
+from ensemw2s.serving.exchange import Piece, PromptPart, Token
 
 LENGTH = struct.Struct("!I")
 MOST = 2**26
@@ -74,10 +74,11 @@ class Inbox:
 
     def dispatch(self, frame: bytes) -> None:
         """Hands over what is in a frame."""
-        for number, text, count, prompt_tokens, tokens, finish in json.loads(frame):
+        for number, text, count, prompt_tokens, tokens, finish, prompt in json.loads(frame):
             take = self._takers.get(number)
             if take is not None:
-                take(Piece(text, count, prompt_tokens, [Token(*token) for token in tokens], finish))
+                part = PromptPart(prompt[0], [Token(*token) for token in prompt[1]], prompt[2]) if prompt else None
+                take(Piece(text, count, prompt_tokens, [Token(*token) for token in tokens], finish, part))
 
 
 class _Reader(asyncio.Protocol):
@@ -168,7 +169,7 @@ class Outbox(asyncio.Protocol):
             rows, self._rows = self._rows, []
         if not rows:
             return
-        plain = [(number, p.text, p.count, p.prompt_tokens, p.tokens, p.finish) for number, p in rows]
+        plain = [(number, p.text, p.count, p.prompt_tokens, p.tokens, p.finish, p.prompt) for number, p in rows]
         frame = _framed(json.dumps(plain, separators=(",", ":")).encode())
         with suppress(RuntimeError):  # the event loop of a process that ends
             self._loop.call_soon_threadsafe(self._send, frame)

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Refused
+from ensemw2s.serving.exchange import LOST, Job, ModelCard, Piece, Prompt, PromptPart, Refused
 from ensemw2s.serving.link import Inbox
 from ensemw2s.serving.protocol import ApiError
 
@@ -67,6 +67,16 @@ class Models:
                     if taken.finished.done() or (refused is not None and refused.status != LOST):
                         return refused
         raise ApiError(503, f"pieces of the answer were lost {self._retries + 1} times", retry_after=5)
+
+    async def encoded(self, model: str, prompt: Prompt, *, special: bool) -> PromptPart | Refused:
+        """See `reply.Backend`."""
+        try:
+            async with asyncio.timeout(UP_SECONDS):
+                return await self._handles[model].encoded.remote(prompt, special)
+        except BackPressureError as error:
+            raise ApiError(429, "the model's queue is full", code="overloaded", retry_after=1) from error
+        except (TimeoutError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+            raise ApiError(503, f"model {model} is not up", retry_after=5) from error
 
     async def _ended(
         self, response: DeploymentResponse[Refused | None], finished: asyncio.Future[None]
@@ -139,7 +149,7 @@ class _Taken:
     def __init__(self, put: Callable[[Piece], None]) -> None:
         self._put = put
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._text, self._tokens = 0, 0  # what has gone out
+        self._text, self._tokens, self._prompt_out = 0, 0, False  # what has gone out
         self._skip_text, self._skip_tokens = 0, 0  # of it, what is still to come again
 
     def begin_again(self) -> None:
@@ -152,6 +162,10 @@ class _Taken:
             text, count = min(self._skip_text, len(piece.text)), min(self._skip_tokens, piece.count)
             self._skip_text, self._skip_tokens = self._skip_text - text, self._skip_tokens - count
             piece = replace(piece, text=piece.text[text:], count=piece.count - count, tokens=piece.tokens[count:])
+        if piece.prompt is not None:
+            if self._prompt_out:
+                piece = replace(piece, prompt=None)
+            self._prompt_out = True
         self._text, self._tokens = self._text + len(piece.text), self._tokens + piece.count
         self._put(piece)
         if piece.finish is not None and not self.finished.done():

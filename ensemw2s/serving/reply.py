@@ -13,7 +13,8 @@ from typing import Protocol
 
 from ensemw2s.serving import bodies
 from ensemw2s.serving.bodies import Choice, Completion, Head, Usage
-from ensemw2s.serving.exchange import Job, ModelCard, Piece, Refused, Token
+from ensemw2s.serving.exchange import Job, ModelCard, Piece, Prompt, PromptPart, Refused, Token
+from ensemw2s.serving.guard import incident
 from ensemw2s.serving.protocol import ApiError, Common
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -33,6 +34,9 @@ class Backend(Protocol):
         Raises:
             ApiError: If it cannot go on.
         """
+
+    async def encoded(self, model: str, prompt: Prompt, *, special: bool) -> PromptPart | Refused:
+        """A prompt as text and as token ids; `special`: whether a text gets the tokens around it."""
 
     async def metrics(self) -> str:
         """Figures in Prometheus' text format."""
@@ -90,11 +94,15 @@ class Answers:
         except ApiError as error:
             self._queue.put_nowait(error)
         except Exception as error:
-            self._queue.put_nowait(ApiError(500, f"decoding failed: {error}"))
+            self._queue.put_nowait(incident(error, "decoding failed"))
         else:
             if refused is not None:
                 retry_after = 1 if refused.status == 503 else None
-                self._queue.put_nowait(ApiError(refused.status, refused.message, retry_after=retry_after))
+                self._queue.put_nowait(
+                    ApiError(
+                        refused.status, refused.message, param=refused.param, code=refused.code, retry_after=retry_after
+                    )
+                )
 
 
 class Reply:
@@ -104,6 +112,7 @@ class Reply:
         """Args: the answers; the request; `cmpl` or `chatcmpl`; the model; how many likeliest tokens are shown."""
         self.body, self.card, self.logprobs = body, card, logprobs
         self.chat = kind == "chatcmpl"
+        self.echo = bool(getattr(body, "echo", False))
         self.count = len(answers.jobs)
         self.id, self.created = bodies.new_id(kind), bodies.created()
         self.offsets = [0] * self.count
@@ -114,19 +123,21 @@ class Reply:
         """The body of an answer that is not streamed."""
         text, finish = [""] * self.count, [""] * self.count
         tokens: list[list[Token]] = [[] for _ in range(self.count)]
+        prompts: list[PromptPart | None] = [None] * self.count
         async with aclosing(self.items) as items:
             async for i, piece in items:
                 self._count(i, piece)
                 text[i] += piece.text
                 tokens[i] += piece.tokens
+                prompts[i] = prompts[i] or piece.prompt
                 finish[i] = piece.finish or ""
         choices = []
         for i in range(self.count):
-            choice = self._choice(i, tokens[i], finish[i])
+            choice = self._choice(i, tokens[i], finish[i], prompts[i])
             if self.chat:
                 choice["message"] = {"role": "assistant", "content": text[i], "refusal": None}
             else:
-                choice["text"] = text[i]
+                choice["text"] = self._echoed(prompts[i]) + text[i]
             choices.append(choice)
         return {**self._head(chunk=False), "choices": choices, "usage": self._usage()}
 
@@ -158,32 +169,49 @@ class Reply:
 
     def _delta(self, i: int, piece: Piece) -> Choice:
         self._count(i, piece)
-        choice = self._choice(i, piece.tokens, piece.finish)
+        choice = self._choice(i, piece.tokens, piece.finish, piece.prompt)
         if self.chat:
             choice["delta"] = {"content": piece.text} if piece.text or not piece.finish else {}
         else:
-            choice["text"] = piece.text
+            choice["text"] = self._echoed(piece.prompt) + piece.text
         return choice
+
+    def _echoed(self, prompt: PromptPart | None) -> str:
+        return prompt.text if prompt is not None and self.echo else ""
 
     def _count(self, i: int, piece: Piece) -> None:
         self.prompt_tokens[i] = piece.prompt_tokens
         self.completion_tokens += piece.count
 
-    def _choice(self, i: int, tokens: list[Token], finish: str | None) -> Choice:
+    def _choice(self, i: int, tokens: list[Token], finish: str | None, prompt: PromptPart | None) -> Choice:
         choice: Choice = {"index": i, "finish_reason": finish, "logprobs": None}
+        if prompt is not None and self.body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = bodies.prompt_logprobs(prompt.tokens)
+        if self.body.return_token_ids:
+            choice["token_ids"] = [token.id for token in tokens]
+            if prompt is not None:
+                choice["prompt_token_ids"] = prompt.ids
         if self.logprobs is not None:
             if self.chat:
-                choice["logprobs"] = bodies.chat_logprobs(tokens, self.logprobs)
+                choice["logprobs"] = bodies.chat_logprobs(tokens)
             else:
-                choice["logprobs"] = bodies.text_logprobs(tokens, self.logprobs, self.offsets[i])
-                self.offsets[i] += sum(len(token.text) for token in tokens)
+                begins = prompt is not None and self.echo
+                shown = [*prompt.tokens, *tokens] if prompt is not None and self.echo else tokens
+                choice["logprobs"] = bodies.text_logprobs(shown, self.logprobs, self.offsets[i], begins=begins)
+                self.offsets[i] += sum(len(token.text) for token in shown)
         if self.body.ensemble is not None and self.body.ensemble.votes:
             choice["ensemble"] = bodies.votes(tokens, self.card)
         return choice
 
     def _head(self, *, chunk: bool) -> Head:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.card.name}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.card.name,
+            "system_fingerprint": f"fp_{self.card.version}",
+        }
 
     def _usage(self) -> Usage:
         each = self.body.n or 1  # a prompt counts once, however many answers it has

@@ -58,9 +58,18 @@ class Limits(Section):
     body_bytes: PositiveInt = Field(2**20, description="Most bytes of a request's body.")
     prompt_tokens: PositiveInt = Field(8192, description="Most tokens of a prompt.")
     max_tokens: PositiveInt = Field(1024, description="Most tokens of an answer.")
-    n: PositiveInt = Field(8, description="Most answers per request, all its prompts together.")
+    prompt_bytes: PositiveInt = Field(
+        2**17, description="Most bytes of a prompt's text; what has more is refused before it is tokenized."
+    )
+    n: PositiveInt = Field(128, description="Most answers per request, all its prompts together.")
     stop_strings: PositiveInt = Field(4, description="Most stop strings per request.")
     stop_characters: PositiveInt = Field(64, description="Most characters of a stop string.")
+    biased_tokens: PositiveInt = Field(
+        1024, description="Most tokens of logit_bias and stop_token_ids, and texts of bad_words, per request."
+    )
+    form_characters: PositiveInt = Field(
+        2**15, description="Most characters of a schema, regular expression, list of choices or grammar."
+    )
     likeliest: PositiveInt = Field(
         20, description="Most likeliest tokens, and votes per expert, that are shown at each place."
     )
@@ -71,6 +80,14 @@ class Limits(Section):
         256, description="Most answers that wait for a replica of a model; the next one gets status 429."
     )
     request_seconds: Seconds = Field(300.0, description="Seconds after which a request ends with an error.")
+    header_bytes: PositiveInt = Field(2**15, description="Most bytes of a request's address and headers.")
+    headers: PositiveInt = Field(100, description="Most headers of a request.")
+    header_seconds: Seconds = Field(10.0, description="Seconds that a client may take to send its headers.")
+    body_seconds: Seconds = Field(30.0, description="Seconds that a client may take to send its body.")
+    read_seconds: Seconds = Field(
+        60.0, description="Seconds that a client may leave an answer unread that fills all buffers."
+    )
+    connections: PositiveInt = Field(1024, description="Most open connections.")
 
 
 class ServeSettings(Section):
@@ -82,6 +99,17 @@ class ServeSettings(Section):
         None,
         description="File with one API key per line, beside those in ENSEMW2S_API_KEYS. Default: no key is asked for.",
     )
+    insecure: bool = Field(
+        False, description="Serve anybody who can reach the address, without keys and under any host name."
+    )
+    hosts: list[str] = Field(
+        [], description="Host names that requests may use where there are no keys, beside localhost and IP addresses."
+    )
+    cors_origins: list[str] = Field(
+        [],
+        description="Origins whose pages may use the endpoint from a browser, such as https://example.org; * is all.",
+    )
+    metrics_key: bool = Field(False, description="/metrics asks for a key, too.")
     log_prompts: bool = Field(False, description="Write prompts into the replicas' logs.")
     stream_interval: Annotated[float, Field(ge=0)] = Field(
         0.05, description="Seconds between two pieces of a stream; each piece holds all tokens since the last."

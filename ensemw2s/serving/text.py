@@ -6,12 +6,94 @@ and the end of the text can be the beginning of a stop string.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
 BROKEN = "\ufffd"
 """What the bytes of an unfinished character decode to."""
+
+ONE_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""Tokens of one byte in vocabularies of characters."""
+
+
+class TokenBytes:
+    """The bytes of single tokens, as they are inside a text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        decoder = str(json.loads(backend.to_str())["decoder"]) if backend is not None else ""
+        self._byte_level, self._spaced = "ByteLevel" in decoder, "\u2581" in decoder
+        self._known: dict[int, tuple[str, bytes]] = {}
+
+    def __call__(self, token: int) -> tuple[str, bytes]:
+        """How a token is shown, and its bytes. Special tokens have a name and no bytes."""
+        if (found := self._known.get(token)) is None:
+            found = self._known[token] = self._look_up(token)
+        return found
+
+    def _look_up(self, token: int) -> tuple[str, bytes]:
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if not isinstance(piece, str):  # an id that the model has and the tokenizer has not
+            return "", b""
+        if token in self._special:
+            return piece, b""
+        raw = self._bytes_of(token, piece)
+        return shown(raw), raw
+
+    def _bytes_of(self, token: int, piece: str) -> bytes:
+        if self._byte_level:
+            values = [byte_of_character().get(character) for character in piece]
+            return piece.encode() if None in values else bytes(value for value in values if value is not None)
+        if one := ONE_BYTE.fullmatch(piece):
+            return bytes([int(one[1], 16)])
+        if self._spaced:
+            return piece.replace("\u2581", " ").encode()
+        return str(self._tokenizer.decode([token])).encode()
+
+
+def shown(raw: bytes) -> str:
+    """Bytes as text; as escapes where they are none."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+@cache
+def byte_of_character() -> dict[str, int]:
+    """What byte-level vocabularies write for each byte: printable ones as themselves, the others from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class OwnBytes:
+    """The bytes that each token of an answer adds to it; all of them together are the text."""
+
+    def __init__(self, look_up: TokenBytes) -> None:
+        self._look_up, self._pending = look_up, b""
+
+    def push(self, token: int, added: str) -> tuple[str, list[int]]:
+        """How the next token is shown, and its bytes.
+
+        Args:
+            token: Its id.
+            added: What it added to the text.
+        """
+        _, own = self._look_up(token)
+        whole = added.encode(errors="replace")
+        if not added:  # an unfinished character, or a special token
+            self._pending += own
+            return shown(own), list(own)
+        raw = whole.removeprefix(self._pending) if self._pending else whole
+        self._pending = b""
+        return shown(raw), list(raw)
 
 
 class TextStream:

@@ -62,7 +62,7 @@ def folders(tmp_path_factory, make_model, tokenizer):
     return root
 
 
-LIMITS = Limits(max_tokens=64, body_bytes=20_000, prompt_tokens=60, concurrent=6)
+LIMITS = Limits(max_tokens=64, body_bytes=20_000, prompt_bytes=10_000, prompt_tokens=60, n=8, concurrent=6)
 
 
 class Local:
@@ -80,6 +80,9 @@ class Local:
     async def answer(self, model, job, put):
         loop = asyncio.get_running_loop()
         return await self.held[model].answer(job, lambda piece: loop.call_soon_threadsafe(put, piece))
+
+    async def encoded(self, model, prompt, *, special):
+        return await self.held[model].encoded(prompt, special=special)
 
     async def metrics(self):
         return ""

@@ -12,8 +12,10 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from typer.testing import CliRunner
 
 from ensemw2s.cli.main import app
+from ensemw2s.serving import endpoint
 from ensemw2s.serving.app import FRONT, api_keys, build
 from ensemw2s.serving.endpoint import ask
+from ensemw2s.serving.settings import ServeSettings
 
 PROMPT = "sort these 3 1 2"
 
@@ -58,6 +60,18 @@ def test_all_mistakes_of_a_settings_file_at_once(tmp_path):
 
 def test_nowhere_to_leave_an_endpoint(folders):
     assert "--detach leaves the endpoint to a cluster" in refusal("--ensemble", folders / "ensemble", "--detach")
+
+
+def test_an_address_that_others_reach_needs_keys_or_a_word(folders, monkeypatch):
+    monkeypatch.delenv("ENSEMW2S_API_KEYS", raising=False)
+    for host in ("0.0.0.0", "::", "10.0.0.7"):
+        assert "--insecure" in refusal("--ensemble", folders / "ensemble", "--host", host)
+    settings = ServeSettings.model_validate({"models": [{"name": "a", "path": "b"}], "insecure": True})
+    assert endpoint._checked_host(settings, "0.0.0.0") == "0.0.0.0"
+    monkeypatch.setenv("ENSEMW2S_API_KEYS", "key")
+    settings = settings.model_copy(update={"insecure": False})
+    assert endpoint._checked_host(settings, "[::]") == "::"
+    assert endpoint._checked_host(settings, "localhost") == "localhost"
 
 
 def test_a_file_of_keys_without_keys(folders, tmp_path):
@@ -127,3 +141,24 @@ def test_ask_takes_an_address_in_any_form_and_reaches_this_machine_beside_a_prox
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     assert "".join(ask(form.format(echo), {"messages": []}, None, 20.0)) == "/v1/chat/completions"
+
+
+def test_chat_goes_on_in_turns_where_there_is_a_template(monkeypatch):
+    cards = {"talker": True, "plain": False}
+    asked = []
+
+    def answer(url, body, key):
+        asked.append([message["content"] for message in body["messages"]])
+        yield from ("an", "swer")
+
+    monkeypatch.setattr(endpoint, "model_card", lambda url, model, key: {"id": model, "chat_template": cards[model]})
+    monkeypatch.setattr(endpoint, "ask", answer)
+    environment = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    talk = CliRunner().invoke(
+        app, ["chat", "--model", "talker", "--system", "be brief"], input="one\n\ntwo\n", env=environment
+    )
+    assert talk.exit_code == 0, talk.output
+    assert asked[-1] == ["be brief", "one", "answer", "two", "answer"][:4]
+    refused = CliRunner().invoke(app, ["chat", "--model", "plain"], input="one\n", env=environment)
+    assert refused.exit_code == 2
+    assert "has no chat template" in " ".join(refused.stderr.split())

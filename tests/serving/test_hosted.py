@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -118,3 +119,36 @@ def test_a_hub_id_is_answered_from_the_local_cache_of_the_hub(hold, folders, tmp
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == answer(hold(folders / "student"))
+
+
+def test_long_prompts_are_tokenized_aside_while_short_ones_are_answered(hold, folders, monkeypatch):
+    held = hold(folders / "student")
+    render, threads = held._render, {}
+
+    def watched(prompt):
+        threads[len(prompt)] = threading.current_thread().name
+        return render(prompt)
+
+    monkeypatch.setattr(held, "_render", watched)
+    assert "allows 8192" in asyncio.run(held.answer(Job("9 " * 10_000), print)).message
+    assert asyncio.run(held.answer(JOB, lambda _: None)) is None
+    assert threads == {20_000: "tokenizer_0", len(JOB.prompt): threading.current_thread().name}
+
+
+def test_an_instruction_of_the_developer_is_one_of_the_system_where_the_template_knows_no_developer(
+    hold, folders, make_model, tokenizer, tmp_path
+):
+    own = copy.deepcopy(tokenizer)
+    only_system = "{% if one.role == 'system' %}1 {{ one.content }} {% endif %}"
+    own.chat_template = f"{{% for one in messages %}}{only_system}{{% endfor %}}"
+    save_trained(make_model(7), own, tmp_path / "chat")
+    held = hold(tmp_path / "chat")
+    system, developer = (held.prompt(Job([{"role": role, "content": "sort"}])) for role in ("system", "developer"))
+    assert system == developer
+    assert len(system) > 2
+
+
+def test_what_does_not_fit_is_said_with_its_code(hold, folders):
+    refused = asyncio.run(hold(folders / "student").answer(Job([5] * 2040, max_tokens=9), print))
+    assert (refused.code, refused.param) == ("context_length_exceeded", "prompt")
+    assert "context of 2048" in refused.message

@@ -8,7 +8,11 @@ import uvloop
 from ensemw2s.serving.exchange import Piece, Token
 from ensemw2s.serving.link import LENGTH, Inbox, Outbox
 
-TOKEN = Token(5, "é", -0.5, 1.0, 0.0, [(5, "é", -0.5)], [[(5, "é", -0.25)], [(7, "\n", -1.0)]])
+TOKEN = Token(
+    5, "é", "é", [195, 169], -0.5, 1.0, 0.0,
+    [(5, "é", [195, 169], -0.5)],
+    [[(5, "é", [195, 169], -0.25)], [(7, "\n", [10], -1.0)]],
+)  # fmt: skip
 
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

@@ -10,7 +10,7 @@ from ensemw2s.serving.exchange import Piece, Token
 from ensemw2s.serving.models import _Taken
 
 TEXTS = ["so", "", "rt", " 1", "é2"]
-TOKENS = [Token(i, text, -1.0, 1.0, 0.0, [], []) for i, text in enumerate(TEXTS)]
+TOKENS = [Token(i, text, text, [*text.encode()], -1.0, 1.0, 0.0, [], []) for i, text in enumerate(TEXTS)]
 
 
 def cut(places: list[int]) -> list[Piece]:

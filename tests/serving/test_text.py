@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ensemw2s.serving.text import TextStream
+from ensemw2s.serving.text import OwnBytes, TextStream, TokenBytes
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,36 @@ def test_end_tokens_are_no_text(tokenizer):
     stream = TextStream(tokenizer)
     shown, added = stream.push([tokenizer.eos_token_id])
     assert (shown + stream.finish(None), added) == ("", [""])
+
+
+def byte_level(tokenizer, text: str) -> list[tuple[str, bytes]]:
+    look_up = TokenBytes(tokenizer)
+    return [look_up(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def test_parts_of_a_character_have_bytes_of_their_own(bytewise, tokenizer):
+    text = "sort 😀 é"
+    found = byte_level(bytewise, text)
+    assert b"".join(raw for _, raw in found).decode() == text
+    assert ("\\xf0", b"\xf0") in found
+    assert TokenBytes(tokenizer)(tokenizer.eos_token_id) == (tokenizer.eos_token, b"")
+
+
+@pytest.mark.parametrize("text", ["sort 😀 1", "é", "1 2 3", "\u00a0😀"])
+def test_the_bytes_that_tokens_add_are_the_text(bytewise, text):
+    stream, own = TextStream(bytewise), OwnBytes(TokenBytes(bytewise))
+    ids = bytewise(text, add_special_tokens=False)["input_ids"]
+    _, added = stream.push(ids)
+    found = [own.push(token, new) for token, new in zip(ids, added, strict=True)]
+    assert bytes(byte for _, raw in found for byte in raw).decode() == text
+    assert all(raw for _, raw in found)
+
+
+def test_a_vocabulary_of_characters_has_spaces_and_single_bytes():
+    pieces = {"<unk>": 0, "<0xF0>": 1, "▁sort": 2, "é": 3}
+    own = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    own.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    look_up = TokenBytes(PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>"))
+    assert [look_up(token) for token in range(4)] == [
+        ("<unk>", b""), ("\\xf0", b"\xf0"), (" sort", b" sort"), ("é", "é".encode())
+    ]  # fmt: skip

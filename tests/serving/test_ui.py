@@ -1,5 +1,6 @@
 """The page in a headless Chromium: load, ask, look at a token's votes, an error; pictures are kept in tests/.shots."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -46,6 +47,11 @@ def shot(page: Page, name: str) -> None:
     page.screenshot(path=SHOTS / f"{name}-{page.look}.png", full_page=True)
 
 
+def shot_of(page: Page, name: str) -> None:
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
 def ask(page: Page, prompt: str = "sort these 3 1 2") -> None:
     expect(page.locator("#model option")).to_have_count(2)
     page.fill("#prompt", prompt)
@@ -82,6 +88,40 @@ def test_what_an_expert_and_the_student_would_have_said(page, backend):
     shot(page, "compare")
 
 
+def test_an_expert_that_is_switched_off_does_not_vote(page, backend):
+    page.get_by_role("button", name="sort up 14 3 9 =").click()
+    expect(page.locator("#hint")).to_contain_text("Tap a token")
+    boxes = page.locator("#members-list input")
+    expect(boxes).to_have_count(2)
+    expect(page.locator("#members-list")).to_contain_text("60 %")
+    with page.expect_request("**/chat/completions") as sent:
+        boxes.nth(0).uncheck()
+    assert list(sent.value.post_data_json["ensemble"]["weights"]) == ["round-2"]
+    expect(page.locator("#before-label")).to_contain_text("with all experts")
+    expect(page.locator("#before-text")).not_to_be_empty()
+    shot(page, "members")
+    boxes.nth(1).uncheck()
+    expect(boxes.nth(1)).to_be_checked()  # one has to stay
+
+
+PARTS = [("a", [97]), ("\\xf0", [240]), ("\\x9f\\x98\\x80", [159, 152, 128]), ("\\xc3", [195]), ("<eos>", [])]
+
+
+def test_a_character_of_several_tokens_is_shown_as_one(page):
+    tokens = [
+        {"token": shown, "bytes": raw, "id": i, "logprob": -0.5, "agreement": 1, "entropy": 0, "votes": []}
+        for i, (shown, raw) in enumerate(PARTS)
+    ]
+    choice = {"index": 0, "delta": {"content": "a😀"}, "finish_reason": "stop", "ensemble": {"tokens": tokens}}
+    body = f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n"
+    page.route("**/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    ask(page)
+    shown = page.locator("#answer .token")
+    expect(shown).to_have_text(["a", "😀", "\\xc3", "⊣"])
+    shown.nth(1).focus()
+    expect(page.locator("#figures")).to_contain_text("2 tokens, each a part of the character")
+
+
 def test_the_keyboard_is_enough(page):
     ask(page)
     page.locator("#answer .token").first.focus()
@@ -105,9 +145,13 @@ def test_the_api_is_described(page):
 
 def test_a_key_is_asked_for_and_used(browser, backend, served, limits):
     with served(make_api(backend, limits, ["right"])) as url:
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": 390, "height": 844})
         page.goto(url)
-        expect(page.get_by_role("alert")).to_contain_text("API key")
+        expect(page.locator("#ask-key")).to_contain_text("asks for an API key")
+        shot_of(page, "key-phone")
+        page.fill("#key", "wrong")
+        page.press("#key", "Tab")
+        expect(page.get_by_role("alert")).to_contain_text("no valid API key")
         page.fill("#key", "right")
         page.press("#key", "Tab")
         expect(page.locator("#model option")).to_have_count(2)
