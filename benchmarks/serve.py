@@ -120,7 +120,7 @@ class Client(asyncio.Protocol):
         assert self._transport is not None
         sent = time.perf_counter()
         self._transport.write(
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
         await self._ended
