@@ -84,7 +84,7 @@ def shaped(
         scores[tokens] += torch.tensor(list(shaping.bias.values()), dtype=scores.dtype, device=device)
     banned = [word[-1] for word in shaping.bad_words if word and _ends_with(answer, word[:-1])]
     if len(answer) < shaping.min_tokens:
-        banned += ends
+        banned += [end for end in ends if end < len(scores)]
     if banned:
         scores[torch.tensor(banned, device=device)] = -torch.inf
     return scores

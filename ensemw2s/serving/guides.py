@@ -54,7 +54,7 @@ class Guides:
     """Makes guides for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, ends: Sequence[int]) -> None:
-        self._tokenizer, self._vocabulary, self._ends = tokenizer, vocabulary, list(ends)
+        self._tokenizer, self._vocabulary, self._ends = tokenizer, vocabulary, [end for end in ends if end < vocabulary]
 
     @cached_property
     def _tables(self) -> LLTokenizer:
@@ -73,7 +73,8 @@ class Guides:
             raise ModelError(f"the {form.kind} cannot be used: {first_line(str(error))}") from error
         if matcher.is_error():
             raise ModelError(f"the {form.kind} cannot be used: {first_line(matcher.get_error())}")
-        never = [token for token in self._tokenizer.all_special_ids if token not in self._ends]
+        special = set(self._tokenizer.all_special_ids) - set(self._ends)
+        never = [token for token in special if token < self._vocabulary]
         return Grammar(matcher, self._ends, never, self._vocabulary)
 
 

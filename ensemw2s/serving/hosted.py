@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,12 +165,13 @@ class HostedModel:
             return Refused(str(error))
         return None
 
-    async def _prompt_of(self, job: Job) -> list[int]:
+    async def _prompt_of(self, job: Job, *, special: bool = True) -> list[int]:
         """`prompt`; for long texts on a thread, one of them at a time, so that short ones need not wait."""
         size = len(job.prompt) if isinstance(job.prompt, str) else sum(map(_characters, job.prompt))
         if size <= QUICK:
-            return self.prompt(job)
-        return await asyncio.get_running_loop().run_in_executor(self._aside, self.prompt, job)
+            return self.prompt(job, special=special)
+        make = partial(self.prompt, job, special=special)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, make)
 
     async def encoded(self, prompt: Prompt, *, special: bool = True) -> PromptPart | Refused:
         """A prompt as text and as token ids.
@@ -180,10 +181,7 @@ class HostedModel:
             special: Whether a text gets the tokens that the tokenizer puts around one.
         """
         try:
-            if isinstance(prompt, str) and not special:
-                ids = list(self.loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            else:
-                ids = await self._prompt_of(Job(prompt))
+            ids = await self._prompt_of(Job(prompt), special=special)
             check_vocabulary(self.loaded.model, as_tokens(ids), "the list")
         except TooLong as error:
             return Refused(str(error), code="context_length_exceeded")
@@ -191,13 +189,20 @@ class HostedModel:
             return Refused(str(error))
         return PromptPart(str(self.loaded.tokenizer.decode(ids)), [], ids)
 
-    def prompt(self, job: Job) -> list[int]:
+    def prompt(self, job: Job, *, special: bool = True) -> list[int]:
         """Token ids of a job's prompt.
+
+        Args:
+            job: The job.
+            special: Whether a text gets the tokens that the tokenizer puts around one.
 
         Raises:
             ModelError: If it is too long, or a conversation that the model has no template for.
         """
-        ids = self._render(job.prompt)
+        if isinstance(job.prompt, str) and not special:
+            ids = list(self.loaded.tokenizer(job.prompt, add_special_tokens=False)["input_ids"])
+        else:
+            ids = self._render(job.prompt)
         if len(ids) > self.limits.prompt_tokens:
             raise TooLong(f"the prompt has {len(ids)} tokens; this endpoint allows {self.limits.prompt_tokens}")
         return ids

@@ -12,7 +12,7 @@ from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.errors import ConfigError, ModelError
 
 SCORES = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]).log()
-PROMPT, ANSWER, ENDS = [0], [1, 3, 1], [4]
+PROMPT, ANSWER, ENDS = [0], [1, 3, 1], [4, 900]
 
 
 def change(**options) -> list[float]:
