@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ensemw2s.errors import ModelError
 from ensemw2s.serving.exchange import Form
@@ -58,7 +59,8 @@ class Guides:
 
     @cached_property
     def _tables(self) -> LLTokenizer:
-        return from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._ends)
+        tokenizer = cast("PreTrainedTokenizerFast", self._tokenizer)  # it refuses others itself
+        return from_tokenizer(tokenizer, n_vocab=self._vocabulary, eos_token=self._ends)
 
     def make(self, form: Form) -> Grammar:
         """A guide for one answer.

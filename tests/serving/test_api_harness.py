@@ -10,13 +10,23 @@ CONTEXTS = ["sort these 3 1 2", "please 9", "sort 4 4"]
 OPTIONS = [" 1 2 3", " 3 1", " 9"]
 
 
+@pytest.fixture(scope="module")
+def adding(folders, tmp_path_factory):
+    """The ensemble's tokenizer, which adds its BOS token here: a prompt of this endpoint starts with one."""
+    from transformers import AutoTokenizer
+
+    target = str(tmp_path_factory.mktemp("adding"))
+    AutoTokenizer.from_pretrained(folders / "ensemble" / "tokenizer", add_bos_token=True).save_pretrained(target)
+    return target
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["token ids", "texts"])
-def harness(request, url, folders):
+def harness(request, url, adding):
     pytest.importorskip("lm_eval")
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(
-        base_url=f"{url}/v1/completions", model="ensemble", tokenizer=str(folders / "ensemble"), batch_size=4,
+        base_url=f"{url}/v1/completions", model="ensemble", tokenizer=adding, batch_size=4,
         tokenized_requests=request.param, add_bos_token=True, max_length=60, max_gen_toks=8,
     )  # fmt: skip
 
@@ -31,9 +41,9 @@ def test_options_have_the_log_likelihood_of_our_own_evaluation(harness, backend)
     pairs = [(context, option) for context in CONTEXTS for option in OPTIONS]
     found = harness.loglikelihood([instance("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
     loaded = backend.held["ensemble"].loaded
-    encode = loaded.tokenizer.encode
-    whole = [encode(context + option) for context, option in pairs]
-    starts = [len(encode(context)) for context, _ in pairs]
+    bos, encode = [loaded.tokenizer.bos_token_id], loaded.tokenizer.encode
+    whole = [bos + encode(context + option) for context, option in pairs]
+    starts = [1 + len(encode(context)) for context, _ in pairs]
     ours = score(
         loaded.model, [ids[:n] for ids, n in zip(whole, starts, strict=True)],
         [ids[n:] for ids, n in zip(whole, starts, strict=True)], pad_id=0, batch_size=4,
