@@ -60,6 +60,8 @@ class RoundWeights(BaseModel):
     weighting: Literal["loss", "bootstrap"] = "loss"
     bootstrap: Literal["count", "mask"] = "count"
     seed: int = 0
+    examples: int | None = None
+    """Examples that have errors and weights, from the first on; tokens of later ones have a multiplier of 1."""
 
     def units(self, lengths: list[int]) -> NDArray[np.int64]:
         return samme.unit_ids(lengths, self.unit, self.window)
@@ -74,6 +76,9 @@ class RoundWeights(BaseModel):
 
     def multipliers(self, lengths: list[int]) -> NDArray[np.float64]:
         """Loss multiplier of each token, [N]."""
+        if self.examples is not None and self.examples < len(lengths):
+            known, others = lengths[: self.examples], sum(lengths[self.examples :])
+            return np.concatenate([self.multipliers(known), np.ones(others)])
         units, w = self.units(lengths), self.weights(lengths)
         if self.weighting == "bootstrap":
             return samme.bootstrap_multipliers(w, units, seed=self.seed, variant=self.bootstrap)

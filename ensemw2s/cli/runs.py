@@ -173,8 +173,9 @@ def _plan_here(loaded: Config, *, debug: bool) -> None:
     from ensemw2s.cluster.resources import plan_resources
     from ensemw2s.pipeline import preflight
     from ensemw2s.pipeline.build import build_graph
-    from ensemw2s.pipeline.plan import lay_out, parameters, resources_for, survey
+    from ensemw2s.pipeline.plan import lay_out, parameters, resources_for
     from ensemw2s.pipeline.plan_print import print_plan
+    from ensemw2s.pipeline.survey import survey
 
     with before_work():
         preflight.check(loaded)

@@ -2,6 +2,7 @@
 
 from ensemw2s.config.boosting import BoostingConfig, EnsembleConfig
 from ensemw2s.config.cluster import ClusterConfig, NodeKind
+from ensemw2s.config.consensus import ConsensusConfig
 from ensemw2s.config.data import (
     Columns,
     DataConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "ClusterConfig",
     "Columns",
     "Config",
+    "ConsensusConfig",
     "Corpus",
     "DataConfig",
     "EnsembleConfig",

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from ensemw2s.config import recipes
 from ensemw2s.config.boosting import BoostingConfig, EnsembleConfig
 from ensemw2s.config.cluster import ClusterConfig
+from ensemw2s.config.consensus import ConsensusConfig
 from ensemw2s.config.data import DataConfig
 from ensemw2s.config.evaluation import EvaluationConfig
 from ensemw2s.config.labeling import LabelingConfig
@@ -47,6 +48,7 @@ class Config(Section):
     training: TrainingConfig = Field(TrainingConfig(), description="Workers, ZeRO, precision and checkpoints.")
     expert: ExpertRecipe = Field(ExpertRecipe(), description="Training of a weak expert.")
     boosting: BoostingConfig = Field(BoostingConfig(), description="The boosting rounds.")
+    consensus: ConsensusConfig = Field(ConsensusConfig(), description="What follows the rounds, on hard prompts.")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="How experts vote.")
     labeling: LabelingConfig = Field(LabelingConfig(), description="Decoding and scoring.")
     student: StudentConfig = Field(StudentConfig(), description="Training of the strong student.")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ensemw2s.boosting.anchors import ANCHORS, PROMPTS
 from ensemw2s.cluster.resources import ResourcePlan, pieces, plan_resources
 from ensemw2s.config import Config
 from ensemw2s.costs import needs
@@ -155,12 +156,11 @@ class _Schedule:
 
     def phases(self, todo: Sequence[TrainingJob]) -> list[list[Row]]:
         """Stages that run at the same time, phase after phase."""
-        part = {
-            name: [job for job in todo if job.part == name] for name in ("models", "rounds", "baselines", "students")
-        }
+        names = ("models", "rounds", "baselines", "students")
+        part = {name: [job for job in todo if job.part == name] for name in names}
         lanes = self.lanes
         beside = self.division.keep_lanes and lanes > self.config.boosting.width and bool(part["rounds"])
-        turns = (self._rounds(part["rounds"]), self._scoring(part["rounds"]), self._votes())
+        turns = (self._rounds(part["rounds"]), self._scoring(part["rounds"]), self._answers(), self._votes())
         rounds = [row for row in turns if row is not None]
         baselines = self._trainings(
             "baselines", part["baselines"], lanes - self.config.boosting.width if beside else lanes
@@ -253,7 +253,7 @@ class _Schedule:
             return None
         rounds: dict[str, list[float]] = {}
         for job in todo:
-            rounds.setdefault(job.name.split("/")[1], []).append(self._seconds(job))
+            rounds.setdefault(job.name.partition("/experts/")[0], []).append(self._seconds(job))
         used = min(self.lanes, max(len(times) for times in rounds.values()))
         seconds = sum(makespan(times, used) for times in rounds.values())
         busy = sum(sum(times) for times in rounds.values()) * self.workers
@@ -279,6 +279,17 @@ class _Schedule:
         busy = passes * self._read(examples, voting)
         return self._decoding("ensemble", f"votes fitted, {passes} × {examples} examples", busy, examples)
 
+    def _answers(self) -> Row | None:
+        """What the members answer to find an anchor and in consensus passes."""
+        graph, asked = self.graph, (self.config.data.sizes.easy_validation, self.config.data.sizes.hard_unlabelled)
+        tried = len(ANCHORS) * sum(min(PROMPTS, n) for n in asked)
+        passes = sum(asked) * sum(p.answers.name in self.waiting for p in graph.passes)
+        answers = passes + (tried if graph.anchor and graph.anchor.name in self.waiting else 0)
+        busy = self._answer(answers, needs.team(graph.boosted, self.sizes))
+        if self.config.consensus.agreement == "answer":
+            busy += sum(self._answer(passes, needs.team([expert], self.sizes)) for expert in graph.boosted)
+        return self._decoding("consensus", f"{answers} answers", busy, answers) if answers else None
+
     def _labels(self, name: str, makers: Iterable[str]) -> list[Row]:
         crowds, labels = needs.label_crowds(self.graph, self.sizes), self.graph.all_labels
         waiting = [crowds[maker] for maker in makers if labels[maker].name in self.waiting]
@@ -293,7 +304,8 @@ class _Schedule:
             return []
         s, rounds = self.config.data.sizes, self.graph.rounds
         tests, crowds = s.id_test + s.ood_test, needs.evaluation_crowds(self.graph, self.sizes)
-        teams = [team for crowd in crowds for team in crowd.teams]
+        earlier = [needs.team(self.graph.boosted, self.sizes)] * len(self.graph.passes)  # before each pass
+        teams = [*(team for crowd in crowds for team in crowd.teams), *earlier]
         busy = sum(self._answer(tests, team) + self._read(tests, team) for team in teams)
         # without decoding: weak systems on easy validation, all on hard, ensembles of the first rounds on the rest
         busy += sum(
@@ -303,8 +315,7 @@ class _Schedule:
         for count in range(1, len(rounds) + 1):
             voting = [expert for r in rounds[:count] for expert in r.experts]
             busy += self._read(tests + s.easy_validation, needs.team(voting, self.sizes))
-        row = self._decoding("evaluation", f"{len(teams)} systems, {tests} examples each", busy, tests * len(teams))
-        return [row]
+        return [self._decoding("evaluation", f"{len(teams)} systems, {tests} examples each", busy, tests * len(teams))]
 
     def _decoding(self, name: str, what: str, busy: float, prompts: int) -> Row:
         used = max(1, min(self.actors, math.ceil(prompts / self.config.labeling.chunk_size)))
@@ -365,16 +376,16 @@ class _Schedule:
         return Bill(node, nodes, hours, hours * node.price(prices), hours * node.price(prices, spot=False))
 
 
-_TURNS = ("rounds", "scoring", "ensemble")
+_TURNS = ("rounds", "scoring", "consensus", "ensemble")
 
 
 def _decodes(name: str) -> bool:
     """Whether a row of this name is work of actors, and not of training workers."""
-    return name.startswith(("scoring", "ensemble", "labels", "evaluation"))
+    return name.startswith(("scoring", "consensus", "ensemble", "labels", "evaluation"))
 
 
 def elapsed(rows: Iterable[Row]) -> float:
-    """Time of a phase: rounds, their scoring and the fit of votes take turns, baselines run beside."""
+    """Time of a phase: rounds, their scoring and answers and the fit of votes take turns, baselines run beside."""
     rows = list(rows)
     turns = sum(row.seconds for row in rows if row.name in _TURNS)
     return max([turns, *(row.seconds for row in rows if row.name not in _TURNS)])

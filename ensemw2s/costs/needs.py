@@ -68,7 +68,8 @@ def jobs(graph: Graph, plan: Plan) -> list[TrainingJob]:
         TrainingJob("models", base.stage.name, base, getattr(graph.config.models.pretraining, base.role), 0)
         for base in graph.pretrained
     ]
-    found += [TrainingJob("rounds", e.stage.name, e.base, e.recipe, 0) for e in graph.boosted]
+    boosted = [e for r in graph.all_rounds for e in r.experts]
+    found += [TrainingJob("rounds", e.stage.name, e.base, e.recipe, 0) for e in boosted]
     found += [TrainingJob("baselines", e.stage.name, e.base, e.recipe, 0) for e in graph.baseline_experts]
     students = graph.learning_from([None, *graph.all_labels])
     found += [TrainingJob("students", s.stage.name, graph.strong, graph.config.student, 0) for s in students]

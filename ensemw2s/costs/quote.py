@@ -19,8 +19,9 @@ from ensemw2s.costs.show import print_estimate
 from ensemw2s.costs.throughput import read_measured
 from ensemw2s.data.sources import check_source
 from ensemw2s.pipeline.build import build_graph
-from ensemw2s.pipeline.plan import Plan, lay_out, survey
+from ensemw2s.pipeline.plan import Plan, lay_out
 from ensemw2s.pipeline.plan_print import print_plan
+from ensemw2s.pipeline.survey import survey
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ensemw2s.evaluation.wording import (
     label,
     number,
     of_anchor,
+    of_passes,
     pair,
     percent,
     percent_range,
@@ -82,6 +83,8 @@ def page(results: RunResults, light: dict[str, bytes], dark: dict[str, bytes]) -
         pgr=[row for name, found in results.pgr.items() for row in _pgr_rows(name, found)],
         paper=_paper_rows(results),
         rounds=_round_rows(results),
+        passes=_pass_rows(results),
+        passes_note=of_passes(results.passes or ()),
         anchors=[] if results.anchor is None else _anchor_rows(results.anchor),
         anchor_note="" if results.anchor is None else of_anchor(results.anchor),
         fit=[] if results.fit is None else _fit_rows(results.fit),
@@ -270,6 +273,19 @@ def _fit_rows(fit: VoteFit) -> list[dict[str, str]]:
     return [
         {"half": title, "examples": count(n), "before": plain(before, 4), "after": plain(after, 4)}
         for title, (n, before, after) in halves.items()
+    ]
+
+
+def _pass_rows(results: RunResults) -> list[dict[str, object]]:
+    return [
+        {
+            "number": str(found.number),
+            **{split: _accuracy((found.ensemble and found.ensemble.on(split)) or Metrics()) for split in SPLITS},
+            "kept": NOTHING if found.record is None else f"{count(found.record.kept)} of {count(found.record.prompts)}",
+            "passing": NOTHING if found.record is None else count(found.record.passing),
+            "right": percent(found.right, ""),
+        }
+        for found in results.passes or ()
     ]
 
 

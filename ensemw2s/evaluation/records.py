@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from pydantic import BeforeValidator, model_validator
-
+from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import AnchorSearch, RoundRecord, VoteFit
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import store
-from ensemw2s.storage.record import Record, only_where_known
+from ensemw2s.storage.record import ByName, SparseRecord, only_where_known
 from ensemw2s.storage.remote import shown
 
 RESULTS = "results.json"
@@ -30,24 +29,7 @@ Interval = tuple[float, float]
 Verdict = Literal["better", "worse", "no difference"]
 
 
-def _without_nulls(value: object) -> object:
-    return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
-
-
-ByName = Annotated[dict[str, T], BeforeValidator(_without_nulls)]
-"""Records by name; an entry that is null is left out."""
-
-
-class ResultRecord(Record):
-    """A record in which null means the same as absent."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, value: object) -> object:
-        return _without_nulls(value)
-
-
-class BySplit(ResultRecord, Generic[T]):
+class BySplit(SparseRecord, Generic[T]):
     """The same for each test split.
 
     Attributes:
@@ -63,7 +45,7 @@ class BySplit(ResultRecord, Generic[T]):
         return {"id": self.id, "ood": self.ood}.get(split)
 
 
-class Metrics(ResultRecord):
+class Metrics(SparseRecord):
     """How one system did on one split.
 
     Attributes:
@@ -86,7 +68,7 @@ class Metrics(ResultRecord):
     option_accuracy: float | None = None
 
 
-class TrainingCost(ResultRecord):
+class TrainingCost(SparseRecord):
     """What training a system took, without those who made its labels.
 
     Attributes:
@@ -116,14 +98,14 @@ class SystemResult(BySplit[Metrics]):
     cost: SystemCost | None = None
 
 
-class Difference(ResultRecord):
+class Difference(SparseRecord):
     """A difference of two exact matches on the same examples, with its bootstrap interval."""
 
     difference: float | None = None
     ci95: Interval | None = None
 
 
-class Comparison(ResultRecord):
+class Comparison(SparseRecord):
     """System `a` minus system `b`, paired by example.
 
     Attributes:
@@ -143,7 +125,7 @@ class Comparison(ResultRecord):
     verdict: str = ""
 
 
-class Pgr(ResultRecord):
+class Pgr(SparseRecord):
     """Performance gap recovered by a student: (student - weak) / (ceiling - weak).
 
     Attributes:
@@ -161,7 +143,7 @@ class Pgr(ResultRecord):
     ceiling_minus_weak: Difference = Difference()
 
 
-class Curves(ResultRecord):
+class Curves(SparseRecord):
     """Exact match of the ensemble of the first rounds, under teacher forcing.
 
     Attributes:
@@ -181,7 +163,7 @@ class Curves(ResultRecord):
         return {VALIDATION: self.validation, "id": self.id, "ood": self.ood}.get(split, ())
 
 
-class AgreementBin(ResultRecord):
+class AgreementBin(SparseRecord):
     """Labels on which the experts agreed to a similar degree.
 
     Attributes:
@@ -197,7 +179,7 @@ class AgreementBin(ResultRecord):
     accuracy: float | None = None
 
 
-class LabelResult(ResultRecord):
+class LabelResult(SparseRecord):
     """How good the pseudo-labels of one maker are.
 
     Attributes:
@@ -213,7 +195,7 @@ class LabelResult(ResultRecord):
     finish_reasons: ByName[int] = {}
 
 
-class ChoiceResult(ResultRecord):
+class ChoiceResult(SparseRecord):
     """How the pseudo-labels of a student were chosen, and how good those are that it learned.
 
     Attributes:
@@ -236,7 +218,7 @@ class ChoiceResult(ResultRecord):
     agreed_accuracy: float | None = None
 
 
-class TokenVote(ResultRecord):
+class TokenVote(SparseRecord):
     """What one expert would have said for a token.
 
     Attributes:
@@ -250,7 +232,7 @@ class TokenVote(ResultRecord):
     token: str = ""
 
 
-class TokenShown(ResultRecord):
+class TokenShown(SparseRecord):
     """A token that the ensemble decoded: its text, the share of the votes for it, and each expert's vote."""
 
     text: str = ""
@@ -258,7 +240,7 @@ class TokenShown(ResultRecord):
     votes: tuple[TokenVote, ...] = ()
 
 
-class ExampleShown(ResultRecord):
+class ExampleShown(SparseRecord):
     """A hard test example with the ensemble's answer, token by token.
 
     Attributes:
@@ -280,7 +262,7 @@ class ExampleShown(ResultRecord):
     tokens: tuple[TokenShown, ...] = ()
 
 
-class GenerationResult(ResultRecord):
+class GenerationResult(SparseRecord):
     """A generation of students that made labels for the next one.
 
     Attributes:
@@ -296,7 +278,24 @@ class GenerationResult(ResultRecord):
     train_seconds: float
 
 
-class StageTime(ResultRecord):
+class PassResult(SparseRecord):
+    """A consensus pass and the ensemble that came out of it.
+
+    Attributes:
+        number: Number of the pass; 0: the ensemble before any.
+        ensemble: Its figures; None where the pass did not take place.
+        record: What the pass was made of; None for number 0.
+        right: Share of the kept answers that is right, of those whose true answer is known. For people alone: nothing
+            that a run does depends on it.
+    """
+
+    number: int
+    ensemble: BySplit[Metrics] | None = None
+    record: PassRecord | None = None
+    right: float | None = None
+
+
+class StageTime(SparseRecord):
     """When a stage ran.
 
     Attributes:
@@ -314,7 +313,7 @@ class StageTime(ResultRecord):
     status: str | None = None
 
 
-class RunResults(ResultRecord):
+class RunResults(SparseRecord):
     """All figures of a run.
 
     Attributes:
@@ -328,6 +327,7 @@ class RunResults(ResultRecord):
         pgr: Name of a student of pseudo-labels → what it recovers of the performance gap.
         comparisons: Every pair of systems that was compared, on both test splits.
         rounds: The boosting rounds, with the votes that the ensemble has.
+        passes: The consensus passes, from the ensemble before any; None where none was asked for.
         anchor: How `boosting.anchor: auto` found the anchor; None where the config names one.
         fit: How the votes were fitted; None where they were not.
         curves: Exact match by number of rounds.
@@ -351,6 +351,7 @@ class RunResults(ResultRecord):
     pgr: ByName[BySplit[Pgr]] = {}
     comparisons: tuple[Comparison, ...] = ()
     rounds: tuple[RoundRecord, ...] = ()
+    passes: tuple[PassResult, ...] | None = only_where_known()
     anchor: AnchorSearch | None = only_where_known()
     fit: VoteFit | None = only_where_known()
     curves: Curves = Curves()

@@ -116,6 +116,17 @@ class Figures:
         voters = [voter for voter in self.columns["id"] if voter.startswith(BASE)]
         return {v.removeprefix(BASE): BySplit[Metrics](id=of(v, "id"), ood=of(v, "ood")) for v in voters}
 
+    def of_voter(self, voter: str) -> BySplit[Metrics] | None:
+        """Figures of one voter that decoded both test splits, such as the ensemble before a consensus pass, if any."""
+        if voter not in self.columns["id"]:
+            return None
+
+        def on(split: str) -> Metrics:
+            rows = self.columns[split][voter]
+            return self._of_rows(rows, m.exact_match(rows["answer"], self.answers[split]), split)
+
+        return BySplit[Metrics](id=on("id"), ood=on("ood"))
+
     def _metrics(self, name: str, split: str, exact: np.ndarray) -> Metrics:
         system, columns = TABLE[name], self.columns[split]
         if system.vote == "answers":
@@ -254,6 +265,14 @@ def choice_result(choice: Choice, chosen: pa.Table, hard_labels: pa.Table) -> Ch
         accuracy=right(known),
         agreed_accuracy=right([row for row in known if row["agreed"]]) if choice.agreed is not None else None,
     )
+
+
+def share_right(answers: pa.Table, hard_labels: pa.Table) -> float | None:
+    """Share of answers to hard prompts that is right, of those whose true answer is known."""
+    truth = dict(zip(hard_labels["id"].to_pylist(), hard_labels["answer"].to_pylist(), strict=True))
+    known = [row for row in answers.select(["id", "answer"]).to_pylist() if truth.get(row["id"]) is not None]
+    right = m.exact_match([row["answer"] for row in known], [truth[row["id"]] for row in known])
+    return float(right.mean()) if len(right) else None
 
 
 def _mean_rows(bases: list[Rows]) -> Rows:

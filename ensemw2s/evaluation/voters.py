@@ -22,6 +22,9 @@ EXPERT = "expert:"
 ROUNDS = "rounds:"
 """Begins the name of an ensemble of the first rounds; their number follows."""
 
+PASSES = "passes:"
+"""Begins the name of the ensemble before a consensus pass; the number of passes before it follows."""
+
 
 class VoterGroup(BaseModel):
     """Voters that share models and a tokenizer, so a worker has them in memory together.

@@ -7,12 +7,13 @@ A figure that a run does not have is a dash, never an error.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ensemw2s.boosting.records import AnchorSearch
 from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation.metrics import verdict
-from ensemw2s.evaluation.records import Interval, RunResults, Verdict
+from ensemw2s.evaluation.records import Interval, PassResult, RunResults, Verdict
 
 NOTHING = "–"
 MINUS = "−"
@@ -165,3 +166,20 @@ def of_anchor(found: AnchorSearch) -> str:
             "accuracy on easy examples."
         )
     return f"Members keep the share λ of what training changed, and their base’s own weights for the rest. {why}"
+
+
+def of_passes(found: Sequence[PassResult]) -> str:
+    """What consensus passes are and how they went, for anyone."""
+    what = (
+        "In a pass, the ensemble answers hard prompts without knowing their true answers. The answers on which its "
+        "members agree most are kept, and new members learn from these and from the easy examples."
+    )
+    last = found[-1].record if found else None
+    if last is None or last.took_place:
+        return what
+    return (
+        f"{what} Pass {last.number} did not take place, and the ensemble stayed as it was: {last.passing} of "
+        f"{last.prompts} answers passed the gate, and a tenth must. The gate asks for an agreement at which answers to "
+        f"easy validation examples are right in {percent(last.needed)} of the cases; of those with the highest "
+        f"agreement, {percent(last.best)} are."
+    )

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.boosting.anchors import ANCHORS, PROMPTS, choose
+from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import ANCHOR, AnchorPoint, AnchorSearch, BoostedExpert
 from ensemw2s.boosting.samme import vote_weights
 from ensemw2s.ensemble.anchor import Anchor
@@ -21,7 +22,7 @@ from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.labels import label_all
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.pipeline.context import Context
-from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.graph import Graph, Pass, Round
 from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.votes import weighed_members
 from ensemw2s.storage import remote, store
@@ -31,11 +32,35 @@ TRIED = "tried"
 """Folder of the answers at every λ, until the choice is made."""
 
 
-def scale_of(graph: Graph) -> float:
-    """λ of the ensemble's members; that of `auto` when it has been found."""
+def passes_made(graph: Graph) -> list[Pass]:
+    """The consensus passes that took place: those before the first one whose gate let too little through."""
+    made: list[Pass] = []
+    for p in graph.passes:
+        if not store.is_done(p.kept.path, p.kept.description) or not PassRecord.read(p.kept.path).took_place:
+            break
+        made.append(p)
+    return made
+
+
+def final_rounds(graph: Graph) -> tuple[Round, ...]:
+    """The rounds whose members are the ensemble: those of the last pass that took place."""
+    made = passes_made(graph)
+    return made[-1].rounds if made else graph.rounds
+
+
+def scale_of(graph: Graph, rounds: Sequence[Round] | None = None) -> float:
+    """λ of the members of these rounds, by default of the ensemble's; that of `auto` when it has been found.
+
+    After a consensus pass agreement says nothing about what the members know, so `auto` is then 1.
+    """
     wanted = graph.config.boosting.anchor
     if wanted != "auto":
         return wanted
+    return found_anchor(graph) if (rounds or final_rounds(graph)) == graph.rounds else 1.0
+
+
+def found_anchor(graph: Graph) -> float:
+    """λ that the search found, of the members before any pass."""
     assert graph.anchor is not None
     return AnchorSearch.read(graph.anchor.path).anchor
 
@@ -64,7 +89,7 @@ def find_anchor(context: Context) -> None:
     graph, config = context.graph, context.config
     assert graph.anchor is not None
     stage = graph.anchor
-    members = weighed_members(finished_rounds(graph), config.ensemble.weights)
+    members = weighed_members(finished_rounds(graph, graph.rounds), config.ensemble.weights)
     store.resume(stage.path, stage.description)
     easy = read_table(graph.data.path / "easy_validation.parquet")[:PROMPTS]
     hard = read_table(graph.data.path / "hard_unlabelled.parquet", ["id", "prompt"])[:PROMPTS]

@@ -28,7 +28,7 @@ from ensemw2s.config.systems import (
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.pipeline.build_students import StudentStages
 from ensemw2s.pipeline.foundations import Foundations
-from ensemw2s.pipeline.graph import Base, Expert, Graph, Round, Student
+from ensemw2s.pipeline.graph import Base, Expert, Graph, Pass, Round, Student
 from ensemw2s.pipeline.identity import FIRST_ROUND, settings_of
 from ensemw2s.storage.store import Stage
 
@@ -50,7 +50,8 @@ class _Builder(Foundations):
     def build(self) -> Graph:
         rounds, baselines = self._rounds(), self._baselines()
         anchor = self._anchor(rounds)
-        ensemble = self._ensemble(rounds, anchor)
+        passes = self._passes(rounds, anchor)
+        ensemble = self._ensemble(rounds, anchor, passes)
         labels = self._labels(ensemble, baselines)
         generations = self.learners.generations(labels[ENSEMW2S])
         students = self.learners.students(labels, generations)
@@ -65,6 +66,7 @@ class _Builder(Foundations):
             tokens=self.tokens,
             rounds=rounds,
             anchor=anchor,
+            passes=passes,
             baselines=baselines,
             ensemble=ensemble,
             labels=labels,
@@ -96,6 +98,7 @@ class _Builder(Foundations):
         keep: Literal["last", "best"] | None = None,
         bootstrap_examples: bool = False,
         warm_from: Stage | None = None,
+        kept: Stage | None = None,
     ) -> Expert:
         """An expert.
 
@@ -108,6 +111,7 @@ class _Builder(Foundations):
             keep: See `Expert`; None: best, if its epochs are chosen on validation.
             bootstrap_examples: See `Expert`.
             warm_from: See `Expert`.
+            kept: See `Expert`.
         """
         base, recipe, chosen = self._member(number)
         keep = keep or ("best" if chosen else "last")
@@ -123,13 +127,16 @@ class _Builder(Foundations):
             "seed": seed,
         }
         return Expert(
-            stage=self._stage(name, described, (self.tokens, base.stage, *after)),
+            stage=self._stage(
+                name, described, (self.tokens, base.stage, *after, *([kept] if kept is not None else []))
+            ),
             base=base,
             recipe=recipe,
             seed=seed,
             keep=keep,
             bootstrap_examples=bootstrap_examples,
             warm_from=warm_from,
+            kept=kept,
         )
 
     def _member(self, number: int) -> tuple[Base, Recipe, bool]:
@@ -146,7 +153,8 @@ class _Builder(Foundations):
         changes = {k: v for k in ("learning_rate", "epochs") if (v := getattr(member, k)) is not None}
         return base, recipe.model_copy(update=changes), chosen and member.epochs is None
 
-    def _rounds(self) -> tuple[Round, ...]:
+    def _rounds(self, folder: str = "", kept: Stage | None = None) -> tuple[Round, ...]:
+        """The rounds below this folder, whose experts learn from these kept answers, too."""
         boosting = self.config.boosting
         settings = boosting.deciding()
         if boosting.error_from == "ensemble":
@@ -154,18 +162,22 @@ class _Builder(Foundations):
         rounds: list[Round] = []
         for t in range(1, boosting.rounds + 1):
             experts, retries = (
-                tuple(self._round_expert(rounds, k, suffix, settings) for k in range(boosting.width))
+                tuple(
+                    self._round_expert(f"{folder}rounds/{t}/experts/{k}{suffix}", rounds, k, settings, kept)
+                    for k in range(boosting.width)
+                )
                 for suffix in ("", "-retry")
             )
             inputs = tuple(expert.stage for expert in experts)
-            stage = self._stage(f"rounds/{t}", {**settings, "round": t}, inputs)
+            stage = self._stage(f"{folder}rounds/{t}", {**settings, "round": t}, inputs)
             rounds.append(Round(t, stage, experts, retries))
         return tuple(rounds)
 
-    def _round_expert(self, rounds: list[Round], k: int, suffix: str, settings: dict[str, object]) -> Expert:
+    def _round_expert(
+        self, name: str, rounds: list[Round], k: int, settings: dict[str, object], kept: Stage | None
+    ) -> Expert:
         """An expert of the round that follows these."""
-        width, t = self.config.boosting.width, len(rounds) + 1
-        number, before = (t - 1) * width + k, rounds[-1] if rounds else None
+        number, before = len(rounds) * self.config.boosting.width + k, rounds[-1] if rounds else None
         warm_from = None
         if before is None:  # all weights are equal, whatever is made of errors later
             settings = {f"boosting.{key}": settings[f"boosting.{key}"] for key in FIRST_ROUND}
@@ -174,11 +186,12 @@ class _Builder(Foundations):
             if warm_from is not before.experts[k].stage:  # what it starts from was the only choice once
                 settings = {**settings, "warm_from": warm_from.name if warm_from is not None else None}
         return self._expert(
-            f"rounds/{t}/experts/{k}{suffix}",
+            name,
             number,
             settings,
             after=(before.stage,) if before else (),
             warm_from=warm_from,
+            kept=kept,
         )
 
     def _last_of_base(self, rounds: list[Round], k: int, number: int) -> Stage | None:
@@ -189,6 +202,33 @@ class _Builder(Foundations):
             if own:
                 return own[0]
         return None
+
+    def _passes(self, rounds: tuple[Round, ...], anchor: Stage | None) -> tuple[Pass, ...]:
+        """The consensus passes; each begins with what the members of the one before it answer."""
+        consensus = self.config.consensus
+        answering: dict[str, object] = {
+            **self._answering(),
+            "consensus.anchor": consensus.anchor,
+            "consensus.agreement": consensus.agreement,
+        }
+        keeping = settings_of(consensus, "consensus", without=("passes", "anchor"))
+        passes: list[Pass] = []
+        for number in range(1, consensus.passes + 1):
+            folder, before = f"consensus/{number}", passes[-1].rounds if passes else rounds
+            inputs = (before[-1].stage, *([anchor] if anchor is not None else []))
+            answers = self._stage(f"{folder}/answers", answering, (self.data, *inputs))
+            kept = self._stage(f"{folder}/kept", keeping, (self.data, self.tokens, answers))
+            passes.append(Pass(number=number, answers=answers, kept=kept, rounds=self._rounds(f"{folder}/", kept)))
+        return tuple(passes)
+
+    def _answering(self) -> dict[str, object]:
+        """How the boosted members answer together before the ensemble is made."""
+        return {
+            **self._combine(),
+            "ensemble.weights": "uniform" if self.config.ensemble.weights == "uniform" else "alpha",
+            "labeling.max_new_tokens": self.config.labeling.max_new_tokens,
+            "labeling.precision": self.config.labeling.precision,
+        }
 
     def _baselines(self) -> dict[str, tuple[Expert, ...]]:
         """The experts that are trained for one system alone, of those systems that are needed."""
@@ -222,7 +262,10 @@ class _Builder(Foundations):
         return self._expert(name, number, {}, epochs=epochs, keep="best")
 
     def _matched(self, name: str) -> tuple[Expert, ...]:
-        budget = sum(self._member(number)[1].epochs for number in range(self._members))
+        """The epochs of all experts together; what passes read on top counts as if every pass took place."""
+        consensus, sizes = self.config.consensus, self.config.data.sizes
+        more = consensus.passes * (1 + consensus.fraction * sizes.hard_unlabelled / sizes.easy_train)
+        budget = round((1 + more) * sum(self._member(number)[1].epochs for number in range(self._members)))
         if not self._candidates:
             return (self._expert(name, 0, {}, epochs=budget, keep="last"),)
         singles = self._single(f"baselines/{EXPERT_SINGLE}")
@@ -244,18 +287,13 @@ class _Builder(Foundations):
 
     def _anchor(self, rounds: tuple[Round, ...]) -> Stage | None:
         """The search for the anchor: what decides about the members' votes and about how they answer."""
-        if self.config.boosting.anchor != "auto":
+        consensus = self.config.consensus
+        if self.config.boosting.anchor != "auto" and not (consensus.passes and consensus.anchor == "auto"):
             return None
-        settings = {
-            **self._combine(),
-            "ensemble.weights": "uniform" if self.config.ensemble.weights == "uniform" else "alpha",
-            "labeling.max_new_tokens": self.config.labeling.max_new_tokens,
-            "labeling.precision": self.config.labeling.precision,
-            "anchors": list(ANCHORS),
-        }
+        settings = {**self._answering(), "anchors": list(ANCHORS)}
         return self._stage("anchor", settings, (self.data, rounds[-1].stage))
 
-    def _ensemble(self, rounds: tuple[Round, ...], anchor: Stage | None) -> Stage:
+    def _ensemble(self, rounds: tuple[Round, ...], anchor: Stage | None, passes: tuple[Pass, ...]) -> Stage:
         """The rounds lead to the tokens of easy validation, on which votes may be fitted."""
         ensemble = self.config.ensemble
         settings: dict[str, object] = {f"ensemble.{key}": value for key, value in ensemble.deciding().items()}
@@ -264,7 +302,8 @@ class _Builder(Foundations):
             settings["labeling.precision"] = self.config.labeling.precision
         if self.config.boosting.anchor != 1:
             settings["boosting.anchor"] = self.config.boosting.anchor
-        inputs = (rounds[-1].stage, *([anchor] if anchor is not None else []))
+        last = passes[-1].rounds if passes else rounds
+        inputs = (last[-1].stage, *([anchor] if anchor is not None else []))
         return self._stage("ensemble", settings, inputs)
 
     def _labels(self, ensemble: Stage, baselines: Mapping[str, tuple[Expert, ...]]) -> dict[str, Stage]:

@@ -85,6 +85,7 @@ class Expert:
         warm_from: The stage of an expert whose weights it starts from in place of the base's.
         best_of: Experts of which the best on easy validation gives base and recipe in place of those above, but for
             the number of epochs.
+        kept: The stage whose kept answers to hard prompts it learns from beside the easy examples.
     """
 
     stage: Stage
@@ -95,6 +96,7 @@ class Expert:
     bootstrap_examples: bool = False
     warm_from: Stage | None = None
     best_of: tuple[Expert, ...] = ()
+    kept: Stage | None = None
 
     @property
     def lora(self) -> Lora | None:
@@ -116,6 +118,23 @@ class Round:
     stage: Stage
     experts: tuple[Expert, ...]
     retries: tuple[Expert, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A consensus pass.
+
+    Attributes:
+        number: Counted from 1.
+        answers: The stage of the answers to easy validation examples and unlabelled hard prompts.
+        kept: The stage of the answers that are kept, as tokens, and of the record that says why.
+        rounds: The rounds that follow, whose experts learn from these answers, too.
+    """
+
+    number: int
+    answers: Stage
+    kept: Stage
+    rounds: tuple[Round, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +174,8 @@ class StudentGeneration:
 
 
 PhaseName = Literal[
-    "data", "corpus", "models", "tokens", "rounds", "anchor", "ensemble", "baselines", "labels", "students",
-    "generations", "evaluation",
+    "data", "corpus", "models", "tokens", "rounds", "anchor", "consensus", "ensemble", "baselines", "labels",
+    "students", "generations", "evaluation",
 ]  # fmt: skip
 
 
@@ -182,7 +201,8 @@ class Graph:
         strong: The strong base.
         tokens: The easy splits as tokens of the weak models.
         rounds: The boosting rounds.
-        anchor: The search for the anchor; None where the config names one.
+        anchor: The search for the anchor, of the members of these rounds; None where nothing asks for it.
+        passes: The consensus passes; what a gate refuses has no answers kept, and no rounds.
         baselines: System → the experts that are trained for it alone. One that answers alone may have several
             candidates, of which easy validation chooses (`specs.best_of`).
         ensemble: The boosted experts as one artifact.
@@ -202,6 +222,7 @@ class Graph:
     tokens: Stage
     rounds: tuple[Round, ...]
     anchor: Stage | None
+    passes: tuple[Pass, ...]
     baselines: Mapping[str, tuple[Expert, ...]]
     ensemble: Stage
     labels: Mapping[str, Stage]
@@ -223,9 +244,11 @@ class Graph:
             yield "corpus", [self.corpus.stage]
         yield "models", [base.stage for base in self.pretrained]
         yield "tokens", [self.tokens]
-        yield "rounds", [stage for r in self.rounds for stage in (*(e.stage for e in r.experts), r.stage)]
+        yield "rounds", stages_of_rounds(self.rounds)
         if self.anchor is not None:
             yield "anchor", [self.anchor]
+        if self.passes:
+            yield "consensus", [s for p in self.passes for s in (p.answers, p.kept, *stages_of_rounds(p.rounds))]
         yield "ensemble", [self.ensemble]
         yield "baselines", [*(e.stage for e in self.baseline_experts), *_stages_of(self.learning_from([None]))]
         yield "labels", self.labels.values()
@@ -260,8 +283,13 @@ class Graph:
 
     @property
     def boosted(self) -> tuple[Expert, ...]:
-        """The experts of all rounds, without second tries."""
+        """The experts of the rounds before any pass, without second tries."""
         return tuple(expert for r in self.rounds for expert in r.experts)
+
+    @property
+    def all_rounds(self) -> tuple[Round, ...]:
+        """The rounds before any pass, then those of the passes."""
+        return (*self.rounds, *(r for p in self.passes for r in p.rounds))
 
     @property
     def baseline_experts(self) -> tuple[Expert, ...]:
@@ -270,7 +298,7 @@ class Graph:
 
     @cached_property
     def _experts(self) -> dict[str, Expert]:
-        return {expert.stage.name: expert for r in self.rounds for expert in (*r.experts, *r.retries)}
+        return {expert.stage.name: expert for r in self.all_rounds for expert in (*r.experts, *r.retries)}
 
     def expert(self, name: str) -> Expert:
         """The boosted expert of this name, a second try too."""
@@ -289,6 +317,11 @@ class Graph:
         """The students, of all generations, that learn from the pseudo-labels of any of these; None: from none."""
         earlier = (student for generation in self.generations for student in generation.students)
         return tuple(student for student in (*self.students, *earlier) if student.maker in makers)
+
+
+def stages_of_rounds(rounds: Iterable[Round]) -> list[Stage]:
+    """The stages of these rounds in the order in which they can run, without second tries."""
+    return [stage for r in rounds for stage in (*(expert.stage for expert in r.experts), r.stage)]
 
 
 def _stages_of(students: Iterable[Student]) -> Iterable[Stage]:

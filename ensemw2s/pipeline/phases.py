@@ -11,6 +11,7 @@ from typing import Self
 
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.anchoring import find_anchor
+from ensemw2s.pipeline.consensus import run_passes
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Phase, PhaseName
 from ensemw2s.pipeline.rounds import run_rounds
@@ -31,6 +32,7 @@ _WORK: Mapping[PhaseName, tuple[str, Callable[[Context], None]]] = {
 
 _BY_PART: Mapping[PhaseName, Callable[[Context], None]] = {
     "rounds": run_rounds,
+    "consensus": run_passes,
     "generations": steps.make_generations,
 }
 """Phases that skip, show and record each of their parts by themselves."""

@@ -10,37 +10,19 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from ensemw2s.boosting.anchors import ANCHORS, PROMPTS
-from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.cluster.connect import cluster_address, connect
 from ensemw2s.cluster.resources import Resources, local_resources
 from ensemw2s.config import Config, Recipe
 from ensemw2s.config.systems import TABLE
-from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.wording import amount
 from ensemw2s.models.info import model_info
 from ensemw2s.models.tiny import tiny_parameters
 from ensemw2s.pipeline.graph import Base, Expert, Graph, PhaseName, Student
-from ensemw2s.storage import remote, store
+from ensemw2s.pipeline.survey import StageState, State
+from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
-from ensemw2s.training import checkpoints
-
-State = Literal["done", "to do", "changed", "not needed"]
-
-
-@dataclass(frozen=True)
-class StageState:
-    """What lies on disk for a stage.
-
-    Attributes:
-        state: `changed`: it was made with another config. `not needed`: boosting ended with an earlier round.
-        detail: The settings that changed (empty where only its inputs did), or why it is not needed.
-    """
-
-    state: State
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,45 +71,6 @@ class Plan:
         waiting = set(self.names("to do", "changed"))
         steps = [n for item in self.items for name, n in item.steps.items() if name in waiting]
         return len(steps), sum(steps)
-
-
-def survey(graph: Graph) -> dict[str, StageState]:
-    """Looks up what is finished. Reads markers and round.json files only."""
-    found = {stage.name: _look(stage) for stage in graph.stages()}
-    ended = _end_of_boosting(graph, found)
-    for r in graph.rounds:
-        for stage in (*(expert.stage for expert in r.experts), r.stage):
-            if ended is not None and r.number > ended and found[stage.name].state == "to do":
-                found[stage.name] = StageState("not needed", f"boosting ended with round {ended}, which got no vote")
-    return found
-
-
-def _look(stage: Stage) -> StageState:
-    try:
-        done = store.is_done(stage.path, stage.description)
-        checkpoints.check(checkpoints.folder_of(stage.path), stage.description)
-        return StageState("done" if done else "to do")
-    except ArtifactError as error:
-        try:
-            earlier = store.Description.read(stage.path / store.MARKER)
-        except ArtifactError:
-            earlier = None
-        if earlier is None:
-            return StageState("changed", str(error))
-        own = earlier.settings != stage.settings
-        return StageState("changed", store.difference(earlier, stage.description) if own else "")
-
-
-def _end_of_boosting(graph: Graph, found: dict[str, StageState]) -> int | None:
-    """The round that was refused and with which boosting stopped."""
-    if graph.config.boosting.on_failure == "skip":
-        return None
-    for r in graph.rounds:
-        if found[r.stage.name].state != "done":
-            return None
-        if not RoundRecord.read(r.stage.path).accepted:
-            return r.number
-    return None
 
 
 def parameters(graph: Graph) -> dict[str, int]:
@@ -208,6 +151,26 @@ def _anchor_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
     yield Item("anchor", f"{len(ANCHORS)} anchors on {examples} prompts", (graph.anchor,))
 
 
+def _consensus_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
+    consensus, sizes = graph.config.consensus, graph.config.data.sizes
+    for p in graph.passes:
+        answers = f"{sizes.easy_validation + sizes.hard_unlabelled} prompts, by the ensemble"
+        yield Item(
+            p.answers.name, answers + (" and each member" if consensus.agreement == "answer" else ""), (p.answers,)
+        )
+        yield Item(p.kept.name, f"at most {_kept(graph.config)} answers", (p.kept,))
+        for r in p.rounds:
+            words = "; ".join(dict.fromkeys(f"{e.base.name}, at most {_recipe(e, graph.config)}" for e in r.experts))
+            yield _training_item(
+                r.stage.name, f"{times(len(r.experts), 'expert')} from {words}", r.experts, graph, r.stage
+            )
+
+
+def _kept(config: Config) -> int:
+    """Hard answers that a consensus pass keeps at most."""
+    return max(1, round(config.consensus.fraction * config.data.sizes.hard_unlabelled))
+
+
 def _ensemble_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
     how = ", ".join(graph.config.ensemble.deciding().values())
     yield Item("ensemble", f"at most {times(len(graph.boosted), 'member')}, {how}", (graph.ensemble,))
@@ -255,6 +218,7 @@ _ITEMS: Mapping[PhaseName, Callable[[Graph, dict[str, int]], Iterator[Item]]] = 
     "tokens": _token_items,
     "rounds": _round_items,
     "anchor": _anchor_items,
+    "consensus": _consensus_items,
     "ensemble": _ensemble_items,
     "baselines": _baseline_items,
     "labels": _label_items,
@@ -340,7 +304,8 @@ def _recipe(expert: Expert, config: Config) -> str:
 
 
 def _expert_steps(expert: Expert, config: Config) -> int:
-    return _steps(config.data.sizes.easy_train, expert.recipe)
+    kept = _kept(config) if expert.kept is not None else 0
+    return _steps(config.data.sizes.easy_train + kept, expert.recipe)
 
 
 def _steps(examples: int, recipe: Recipe) -> int:

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.cluster.resources import ResourcePlan, Resources
-from ensemw2s.pipeline.plan import Item, Plan, StageState, times
+from ensemw2s.pipeline.plan import Item, Plan, times
+from ensemw2s.pipeline.survey import StageState
 
 
 def print_plan(

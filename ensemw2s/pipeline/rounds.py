@@ -7,7 +7,7 @@ never stored, so a run that was killed anywhere goes on from the last finished r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,31 +44,35 @@ def run_rounds(context: Context) -> None:
     Raises:
         BoostingError: If no round at all was accepted.
     """
-    for _ in each_round(context):
+    for _ in each_round(context, context.graph.rounds):
         pass
 
 
-def finished_rounds(graph: Graph) -> list[RoundRecord]:
-    """The records of the rounds that are done, in order, up to the last one."""
+def finished_rounds(graph: Graph, rounds: Sequence[Round]) -> list[RoundRecord]:
+    """The records of those of these rounds that are done, in order, up to the last one."""
     history: list[RoundRecord] = []
-    for r in graph.rounds:
+    for r in rounds:
         if (history and is_last(graph, history)) or not store.is_done(r.stage.path, r.stage.description):
             break
         history.append(RoundRecord.read(r.stage.path))
     return history
 
 
-def each_round(context: Context) -> Iterator[list[RoundRecord]]:
-    """As `run_rounds`, but gives the records of all rounds so far after every round, done before or not."""
+def each_round(context: Context, rounds: Sequence[Round]) -> Iterator[list[RoundRecord]]:
+    """Runs these rounds, and gives the records of all of them so far after every one, done before or not.
+
+    Raises:
+        BoostingError: If no round at all was accepted.
+    """
     history: list[RoundRecord] = []
-    for r in context.graph.rounds:
+    for r in rounds:
         with store.alone(r.experts[0].stage.path) if context.graph.shared else nullcontext():
             if store.is_done(r.stage.path, r.stage.description):
                 history.append(RoundRecord.read(r.stage.path))
             else:
-                with context.stage(r.stage.name, f"boosting round {r.number} of {len(context.graph.rounds)}"):
-                    history.append(_run_round(context, r, history))
-                _draw(context, history)
+                with context.stage(r.stage.name, f"boosting round {r.number} of {len(rounds)}"):
+                    history.append(_run_round(context, rounds, r, history))
+                _draw(context, r, history)
         last = history[-1]
         context.progress.say(
             f"  round {last.round}: weighted error {last.weighted_error:.4f}, alpha {last.alpha:.3f}"
@@ -96,15 +100,16 @@ def is_last(graph: Graph, history: list[RoundRecord]) -> bool:
     return ended or len(history) == len(graph.rounds)
 
 
-def _draw(context: Context, history: list[RoundRecord]) -> None:
+def _draw(context: Context, r: Round, history: list[RoundRecord]) -> None:
     """Alpha and error by round, for people; all rounds anew each time, so that a run that was killed has them."""
-    curves = CurveWriter(tracking_of(context.graph, "boosting"))
+    before, _, _ = r.stage.name.rpartition("rounds/")
+    curves = CurveWriter(tracking_of(context.graph, f"{before}boosting"))
     for record in history:
         curves.point(record.round, {"alpha": record.alpha, "weighted_error": record.weighted_error})
     curves.close()
 
 
-def round_weights(context: Context, history: list[RoundRecord], number: int) -> RoundWeights:
+def round_weights(context: Context, rounds: Sequence[Round], history: list[RoundRecord], number: int) -> RoundWeights:
     """What the token weights of a round follow from: the accepted rounds since the last reset."""
     b = context.config.boosting
     masks: list[tuple[str, float]] = []
@@ -112,7 +117,7 @@ def round_weights(context: Context, history: list[RoundRecord], number: int) -> 
         if record.reset:
             masks = []
         if record.accepted:
-            errors = context.graph.rounds[record.round - 1].stage.path / "errors.parquet"
+            errors = rounds[record.round - 1].stage.path / "errors.parquet"
             masks.append((str(errors.resolve()), record.alpha))
     return RoundWeights(
         masks=masks,
@@ -174,11 +179,14 @@ class _Easy:
         return cls(table, data.ids, [len(answer) for answer in data.answer_ids], np.concatenate(data.answer_ids))
 
 
-def _run_round(context: Context, r: Round, history: list[RoundRecord]) -> RoundRecord:
+def _run_round(context: Context, rounds: Sequence[Round], r: Round, history: list[RoundRecord]) -> RoundRecord:
     began = time.time()
     easy = _Easy.read(context.graph.tokens.path / "easy_train.parquet")
-    experts, retries = _warmed(context, r.experts, history), _warmed(context, r.retries, history)
-    attempt = _attempt(context, easy, experts, round_weights(context, history, r.number))
+    experts, retries = (_warmed(rounds, tries, history) for tries in (r.experts, r.retries))
+    weights = round_weights(context, rounds, history, r.number)
+    if any(expert.kept is not None for expert in experts):
+        weights = weights.model_copy(update={"examples": len(easy.ids)})
+    attempt = _attempt(context, easy, experts, weights)
     given_up = None
     if attempt.alpha <= 0 and context.config.boosting.on_failure == "retry" and attempt.weights.masks:
         context.progress.say(f"  round {r.number}: alpha {attempt.alpha:.3f}, tried again with uniform weights")
@@ -196,9 +204,9 @@ def _run_round(context: Context, r: Round, history: list[RoundRecord]) -> RoundR
     return record
 
 
-def _warmed(context: Context, experts: tuple[Expert, ...], history: list[RoundRecord]) -> tuple[Expert, ...]:
+def _warmed(rounds: Sequence[Round], experts: tuple[Expert, ...], history: list[RoundRecord]) -> tuple[Expert, ...]:
     """Experts with a warm start take it from a second try, if that is the one that counts."""
-    repeated = [context.graph.rounds[record.round - 1] for record in history if record.reset]
+    repeated = [rounds[record.round - 1] for record in history if record.reset]
     second = {
         first.stage.name: again.stage for r in repeated for first, again in zip(r.experts, r.retries, strict=True)
     }

@@ -83,7 +83,7 @@ def check_stages(graph: Graph, *, fresh: bool = False) -> dict[str, bool]:
     from ensemw2s.training import checkpoints
 
     status = {}
-    second_tries = [expert.stage for r in graph.rounds for expert in r.retries]
+    second_tries = [expert.stage for r in graph.all_rounds for expert in r.retries]
     for stage in (*graph.stages(), *second_tries):
         begun = checkpoints.folder_of(stage.path)
         for folder, check in ((stage.path, store.is_done), (begun, checkpoints.check)):
@@ -112,7 +112,9 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
         )
         training, scratch = graph.config.training, graph.root / ".ray"
         with Lanes(training, plan.lanes, scratch, keep=plan.keep_lanes, on_progress=progress.update) as lanes:
-            lanes.start(sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/"))))
+            lanes.start(
+                sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/", "consensus/")))
+            )
             context = Context(graph, plan, progress, lanes, on_stage=logbook.add)
             run_stages(context)
             lanes.close()

@@ -14,6 +14,9 @@ from ensemw2s.storage.store import Stage
 from ensemw2s.training.records import TrainRecord
 from ensemw2s.training.spec import Objective, Start, Tracking, TrainSpec
 
+TRAIN = "train.parquet"
+"""Table of tokens that a model learns from, in the folder of its stage."""
+
 
 def base_spec(graph: Graph, base: Base) -> TrainSpec:
     """Pre-training of a tiny base on the corpus of its role."""
@@ -44,6 +47,8 @@ def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = 
     if expert.warm_from is not None:
         start = Start(path=_absolute(expert.warm_from.path), lora=base.lora)
     spec = _spec(graph, expert.stage, start, graph.tokens.path / "easy_train.parquet", expert.recipe, seed=expert.seed)
+    if expert.kept is not None:
+        spec = spec.model_copy(update={"tokens": [*spec.tokens, _absolute(expert.kept.path / TRAIN)]})
     validation = _absolute(graph.tokens.path / "easy_validation.parquet") if expert.keep == "best" else None
     return spec.model_copy(update={"weights": weights, "validation": validation, "keep": expert.keep})
 

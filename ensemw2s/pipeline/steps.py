@@ -24,7 +24,8 @@ from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import summarise
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
-from ensemw2s.pipeline.anchoring import anchors_of, scale_of
+from ensemw2s.pipeline.anchoring import anchors_of, final_rounds, passes_made, scale_of
+from ensemw2s.pipeline.consensus import pass_results
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import StudentGeneration
 from ensemw2s.pipeline.reference import reference_losses
@@ -112,7 +113,7 @@ def make_ensemble(context: Context) -> None:
     from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 
     stage, base, config = context.graph.ensemble, context.graph.weak[0], context.config.ensemble
-    members, fit = weighed_members(finished_rounds(context.graph), config.weights), None
+    members, fit = weighed_members(finished_rounds(context.graph, final_rounds(context.graph)), config.weights), None
     scale = scale_of(context.graph)
     if config.fitted:
         anchors = anchors_of(context.graph, [m for m in members if m.weight > 0], scale)
@@ -221,7 +222,7 @@ def _make_generation_ensemble(context: Context, generation: StudentGeneration) -
 def evaluate(context: Context) -> None:
     """Decodes and scores every system on the test splits, and works out the figures."""
     graph, config, stage = context.graph, context.config, context.graph.evaluation
-    history = with_votes(finished_rounds(graph), read_manifest(graph.ensemble.path).members)
+    history = with_votes(finished_rounds(graph, final_rounds(graph)), read_manifest(graph.ensemble.path).members)
     members = members_of(history)
     prefixes = VoterGroup(name="rounds", voters=tuple(prefix_voters(graph, members)))
     tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}
@@ -259,6 +260,7 @@ def evaluate(context: Context) -> None:
         pgr=figures.pgr(),
         comparisons=tuple(figures.comparisons()),
         rounds=tuple(history),
+        passes=pass_results(graph, figures, hard_labels) if graph.passes else None,
         anchor=AnchorSearch.read(graph.anchor.path) if graph.anchor is not None else None,
         fit=VoteFit.read(graph.ensemble.path) if config.ensemble.fitted else None,
         curves=figures.curves(),
@@ -283,8 +285,10 @@ def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict
 def _training_costs(context: Context, members: Sequence[BoostedExpert]) -> dict[str, TrainingCost]:
     """Tokens and seconds that training each system took, its label makers not counted."""
     graph = context.graph
-    given_up = [m.first_try for m in members if m.first_try is not None]
-    boosted = _cost([graph.expert_folder(m.name) for m in members], given_up)
+    earlier = (graph.rounds, *(p.rounds for p in passes_made(graph)))[:-1]  # before the last pass
+    trained = [*(m for rounds in earlier for m in members_of(finished_rounds(graph, rounds))), *members]
+    given_up = [m.first_try for m in trained if m.first_try is not None]
+    boosted = _cost([graph.expert_folder(m.name) for m in trained], given_up)
     costs = {name: _cost([expert.stage.path for expert in experts]) for name, experts in graph.baselines.items()}
     costs |= {student.name: _cost([student.stage.path]) for student in graph.students}
     return costs | {ENSEMW2S: boosted, SEQUENCE_VOTE: boosted}

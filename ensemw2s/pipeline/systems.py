@@ -18,10 +18,12 @@ from ensemw2s.config.systems import (
     TABLE,
 )
 from ensemw2s.ensemble.voter import Voter
-from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS, VoterGroup
-from ensemw2s.pipeline.anchoring import anchored_voter, scale_of
+from ensemw2s.evaluation.voters import BASE, EXPERT, PASSES, ROUNDS, VoterGroup
+from ensemw2s.pipeline.anchoring import anchored_voter, passes_made, scale_of
 from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.specs import best_of
+from ensemw2s.pipeline.votes import weighed_members
 from ensemw2s.storage.store import Stage
 
 WEAK = "weak"
@@ -37,6 +39,18 @@ def prefix_voters(graph: Graph, members: Sequence[BoostedExpert]) -> list[Voter]
     """The ensembles of the first t rounds, for every t; rounds without a vote change nothing and are left out."""
     rounds = sorted({m.round for m in members if m.weight > 0})
     return [ensemble_voter(graph, [m for m in members if m.round <= t], f"{ROUNDS}{t}") for t in rounds]
+
+
+def pass_voters(graph: Graph) -> list[Voter]:
+    """The ensembles before each consensus pass that took place, with votes as the labels of the pass had them."""
+    made = passes_made(graph)
+    before = (graph.rounds, *(p.rounds for p in made))[: len(made)]
+    members = [weighed_members(finished_rounds(graph, rounds), graph.config.ensemble.weights) for rounds in before]
+    scales = [scale_of(graph, rounds) for rounds in before]
+    return [
+        anchored_voter(graph, own, f"{PASSES}{number}", scale)
+        for number, (own, scale) in enumerate(zip(members, scales, strict=True))
+    ]
 
 
 def baseline_voter(graph: Graph, system: str) -> Voter:
@@ -75,6 +89,7 @@ def groups(graph: Graph, members: Sequence[BoostedExpert]) -> list[VoterGroup]:
     weak = [voter for name in systems if not TABLE[name].is_student for voter in _weak_voters(graph, members, name)]
     found = [VoterGroup(name=WEAK, voters=tuple(weak))] if weak else []
     students = [one(student.name, _folder(student.stage)) for student in graph.students]
+    found += [VoterGroup(name=voter.name, voters=(voter,)) for voter in pass_voters(graph)]
     return found + [VoterGroup(name=student.name, voters=(student,)) for student in students]
 
 

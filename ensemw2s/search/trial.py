@@ -110,10 +110,13 @@ def trial_config(config: Config, point: space.Point) -> Config:
     if student and chosen.student.asks_itself:
         systems.insert(1, STUDENT_EASY_ONLY)
     evaluation = chosen.evaluation.model_copy(update={"systems": systems})
-    # only a run searches for an anchor; a trial's members are then as they were trained
+    # only a run searches for an anchor or makes consensus passes; a trial's members are then as they were trained
     boosting = chosen.boosting.model_copy(update={"anchor": 1.0} if chosen.boosting.anchor == "auto" else {})
+    consensus = chosen.consensus.model_copy(update={"passes": 0})
     tracking = chosen.tracking.model_copy(update={"kind": "none"})
-    return chosen.model_copy(update={"evaluation": evaluation, "boosting": boosting, "tracking": tracking})
+    return chosen.model_copy(
+        update={"evaluation": evaluation, "boosting": boosting, "consensus": consensus, "tracking": tracking}
+    )
 
 
 def measured(context: Context, search: SearchConfig, least: int, most: int) -> Generator[Measurement]:
@@ -150,7 +153,7 @@ def measured(context: Context, search: SearchConfig, least: int, most: int) -> G
         )
 
     try:
-        for history in each_round(context):
+        for history in each_round(context, context.graph.rounds):
             if history[-1].accepted:
                 voter = ensemble_voter(context.graph, weighed_members(history, context.config.ensemble.weights))
                 metrics = measure(context, search, voter)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import store
 from ensemw2s.storage.remote import shown
+
+T = TypeVar("T")
 
 
 class Record(BaseModel):
@@ -57,6 +60,23 @@ class Record(BaseModel):
     def put_file(self, path: Path) -> None:
         """Writes the record as JSON where its path says that it belongs, which may be object storage."""
         store.put_json(path, self.model_dump(mode="json"))
+
+
+def _without_nulls(value: object) -> object:
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+
+
+ByName = Annotated[dict[str, T], BeforeValidator(_without_nulls)]
+"""Records by name; an entry that is null is left out."""
+
+
+class SparseRecord(Record):
+    """A record in which null means the same as absent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: object) -> object:
+        return _without_nulls(value)
 
 
 def only_where_known() -> Any:

@@ -175,7 +175,7 @@ class _Workshop:
         with self._lanes_for(cell, plan) as lanes:
             context = Context(graph, plan, self.progress, lanes, on_stage=self._note)
             missing = [stage for stage in graph.stages() if not steps.done(stage)]
-            lanes.start(sum(stage.name.startswith(("models/", "rounds/")) for stage in missing))
+            lanes.start(sum(stage.name.startswith(("models/", "rounds/", "consensus/")) for stage in missing))
             run_stages(context)
             evaluate(context)
         place = self.folder / "cells"

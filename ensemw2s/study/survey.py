@@ -73,7 +73,7 @@ def survey(cells: list[Cell]) -> StudyPlan:
 
 
 def _models(graph: Graph) -> list[Stage]:
-    experts = (*graph.boosted, *graph.baseline_experts)
+    experts = (*(expert for r in graph.all_rounds for expert in r.experts), *graph.baseline_experts)
     trained = (*(base.stage for base in graph.pretrained), *(expert.stage for expert in experts))
     return [*trained, *(student.stage for student in graph.learning_from([None, *graph.all_labels]))]
 

@@ -124,3 +124,14 @@ def test_a_description_survives_json_to_the_last_digit(tmp_path):
     back = RoundWeights.model_validate_json(weights.model_dump_json())
     assert back == weights
     np.testing.assert_array_equal(back.weights([7]), weights.weights([7]))
+
+
+def test_examples_without_errors_follow_with_a_multiplier_of_1(tmp_path):
+    write_masks(tmp_path / "errors.parquet", ["a", "b"], [2, 1], {"round": np.array([True, False, False])})
+    known = RoundWeights(masks=[(str(tmp_path / "errors.parquet"), 1.0)])
+    with_others = known.model_copy(update={"examples": 2})
+    found = with_others.multipliers([2, 1, 4])
+    np.testing.assert_array_equal(found[:3], known.multipliers([2, 1]))
+    np.testing.assert_array_equal(found[3:], np.ones(4))
+    drawn = with_others.model_copy(update={"weighting": "bootstrap"}).multipliers([2, 1, 4])
+    np.testing.assert_array_equal(drawn[3:], np.ones(4))

@@ -10,7 +10,8 @@ from ensemw2s.costs.lengths import Lengths
 from ensemw2s.costs.throughput import Measured
 from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.pipeline.build import build_graph
-from ensemw2s.pipeline.plan import lay_out, survey
+from ensemw2s.pipeline.plan import lay_out
+from ensemw2s.pipeline.survey import survey
 from ensemw2s.storage import store
 
 from ..boosting.conftest import round_record
@@ -199,3 +200,18 @@ def test_no_more_nodes_are_planned_for_than_there_may_be(make_config, make_clust
     all_of_them, few = (worked_out(config, make_cluster(limit, **kinds)) for limit in (9, 3))
     assert str(all_of_them.cluster.resources()) == "9 nodes, 408 CPUs, 51 GPUs"
     assert str(few.cluster.resources()) == "3 nodes, 192 CPUs, 24 GPUs", "none of those without work"
+
+
+def test_a_consensus_pass_is_paid_with_its_answers_and_trainings(make_config, make_cluster):
+    measured, found = Measured(expert=100.0, student=50.0, members=1000.0, alone=500.0), make_cluster(big=("x.big", 1))
+    plain = rows(worked_out(make_config(), found, measured))
+    config = make_config(consensus={"passes": 1, "anchor": 0.5, "fraction": 0.4})
+    more = rows(worked_out(config, found, measured))
+    assert "consensus" not in plain
+    prompts = 100 + config.data.sizes.easy_validation
+    assert more["consensus"].seconds == pytest.approx(prompts * 50 * 2 / 1000)
+    kept = 1 + 0.4 * 100 / config.data.sizes.easy_train
+    assert more["rounds"].seconds == pytest.approx((1 + kept) * plain["rounds"].seconds)
+    assert more["evaluation"].seconds > plain["evaluation"].seconds, "the ensemble before the pass, too"
+    searched = rows(worked_out(make_config(boosting={"rounds": 2, "anchor": "auto"}), found, measured))
+    assert searched["consensus"].seconds == pytest.approx(9 * prompts * 50 * 2 / 1000)

@@ -8,7 +8,8 @@ from ensemw2s.costs import needs
 from ensemw2s.costs.memory import GIB
 from ensemw2s.errors import ResourceError
 from ensemw2s.pipeline.build import build_graph
-from ensemw2s.pipeline.plan import lay_out, survey
+from ensemw2s.pipeline.plan import lay_out
+from ensemw2s.pipeline.survey import survey
 
 
 def prepared(config):

@@ -263,6 +263,22 @@ class TestHostileAndAwkwardData:
         full["anchor"] |= {"anchor": 1.0, "bases_know": False}
         assert "know too little to go back to" in text_of(page(full, {}, {}))
 
+    def test_passes_show_the_ensemble_after_each_and_why_the_last_did_not_take_place(self, full):
+        assert "Consensus passes" not in text_of(page(full, {}, {}))
+        record = {"number": 1, "anchor": 0.5, "agreement": "token", "validation": 300, "accuracy": 0.9, "best": 0.98}
+        record |= {"needed": 0.931, "threshold": 0.7, "precision": 0.94, "prompts": 2000, "passing": 1234, "kept": 999}
+        ensemble = {"id": {"exact_match": 0.912}, "ood": {"exact_match": 0.456}}
+        full["passes"] = [
+            {"number": 0, "ensemble": ensemble},
+            {"number": 1, "ensemble": ensemble, "record": record, "right": 0.789},
+            {"number": 2, "record": record | {"number": 2, "kept": 0, "passing": 111}},
+        ]
+        html = page(full, {}, {})
+        assert "999 of 2000" in html
+        assert "<td>78.9</td>" in html
+        assert "45.6" in html
+        assert "Pass 2 did not take place, and the ensemble stayed as it was: 111 of 2000" in text_of(html)
+
 
 class TestMissingParts:
     def test_a_minimal_run_has_a_page_a_plot_and_a_table(self, minimal, tmp_path):

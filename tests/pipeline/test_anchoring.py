@@ -59,7 +59,7 @@ def answering(monkeypatch) -> list[Any]:
             write_part(pa.Table.from_pylist(rows, schema=LABEL_SCHEMA), job.output / part_name(0))
 
     monkeypatch.setattr(anchoring, "label_all", label_all)
-    monkeypatch.setattr(anchoring, "finished_rounds", lambda _: [round_record(1, [1.0]), round_record(2, [2.0])])
+    monkeypatch.setattr(anchoring, "finished_rounds", lambda *_: [round_record(1, [1.0]), round_record(2, [2.0])])
     return asked
 
 

@@ -457,3 +457,42 @@ def test_the_search_for_an_anchor_reads_prompts_and_rounds_and_depends_on_how_me
     for other in others:
         assert fingerprints(**{"boosting.anchor": "auto", **other})["anchor"] != auto
     assert fingerprints(**{"boosting.anchor": "auto", "ensemble.calibration": "temperature"})["anchor"] == auto
+
+
+def pass_stages(*numbers: int) -> set[str]:
+    return {f"consensus/{p}/{name}" for p in numbers for name in {"answers", "kept"} | ROUNDS}
+
+
+def test_consensus_passes_follow_the_rounds_and_leave_them_as_they_are() -> None:
+    assert changed(**{"consensus.weight": 0.5}) == set()
+    found = changed(**{"consensus.passes": 2, "consensus.anchor": 0.5})
+    assert found == AFTER_ROUNDS | MATCHED | pass_stages(1, 2)
+    assert changed(**{"consensus.passes": 2}) == found | {"anchor"}
+
+
+def test_a_pass_depends_on_what_decides_about_it() -> None:
+    def different(**values: Any) -> set[str]:
+        one = fingerprints(**{"consensus.passes": 2, "consensus.anchor": 0.5})
+        two = fingerprints(**{"consensus.passes": 2, "consensus.anchor": 0.5, **values})
+        return {name for name in one if one[name] != two[name]} - AFTER_ROUNDS
+
+    answers = {"consensus/1/answers"}
+    assert different(**{"consensus.anchor": 0.25}) == pass_stages(1, 2)
+    assert different(**{"consensus.agreement": "answer"}) == pass_stages(1, 2)
+    keeping: list[dict[str, Any]] = [{"consensus.weight": 1.0}, {"consensus.min_precision": 0.5}]
+    for other in keeping:
+        assert different(**other) == pass_stages(1, 2) - answers
+    assert different(**{"consensus.fraction": 0.25}) == (pass_stages(1, 2) - answers) | MATCHED
+
+
+def test_what_a_pass_reads_has_no_hard_label() -> None:
+    made = graph(**{"consensus.passes": 1, "consensus.anchor": 0.5})
+    [p] = made.passes
+    assert [stage.name for stage in p.answers.inputs] == ["data", "rounds/2"]
+    assert [stage.name for stage in p.kept.inputs] == ["data", "tokens", "consensus/1/answers"]
+    for r in p.rounds:
+        for expert in (*r.experts, *r.retries):
+            assert expert.kept == p.kept
+            assert p.kept in expert.stage.inputs
+    assert made.ensemble.inputs == (p.rounds[-1].stage,)
+    assert made.expert("consensus/1/rounds/2/experts/0").base.name == "weak-1"

@@ -12,8 +12,9 @@ from ensemw2s.cluster.resources import DRIVER, Node, Resources, plan_resources
 from ensemw2s.config import Config, parse_config
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph
-from ensemw2s.pipeline.plan import Plan, StageState, lay_out, parameters, resources_for, survey
+from ensemw2s.pipeline.plan import Plan, lay_out, parameters, resources_for
 from ensemw2s.pipeline.plan_print import print_plan
+from ensemw2s.pipeline.survey import StageState, survey
 from ensemw2s.storage import store
 from ensemw2s.storage.store import Stage
 

@@ -96,7 +96,7 @@ def script(tmp_path, monkeypatch) -> Callable[..., Script]:
 
 def history_after(run: Script) -> list[RoundRecord]:
     rounds.run_rounds(run)
-    return rounds.finished_rounds(run.graph)
+    return rounds.finished_rounds(run.graph, run.graph.rounds)
 
 
 def wrong_at(run: Script, t: int, column: str = "round") -> list[int]:
@@ -306,16 +306,16 @@ def test_members_are_the_experts_of_all_rounds_and_failed_ones_have_no_weight():
 def test_weights_build_on_the_accepted_rounds_since_the_last_reset(script):
     run = script()
     history = history_of((True, False), (False, False), (True, True))
-    weights = rounds.round_weights(run, history, 4)
+    weights = rounds.round_weights(run, run.graph.rounds, history, 4)
     path = run.graph.rounds[2].stage.path / "errors.parquet"
     assert weights.masks == [(str(path.resolve()), 3.0)]
-    assert [t for _, t in rounds.round_weights(run, history[:2], 3).masks] == [1.0]
-    assert rounds.round_weights(run, [], 1).masks == []
+    assert [t for _, t in rounds.round_weights(run, run.graph.rounds, history[:2], 3).masks] == [1.0]
+    assert rounds.round_weights(run, run.graph.rounds, [], 1).masks == []
 
 
 def test_every_round_draws_its_own_bootstrap(script):
     run = script(weighting="bootstrap", bootstrap="mask", unit="window", window=3, shrinkage=0.4, weight_clip=9.0)
-    one, again, two = (rounds.round_weights(run, [], t) for t in (1, 1, 2))
+    one, again, two = (rounds.round_weights(run, run.graph.rounds, [], t) for t in (1, 1, 2))
     assert one == again
     assert one.seed != two.seed
     assert (one.weighting, one.bootstrap, one.unit, one.window) == ("bootstrap", "mask", "window", 3)
@@ -332,3 +332,19 @@ def test_a_round_leaves_its_facts_beside_its_experts(script):
     assert store.is_done(folder, run.graph.rounds[0].stage.description)
     assert RoundRecord.read(folder) == facts
     assert (expert.path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_rounds_of_a_pass_take_errors_of_easy_tokens_alone(script, tmp_path):
+    run = script([[0, 1]], [[2]], [[3]])
+    config = run.config.model_copy(update={"consensus": run.config.consensus.model_copy(update={"passes": 1})})
+    run.graph = build_graph(config)
+    [p] = run.graph.passes
+    history = list(rounds.each_round(run, p.rounds))[-1]
+    assert [record.weighted_error for record in history][:1] == [0.2]
+    second = run.trained[1]
+    assert [Path(path).name for path in second.tokens] == ["easy_train.parquet", "train.parquet"]
+    assert second.weights.masks[0][0].endswith("consensus/1/rounds/1/errors.parquet")
+    found = second.weights.multipliers([3, 2, 5, 7])  # an eighth of the tokens and more are of kept answers
+    np.testing.assert_array_equal(found[10:], np.ones(7))
+    np.testing.assert_allclose(found[:10], second.weights.multipliers([3, 2, 5]))
+    assert history[0].experts[0].name == "consensus/1/rounds/1/experts/0"

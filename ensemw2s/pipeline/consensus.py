@@ -1,0 +1,166 @@
+"""Consensus passes: members answer unlabelled hard prompts, and are boosted anew on what they agree on as well.
+
+Every part of a pass is a stage, so a run that was killed goes on inside it. Hard labels are read nowhere here: the
+graph's data has the prompts alone, and what is right is known of easy validation answers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemw2s.boosting.consensus import PassRecord, gate, keep
+from ensemw2s.boosting.records import BoostedExpert
+from ensemw2s.config.systems import ENSEMW2S
+from ensemw2s.data.tokens import WEIGHT, tokenize_examples
+from ensemw2s.ensemble.voter import Voter
+from ensemw2s.evaluation.records import PassResult
+from ensemw2s.evaluation.results import Figures, share_right
+from ensemw2s.evaluation.voters import PASSES
+from ensemw2s.labeling.chunks import LabelJob
+from ensemw2s.labeling.parts import read_labels
+from ensemw2s.models.tokenizers import load_tokenizer
+from ensemw2s.pipeline.anchoring import anchored_voter, answer, found_anchor, passes_made, write_prompts
+from ensemw2s.pipeline.context import Context
+from ensemw2s.pipeline.graph import Graph, Pass, Round
+from ensemw2s.pipeline.rounds import each_round, finished_rounds
+from ensemw2s.pipeline.specs import TRAIN
+from ensemw2s.pipeline.votes import weighed_members
+from ensemw2s.storage import remote, store
+from ensemw2s.storage.store import read_table
+
+ANSWERS = "kept.parquet"
+"""Table of the answers that a pass keeps: id, prompt, answer, agreement."""
+
+
+def run_passes(context: Context) -> None:
+    """Makes the passes that are not done yet, up to the first one whose gate lets too little through."""
+    rounds = context.graph.rounds
+    for p in context.graph.passes:
+        if not store.is_done(p.kept.path, p.kept.description):
+            if not store.is_done(p.answers.path, p.answers.description):
+                with context.stage(p.answers.name, "what the members answer to hard prompts"):
+                    _make_answers(context, p, rounds)
+            with context.stage(p.kept.name, "the answers that they agree on"):
+                _make_kept(context, p)
+        record = PassRecord.read(p.kept.path)
+        context.progress.say(said_of(record))
+        if not record.took_place:
+            return
+        for _ in each_round(context, p.rounds):
+            pass
+        rounds = p.rounds
+
+
+def said_of(record: PassRecord) -> str:
+    """One line about what a pass keeps, for people."""
+    gate_of = f"easy validation answers of the highest agreement are right in {record.best:.1%} of the cases"
+    if record.took_place:
+        return (
+            f"  pass {record.number}: {record.kept} of {record.prompts} hard answers kept, {record.passing} passed the "
+            f"gate (agreement of {record.threshold:.3f}; {gate_of}, those that pass in {record.precision:.1%})"
+        )
+    return (
+        f"  pass {record.number}: no pass, because {record.passing} of {record.prompts} hard answers pass the gate; a "
+        f"tenth must ({gate_of}, {record.needed:.1%} are needed to pass). The ensemble stays as it was"
+    )
+
+
+def _make_answers(context: Context, p: Pass, rounds: tuple[Round, ...]) -> None:
+    """Has the ensemble answer easy validation examples and hard prompts, and each member, if their answers count."""
+    graph, config = context.graph, context.config
+    wanted = config.consensus.anchor
+    scale = found_anchor(graph) if wanted == "auto" else wanted
+    members = weighed_members(finished_rounds(graph, rounds), config.ensemble.weights)
+    store.resume(p.answers.path, p.answers.description)
+    splits = [read_table(graph.data.path / f"{name}.parquet", ["id", "prompt"]) for name in _SPLITS]
+    prompts = write_prompts(p.answers.path, *splits)
+    voters = [anchored_voter(graph, members, "ensemble", scale)]
+    if config.consensus.agreement == "answer":
+        voters += _alone(graph, members, scale)
+    answer(context, [LabelJob(v, prompts, p.answers.path / v.name) for v in voters], p.answers.name)
+    store.finish(p.answers.path, p.answers.description)
+
+
+_SPLITS = ("easy_validation", "hard_unlabelled")
+
+
+def _alone(graph: Graph, members: Sequence[BoostedExpert], scale: float) -> list[Voter]:
+    """Each member with a vote, by itself."""
+    voting = [member for member in members if member.weight > 0]
+    return [anchored_voter(graph, [member], f"member-{k}", scale) for k, member in enumerate(voting)]
+
+
+def _make_kept(context: Context, p: Pass) -> None:
+    """Ranks the answers by agreement, and writes those that pass as a table of tokens, with the record of the pass."""
+    graph, config = context.graph, context.config
+    wanted, consensus = config.consensus.anchor, config.consensus
+    easy = read_table(graph.data.path / "easy_validation.parquet", ["id", "answer"])
+    truths = dict(zip(easy["id"].to_pylist(), easy["answer"].to_pylist(), strict=True))
+    answers = _ranked(p.answers.path, consensus.agreement)
+    known = [row for row in answers.to_pylist() if row["id"] in truths]
+    right = [row["answer"] == truths[row["id"]].strip() for row in known]
+    hard = answers.filter(pa.array([identity not in truths for identity in answers["id"].to_pylist()], pa.bool_()))
+    usable = [row["finish_reason"] == "stop" and row["answer"] != "" for row in hard.to_pylist()]
+    found = gate([row["agreed"] for row in known], right, consensus.min_precision)
+    chosen = keep(hard["agreed"].to_pylist(), usable, found.threshold, consensus.fraction)
+    kept = hard.take(pa.array(chosen.places)).select(["id", "prompt", "answer", "agreed"])
+    record = PassRecord(
+        number=p.number,
+        anchor=found_anchor(graph) if wanted == "auto" else wanted,
+        agreement=consensus.agreement,
+        validation=len(known),
+        accuracy=sum(right) / max(1, len(known)),
+        best=found.best,
+        needed=found.needed,
+        threshold=found.threshold,
+        precision=found.precision,
+        prompts=len(hard),
+        passing=chosen.passing,
+        kept=len(kept),
+    )
+    base = graph.weak[0]
+    tokens = tokenize_examples(kept, load_tokenizer(base.path, base.revision), config.data)
+    tokens = tokens.append_column(WEIGHT, pa.array(np.full(len(tokens), consensus.weight)))
+    with store.publish(p.kept.path, p.kept.description) as folder:
+        pq.write_table(kept, folder / ANSWERS)
+        pq.write_table(tokens, folder / TRAIN)
+        record.write(folder)
+
+
+def _ranked(folder: Path, kind: str) -> pa.Table:
+    """The ensemble's answers with their agreement, column `agreed`."""
+    answers = read_labels(folder / "ensemble")
+    if kind == "token":
+        agreed = [min(shares, default=0.0) for shares in answers["token_agreement"].to_pylist()]
+    else:
+        names = sorted(name for name in remote.names(folder) if name.startswith("member-"))
+        own = [dict(_pairs(read_labels(folder / name))) for name in names]
+        agreed = [sum(o.get(i) == text for o in own) / len(own) for i, text in _pairs(answers)]
+    return answers.append_column("agreed", pa.array(agreed, pa.float64()))
+
+
+def _pairs(answers: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(answers["id"].to_pylist(), answers["answer"].to_pylist(), strict=True))
+
+
+def pass_results(graph: Graph, figures: Figures, hard_labels: pa.Table) -> tuple[PassResult, ...]:
+    """Every pass up to the first that did not take place, with the ensemble that came out of it."""
+    made = passes_made(graph)
+    found = [PassResult(number=0, ensemble=figures.of_voter(f"{PASSES}0" if made else ENSEMW2S))]
+    for p in graph.passes[: len(made) + 1]:
+        record = PassRecord.read(p.kept.path)
+        voter = f"{PASSES}{p.number}" if p.number < len(made) else ENSEMW2S
+        found.append(
+            PassResult(
+                number=p.number,
+                ensemble=figures.of_voter(voter) if record.took_place else None,
+                record=record,
+                right=share_right(read_table(p.kept.path / ANSWERS), hard_labels) if record.took_place else None,
+            )
+        )
+    return tuple(found)
