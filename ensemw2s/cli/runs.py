@@ -292,6 +292,10 @@ def report(
 
         path = run_dir / "results.json"
         if not remote.exists(path):
+            from ensemw2s.labeling.inputs import run_of
+
+            if (run := run_of(run_dir)) is not None and run != run_dir.resolve():
+                raise ConfigError(f"{remote.shown(run_dir)} is a part of a run; give the run: {remote.shown(run)}")
             raise ConfigError(
                 f"{remote.shown(run_dir)} has no results.json; a run writes it at its end (ensemw2s run CONFIG)"
             )

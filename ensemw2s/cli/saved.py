@@ -32,7 +32,9 @@ class SavedOptions:
 
     inputs: Annotated[
         list[str] | None,
-        option("--input", "Parquet, jsonl or csv: a file, folder or URI. Repeatable.", INPUT, metavar="PATH"),
+        option(
+            "--input", "Parquet, jsonl or csv: a file, folder, URI or 'pattern'. Repeatable.", INPUT, metavar="PATH"
+        ),
     ] = None
     dataset: Annotated[
         str | None,
@@ -42,6 +44,10 @@ class SavedOptions:
     prompt_column: Annotated[
         str, option("--prompt-column", "Column of the prompt, or a Jinja template.", INPUT, show_default=True)
     ] = "prompt"
+    where: Annotated[
+        str | None,
+        option("--where", "Only rows for which this Jinja expression is true: \"split == 'test'\".", INPUT),
+    ] = None
     id_column: Annotated[
         str | None, option("--id-column", "Column of a unique id. Default: a hash of the prompt.", INPUT)
     ] = None
@@ -52,6 +58,17 @@ class SavedOptions:
     chat_template: Annotated[
         bool | None,
         option("--chat-template/--no-chat-template", "Render prompts with the tokenizer's chat template.", DECODING),
+    ] = None
+    max_prompt_tokens: Annotated[
+        int | None, option("--max-prompt-tokens", "Longest prompt, in tokens.", DECODING, min=1)
+    ] = None
+    answer_match: Annotated[
+        str | None,
+        option(
+            "--answer-match",
+            "When answers are the same one: exact, numeric, or a regular expression whose last match counts.",
+            DECODING,
+        ),
     ] = None
     max_new_tokens: Annotated[
         int | None,
@@ -80,8 +97,8 @@ class SavedOptions:
             raise ConfigError("give one input: --input PATH, or --dataset NAME")
         named = Columns.model_validate({"prompt": self.prompt_column, "id": self.id_column, **columns})
         if self.dataset is not None:
-            return HuggingFaceSource(path=self.dataset, split=self.dataset_split, columns=named)
-        return FilesSource(paths=self.inputs or [], columns=named)
+            return HuggingFaceSource(path=self.dataset, split=self.dataset_split, columns=named, where=self.where)
+        return FilesSource(paths=self.inputs or [], columns=named, where=self.where)
 
     def settings(self, model: str, source: FileSource) -> Settings:
         """The settings of the run that the model lies in, or defaults, with the options on top; says which."""
@@ -89,7 +106,10 @@ class SavedOptions:
         from ensemw2s.labeling.inputs import RENDERING, settings_for
 
         keys = {*RENDERING, *LabelingConfig.model_fields}
-        settings = settings_for(model, source, {key: value for key, value in asdict(self).items() if key in keys})
+        given = {key: value for key, value in asdict(self).items() if key in keys}
+        if self.answer_match not in (None, "exact", "numeric"):
+            given["answer_match"] = {"kind": "regex", "pattern": self.answer_match}
+        settings = settings_for(model, source, given)
         origin = "defaults (the model lies in no run's folder)"
         if settings.run is not None:
             origin = f"those of {remote.shown(settings.run / 'config.yaml')}"
@@ -167,6 +187,9 @@ class EvaluateOptions(SavedOptions):
     ] = "answer"
     choices_column: Annotated[
         str | None, option("--choices-column", "Column with the options of multiple-choice questions.", INPUT)
+    ] = None
+    max_answer_tokens: Annotated[
+        int | None, option("--max-answer-tokens", "Longest true answer, in tokens.", DECODING, min=1)
     ] = None
 
 

@@ -1,5 +1,6 @@
 """The config of a run: one tree of pydantic models, read from YAML, checked whole before anything starts."""
 
+from ensemw2s.config.answers import AnswerMatch, FunctionMatch, RegexMatch
 from ensemw2s.config.boosting import BoostingConfig, EnsembleConfig
 from ensemw2s.config.cluster import ClusterConfig, NodeKind
 from ensemw2s.config.consensus import ConsensusConfig
@@ -25,6 +26,7 @@ __all__ = [
     "GENERATIONS",
     "SYSTEMS",
     "TINY_FAMILY",
+    "AnswerMatch",
     "BoostingConfig",
     "ClusterConfig",
     "Columns",
@@ -34,6 +36,7 @@ __all__ = [
     "DataConfig",
     "EnsembleConfig",
     "FilesSource",
+    "FunctionMatch",
     "HuggingFaceSource",
     "LabelFilter",
     "LabelingConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "Pretraining",
     "ReasoningGymSource",
     "Recipe",
+    "RegexMatch",
     "Section",
     "SplitConfig",
     "SplitSizes",

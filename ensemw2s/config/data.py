@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ensemw2s.config.answers import AnswerMatch
 from ensemw2s.config.section import PositiveInt, Section, raise_all
 
 
@@ -23,6 +24,12 @@ class Columns(Section):
     choices: str | None = Field(None, description="Column with the list of options of a multiple-choice question.")
 
 
+WHERE = (
+    "Jinja expression over the row; rows for which it is false are left out. For example `split == 'train'` or "
+    "`answer is not none`."
+)
+
+
 class ReasoningGymSource(Section):
     """Examples that a data set of reasoning-gym generates. Easy and hard ones each have their own config."""
 
@@ -30,6 +37,7 @@ class ReasoningGymSource(Section):
     dataset: str = Field(description="Name of a reasoning-gym data set, such as number_sorting.")
     easy: dict[str, Any] = Field(default_factory=dict, description="Its config for easy examples (difficulty 0).")
     hard: dict[str, Any] = Field(default_factory=dict, description="Its config for hard examples (difficulty 1).")
+    where: str | None = Field(None, description=WHERE)
     columns: Columns = Field(
         Columns(prompt="question", answer="answer"),
         description="Rows have the fields question, answer and metadata (the data set's own dictionary).",
@@ -40,7 +48,10 @@ class FilesSource(Section):
     """Examples in parquet, JSON lines or CSV files: local, s3:// or gs://."""
 
     kind: Literal["files"] = "files"
-    paths: list[str] = Field(min_length=1, description="Files, folders or URIs. The ending gives the format.")
+    paths: list[str] = Field(
+        min_length=1, description="Files, folders, URIs, or patterns such as data/*.jsonl. The ending gives the format."
+    )
+    where: str | None = Field(None, description=WHERE)
     columns: Columns = Field(Columns(), description="Which column has which field.")
 
 
@@ -52,6 +63,7 @@ class HuggingFaceSource(Section):
     name: str | None = Field(None, description="Configuration of the data set on the hub.")
     split: str = Field("train", description="Which split to read; `train+test` joins two.")
     revision: str | None = Field(None, description="Git revision on the hub. Pin it to get the same data later.")
+    where: str | None = Field(None, description=WHERE)
     columns: Columns = Field(Columns(), description="Which column has which field.")
 
 
@@ -115,10 +127,29 @@ class DataConfig(Section):
         " ", description="Text before the answer when it becomes tokens; not used with a chat template."
     )
     chat_template: bool = Field(False, description="Render prompts with the tokenizer's chat template (chat models).")
-    max_prompt_tokens: PositiveInt = Field(
-        1024, description="Longer prompts are an error; where labels are made, they are rejected instead."
+    add_bos: bool | None = Field(
+        None,
+        description="Whether a prompt without a chat template starts with the tokenizer's BOS token. Default: exactly "
+        "when the tokenizer adds one by itself.",
     )
-    max_answer_tokens: PositiveInt = Field(512, description="Longer answers are an error.")
+    answer_match: AnswerMatch = Field(
+        "exact",
+        description="When two answers are the same one, for exact match and votes of whole answers. exact: the same "
+        "text. numeric: the same number (1,000 = 1000.0 = $1000). Or {kind: regex, pattern: '#### (.*)'}: the last "
+        "match, as a number if it is one. Or {kind: function, name: module.function}.",
+    )
+    max_prompt_tokens: PositiveInt = Field(
+        1024, description="Longer prompts are an error, or dropped; where labels are made, they are rejected instead."
+    )
+    max_answer_tokens: PositiveInt = Field(512, description="Longer answers are an error, or dropped.")
+    too_long: Literal["error", "drop"] = Field(
+        "error",
+        description="What to do with rows that are longer than these limits, or than a model's context. Tiny models "
+        "that the run pre-trains have no tokenizer yet; for these a byte is taken for a token.",
+    )
+    unreadable: Literal["error", "drop"] = Field(
+        "error", description="What to do with rows whose text a tokenizer cannot give back."
+    )
 
     @field_validator("prompt_template")
     @classmethod

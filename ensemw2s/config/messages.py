@@ -19,6 +19,8 @@ def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:
 
 def explain(item: Any, root: type[BaseModel]) -> list[str]:
     """The lines for one pydantic error of a tree of models: dotted key, what is wrong, what would be right."""
+    if _is_of_another_form(item):
+        return []
     key, sections = _locate(item["loc"], root)
     name, kind, value = key.rpartition(".")[2], item["type"], item.get("input")
     if kind == "extra_forbidden":
@@ -41,6 +43,15 @@ def explain(item: Any, root: type[BaseModel]) -> list[str]:
     return [f"{key or 'config'}: {line}{shown}" for line in message.splitlines()]
 
 
+def _is_of_another_form(item: Any) -> bool:
+    """Whether an error is about a form that the value does not have, where a name or a mapping may stand.
+
+    Pydantic tries both, and labels its locations.
+    """
+    last, of_mapping = str(item["loc"][-1]) if item["loc"] else "", isinstance(item.get("input"), dict)
+    return (last.startswith("literal[") and of_mapping) or (last.startswith("tagged-union[") and not of_mapping)
+
+
 def _locate(loc: tuple[str | int, ...], root: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
     """Dotted key of a pydantic error location, and the sections in which its last key was looked up.
 
@@ -59,7 +70,7 @@ def _locate(loc: tuple[str | int, ...], root: type[BaseModel]) -> tuple[str, lis
         fields = [section.model_fields[part] for section in options if part in section.model_fields]
         if fields:
             current = fields[0].annotation
-        elif isinstance(part, str) and not options:
+        elif isinstance(part, str) and (not options or part.startswith(("literal[", "tagged-union["))):
             continue
         elif isinstance(part, str):
             current = None

@@ -7,9 +7,11 @@ documents with the same templates.
 from __future__ import annotations
 
 import contextlib
-import json
+import datetime
+import logging
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +19,10 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ensemw2s.config import Columns
-from ensemw2s.data.rows import Fields, Row
+from ensemw2s.data.rows import JSON, Fields, Row
 from ensemw2s.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class ColumnError(DataError):
@@ -30,9 +34,14 @@ class _NullError(Exception):
 
 
 def _refuse_null(value: Any) -> Any:
-    if value is None:
+    if is_missing(value):
         raise _NullError("a value that it uses is null")
     return value
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value stands for none: null, or NaN (which is not equal to itself)."""
+    return value is None or (isinstance(value, (float, Decimal)) and value != value)
 
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, finalize=_refuse_null, autoescape=False)
@@ -65,6 +74,27 @@ def _compile_list(text: str) -> Callable[[Row], Any]:
     except TemplateError as error:
         raise DataError(f"columns.choices is {text!r}, which is not valid Jinja: {error}") from None
     return lambda row: expression(**row)
+
+
+def compile_where(text: str) -> Callable[[str, Row], bool]:
+    """Compiles a condition on rows; the result takes where a row comes from and the row. NaN counts as null.
+
+    Raises:
+        DataError: The condition is not valid Jinja.
+    """
+    inner = text.strip().removeprefix("{{").removesuffix("}}")
+    try:
+        expression = _ENVIRONMENT.compile_expression(inner, undefined_to_none=False)
+    except TemplateError as error:
+        raise DataError(f"where {text!r} is not valid Jinja: {error}") from None
+
+    def holds(origin: str, row: Row) -> bool:
+        try:
+            return bool(expression(**{str(key): None if is_missing(value) else value for key, value in row.items()}))
+        except Exception as error:  # an expression may fail in any way that its data can
+            raise ColumnError(f"{origin}: where {text!r} failed: {error}; {_present(row)}") from None
+
+    return holds
 
 
 def render_row(columns: Columns, row: Row, *, origin: str = "the row", answer_optional: bool = False) -> Fields:
@@ -116,9 +146,10 @@ def _value(spec: str, row: Row, field: str, origin: str, render: Callable[[str],
     if "{{" not in spec:
         if spec not in row:
             raise ColumnError(f"{origin} has no column {spec!r} (columns.{field}); {_present(row)}")
-        return row[spec]
+        return None if is_missing(row[spec]) else row[spec]
     try:
-        return render(spec)(row)
+        value = render(spec)(row)
+        return None if is_missing(value) else value
     except _NullError:
         return None
     except DataError as error:
@@ -140,14 +171,68 @@ def _text(spec: str, row: Row, field: str, origin: str, absent_ok: bool = False)
     if absent_ok and "{{" not in spec and spec not in row:
         return None
     value = _value(spec, row, field, origin, compile_template)
-    if value is None or isinstance(value, str):
+    return None if value is None else scalar_text(value, spec, f"{origin}: column {spec!r} (columns.{field})")
+
+
+def scalar_text(value: object, column: str, where: str) -> str:
+    """The text of a value, well-formed Unicode.
+
+    Text stays as it is. Integers are written as integers, numbers from CSV and JSON as they are spelt there, and other
+    decimals without a fraction as integers.
+
+    Args:
+        value: Anything but null and NaN.
+        column: Name of its column, for advice.
+        where: What to call it in an error.
+
+    Raises:
+        DataError: An infinity, or a value that is no text and no number; says what a template can make of it.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            broken = f"U+{ord(value[error.start]):04X} at character {error.start + 1}"
+            raise DataError(f"{where} is no valid text: {broken} is half of a pair (a surrogate)") from None
         return value
-    if isinstance(value, (list, tuple, dict, set, bytes)):
-        raise DataError(
-            f"{origin}: column {spec!r} (columns.{field}) holds a {type(value).__name__}, expected text; "
-            f"make text of it with a template such as \"{{{{ {spec} | join(' ') }}}}\""
-        )
-    return str(value)
+    advice = _ADVICE.get(next((kind for kind in _ADVICE if isinstance(value, kind)), object))
+    if advice is not None:
+        name, template = advice
+        called = column if column.isidentifier() else "column"
+        said = f'"{{{{ {template.format(called)} }}}}"'
+        raise DataError(f"{where} holds {name}, expected text; make text of it with a template such as {said}")
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+        raise DataError(f"{where} is {value}, expected text or a finite number")
+    if type(value) is float and value.is_integer():  # not one that says how it is spelt
+        _say_once(column, value)
+        return str(int(value))
+    if isinstance(value, (int, float, Decimal)):
+        return str(value)
+    raise DataError(f"{where} holds a {type(value).__name__}, expected text")
+
+
+_ADVICE: dict[type, tuple[str, str]] = {
+    bool: ("a boolean", "'yes' if {} else 'no'"),
+    list: ("a list", "{} | join(' ')"),
+    tuple: ("a list", "{} | join(' ')"),
+    set: ("a set", "{} | sort | join(' ')"),
+    dict: ("a dictionary", "{}['key']"),
+    bytes: ("bytes", "{}.decode()"),
+    datetime.datetime: ("a time stamp", "{}.isoformat()"),
+    datetime.date: ("a date", "{}.isoformat()"),
+    datetime.time: ("a time of day", "{}.isoformat()"),
+    datetime.timedelta: ("a duration", "{}.total_seconds()"),
+}
+"""What is not text, and the template that makes text of it."""
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(column: str, value: float) -> None:
+    if column not in _SAID:
+        _SAID.add(column)
+        logger.warning("column %s: decimals without a fraction become integers: %s is written %d", column, value, value)
 
 
 def _number(spec: str, row: Row, origin: str) -> float | None:
@@ -165,16 +250,21 @@ def _number(spec: str, row: Row, origin: str) -> float | None:
     return number
 
 
+def _is_option(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not is_missing(value)
+
+
 def _choices(spec: str, row: Row, answer: str | None, origin: str) -> list[str] | None:
     value = _value(spec, row, "choices", origin, _compile_list)
     if value is None:
         return None
     if isinstance(value, str) and value.lstrip().startswith("["):  # CSV cells can hold a list as JSON only
         with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, (str, int, float)) for v in value):
+            value = JSON.decode(value)
+    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_option, value)):
         raise DataError(f"{origin}: the choices (columns.choices {spec!r}) are {value!r}, expected a list of texts")
-    choices = [str(v).strip() for v in value]
+    where = f"{origin}: a choice (columns.choices {spec!r})"
+    choices = [scalar_text(v, spec, where).strip() for v in value]
     if answer is not None and answer not in choices:
         raise DataError(f"{origin}: the answer {answer!r} is none of its choices {choices}; both must be the same text")
     return choices

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import pyarrow as pa
 
@@ -32,14 +32,26 @@ def derive_seed(*parts: object) -> int:
 
 
 def content_key(prompt: str) -> str:
-    """What two examples must not share: the SHA-256 (hex) of the prompt without case and with single spaces."""
-    normal = " ".join(unicodedata.normalize("NFC", prompt).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()
+    """What two examples must not share: the SHA-256 (hex) of the prompt with single spaces. Case counts."""
+    return _hashed(unicodedata.normalize("NFC", prompt))
 
 
-def example_id(prompt: str) -> str:
-    """The id of an example whose source gives none: the first 16 hex digits of its content key."""
-    return content_key(prompt)[:16]
+def folded_key(prompt: str) -> str:
+    """The same without case: what text for pre-training must not share with a test prompt."""
+    return _hashed(unicodedata.normalize("NFC", prompt).casefold())
+
+
+def example_id(prompt: str, taken: Container[str] = ()) -> str:
+    """The id of an example whose source gives none: the first 16 hex digits of a hash of its content.
+
+    Case counts only where the id is taken by a prompt that differs in case alone.
+    """
+    first = folded_key(prompt)[:16]
+    return content_key(prompt)[:16] if first in taken else first
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
 
 
 def example_table(rows: Iterable[Fields]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
@@ -12,6 +13,24 @@ Row = Mapping[str, object]
 
 OriginRow = tuple[str, Row]
 """A raw row and where it comes from, as error messages name it."""
+
+
+class Spelt(float):
+    """A number with a fraction or an exponent as a file spells it, such as 42.0 or 1e3."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Spelt:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __str__(self) -> str:
+        return self.text
+
+
+JSON = json.JSONDecoder(parse_float=Spelt)
+"""Reads JSON without changing how numbers are spelt."""
 
 
 class Fields(TypedDict):

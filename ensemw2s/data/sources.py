@@ -6,16 +6,21 @@ Its own module because this is the same for every kind of source.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from ensemw2s.config import DataConfig, FilesSource, HuggingFaceSource, ReasoningGymSource
 from ensemw2s.data.columns import answer_text, render_row
+from ensemw2s.data.dropped import Tally
 from ensemw2s.data.examples import content_key, example_id, example_table
-from ensemw2s.data.readers import make_reader
+from ensemw2s.data.readers import WhereReader, make_reader
 from ensemw2s.data.rows import Fields, OriginRow, Part, Row
 from ensemw2s.errors import DataError
+
+RowCheck = Callable[[str, Fields], str | None]
+"""From where an example comes and the example to why it is dropped, `too_long` or `unreadable`; None: it is not."""
 
 AnySource = ReasoningGymSource | FilesSource | HuggingFaceSource
 
@@ -49,7 +54,10 @@ def read_source(
     n_easy: int,
     n_hard: int,
     exclude: Iterable[str] = (),
+    taken: Iterable[str] = (),
     answer_optional: bool = False,
+    tally: Tally | None = None,
+    check: RowCheck | None = None,
 ) -> pa.Table:
     """Reads or generates examples, no two of them with the same content.
 
@@ -62,7 +70,10 @@ def read_source(
             gives it). Other sources are read whole, with difficulty 0 where no column gives it.
         n_hard: How many to generate with the hard config (difficulty 1); none of them repeats an easy one.
         exclude: Content keys that must not occur.
+        taken: Ids that others have; no id that is made here is one of them.
         answer_optional: Keep rows that have no answer, with null; else they are an error.
+        tally: Counts the rows that are dropped, but not those of a generator, which has no end of them.
+        check: Says which examples are dropped; raises what is wrong with one that may not be.
 
     Returns:
         Table of `EXAMPLE_SCHEMA`, in the source's order, easy before hard.
@@ -70,7 +81,7 @@ def read_source(
     Raises:
         DataError: A row cannot be used, an id occurs twice, or there are fewer distinct examples than asked for.
     """
-    seen = set(exclude)
+    seen = _Known(dict.fromkeys(exclude), set(taken), check=check)
     reader = make_reader(source)
     if isinstance(source, ReasoningGymSource):
         examples = []
@@ -78,25 +89,54 @@ def read_source(
             fresh = _distinct(source, reader.rows(part, seed), seen, float(part == "hard"), answer_optional)
             examples += _draw(fresh, n, f"reasoning_gym {source.dataset}", part)
     else:
+        seen.tally = tally
         fresh = _distinct(source, reader.rows("easy", seed), seen, 0.0, answer_optional)
         examples = [example for example in fresh if example is not None]
+        if tally is not None and isinstance(reader, WhereReader) and reader.unmatched:
+            tally.add("unmatched", reader.unmatched)
     _check_ids(examples)
     return example_table(examples)
 
 
+@dataclass
+class _Known:
+    """What there was already.
+
+    Attributes:
+        keys: Content key → origin and answer of its first row, None where it is another source's.
+        ids: Ids.
+        tally: Counts rows that repeat one, or are dropped by `check`.
+        check: As in `read_source`.
+    """
+
+    keys: dict[str, tuple[str, str | None] | None] = field(default_factory=dict)
+    ids: set[str] = field(default_factory=set)
+    tally: Tally | None = None
+    check: RowCheck | None = None
+
+
 def _distinct(
-    source: AnySource, rows: Iterator[OriginRow], seen: set[str], difficulty: float, answer_optional: bool
+    source: AnySource, rows: Iterator[OriginRow], seen: _Known, difficulty: float, answer_optional: bool
 ) -> Iterator[Fields | None]:
-    """Examples of new content, and None for each row that repeats one; `seen` grows by their content keys."""
+    """Examples of new content, and None for each row that repeats one; `seen` grows by them."""
     for origin, row in rows:
         example = render_row(source.columns, row, origin=origin, answer_optional=answer_optional)
         key = content_key(example["prompt"])
-        if key in seen:
+        if key in seen.keys:
+            if seen.tally is not None:
+                first = seen.keys[key] or ("an easy row", example["answer"])
+                seen.tally.repeat(origin, example["answer"], first)
             yield None
             continue
-        seen.add(key)
+        if seen.check is not None and (why := seen.check(origin, example)) is not None:
+            if seen.tally is not None:
+                seen.tally.add(why)
+            yield None
+            continue
+        seen.keys[key] = (origin, example["answer"])
         if example["id"] is None:
-            example["id"] = example_id(example["prompt"])
+            example["id"] = made = example_id(example["prompt"], seen.ids)
+            seen.ids.add(made)
         if example["difficulty"] is None:
             if source.columns.difficulty is not None:
                 raise DataError(f"{origin}: the difficulty (columns.difficulty {source.columns.difficulty!r}) is null")
@@ -163,7 +203,7 @@ def check_source(config: DataConfig) -> pa.Table:
             rows = list(reader.sample(part))
             if optional and source is not config.hard_source:
                 _check_answers(source, rows)
-            for example in _distinct(source, iter(rows), set(), float(part == "hard"), optional):
+            for example in _distinct(source, iter(rows), _Known(), float(part == "hard"), optional):
                 sampled += 1
                 if example is not None:
                     examples.append(example)

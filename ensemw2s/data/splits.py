@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from ensemw2s.config import DataConfig, ReasoningGymSource, SplitSizes
+from ensemw2s.data.dropped import Dropped, Tally
 from ensemw2s.data.examples import content_key, derive_seed
-from ensemw2s.data.sources import AnySource, allows_missing_answers, read_source, shorten
+from ensemw2s.data.sources import AnySource, RowCheck, allows_missing_answers, read_source, shorten
 from ensemw2s.errors import DataError
 
 SPLITS = ("easy_train", "easy_validation", "id_test", "hard_unlabelled", "ood_test", "hard_validation")
@@ -32,7 +33,8 @@ class Splits:
     """Six disjoint tables of `EXAMPLE_SCHEMA`, and the answers that only ceiling and evaluation may read.
 
     `hard_validation` is empty unless a search asks for it. `hard_unlabelled` has null answers. `hard_labels` (id,
-    answer) has its rows in the same order; an answer is null where the source has none.
+    answer) has its rows in the same order; an answer is null where the source has none. `dropped` says which rows of
+    the sources became no example.
     """
 
     easy_train: pa.Table
@@ -42,19 +44,23 @@ class Splits:
     ood_test: pa.Table
     hard_validation: pa.Table
     hard_labels: pa.Table
+    dropped: Dropped = field(default_factory=Dropped)
 
     def tables(self) -> dict[str, pa.Table]:
         """The splits by name, in the order of `SPLITS`."""
         return {name: getattr(self, name) for name in SPLITS}
 
 
-def make_splits(config: DataConfig, *, seed: int, reference: Reference | None = None) -> Splits:
+def make_splits(
+    config: DataConfig, *, seed: int, reference: Reference | None = None, check: RowCheck | None = None
+) -> Splits:
     """Reads the sources and divides their examples.
 
     Args:
         config: Sources, mode, sizes.
         seed: Of generated examples and of the shuffling; the same seed gives the same bytes.
         reference: Rates examples when `split.difficulty_from` is reference_loss; not called otherwise.
+        check: Says which examples are dropped; raises what is wrong with one that may not be.
 
     Returns:
         The splits, disjoint by id and by content.
@@ -64,15 +70,17 @@ def make_splits(config: DataConfig, *, seed: int, reference: Reference | None = 
     """
     sizes = config.sizes
     n_easy, n_hard = _total(sizes, EASY_SPLITS), _total(sizes, HARD_SPLITS)
+    tally = Tally()
     if config.split.mode == "random":
-        easy, hard = _random_pools(config, seed, n_easy, n_hard)
+        easy, hard = _random_pools(config, seed, n_easy, n_hard, tally, check)
     elif config.split.mode == "cross_source" or config.split.difficulty_from == "source":
-        easy, hard = _source_pools(config, seed, n_easy, n_hard)
+        easy, hard = _source_pools(config, seed, n_easy, n_hard, tally, check)
     else:
-        easy, hard = _rated_pools(config, seed, n_easy, n_hard, reference)
+        easy, hard = _rated_pools(config, seed, n_easy, n_hard, reference, tally, check)
+    dropped = tally.record()
     _check_answers(easy, hard, config)
-    _check_sizes(easy, hard, config)
-    splits = _divide(_shuffle(easy, seed), _shuffle(hard, seed), sizes)
+    _check_sizes(easy, hard, config, dropped)
+    splits = replace(_divide(_shuffle(easy, seed), _shuffle(hard, seed), sizes), dropped=dropped)
     check_disjoint(splits)
     return splits
 
@@ -92,7 +100,7 @@ def check_disjoint(splits: Splits) -> None:
             if key in keys:
                 other, where = keys[key]
                 raise DataError(
-                    f"examples {other} in {where} and {identity} in {name} have the same prompt up to case and white "
+                    f"examples {other} in {where} and {identity} in {name} have the same prompt up to white "
                     f"space: {shorten(prompt)!r}; splits must be disjoint by content"
                 )
             keys[key] = (identity, name)
@@ -119,19 +127,34 @@ def folds(n: int, k: int, seed: int) -> np.ndarray:
     return assignment
 
 
-def _random_pools(config: DataConfig, seed: int, n_easy: int, n_hard: int) -> tuple[pa.Table, pa.Table]:
+def _random_pools(
+    config: DataConfig, seed: int, n_easy: int, n_hard: int, tally: Tally, check: RowCheck | None
+) -> tuple[pa.Table, pa.Table]:
     total = n_easy + n_hard
-    table = _shuffle(read_source(config.source, seed=seed, n_easy=total - total // 2, n_hard=total // 2), seed)
+    read = read_source(config.source, seed=seed, n_easy=total - total // 2, n_hard=total // 2, tally=tally, check=check)
+    table = _shuffle(read, seed)
     return table.slice(0, n_easy), table.slice(n_easy)
 
 
-def _source_pools(config: DataConfig, seed: int, n_easy: int, n_hard: int) -> tuple[pa.Table, pa.Table]:
+def _source_pools(
+    config: DataConfig, seed: int, n_easy: int, n_hard: int, tally: Tally, check: RowCheck | None
+) -> tuple[pa.Table, pa.Table]:
     """Easy ones from one source (or config), hard ones from another; content of both counts as easy."""
-    easy = read_source(config.source, seed=seed, n_easy=n_easy, n_hard=0)
+    easy = read_source(config.source, seed=seed, n_easy=n_easy, n_hard=0, tally=tally, check=check)
     source: AnySource = config.hard_source or config.source
     known = {content_key(prompt) for prompt in easy["prompt"].to_pylist()}
     optional = allows_missing_answers(config, source)
-    hard = read_source(source, seed=seed, n_easy=0, n_hard=n_hard, exclude=known, answer_optional=optional)
+    hard = read_source(
+        source,
+        seed=seed,
+        n_easy=0,
+        n_hard=n_hard,
+        exclude=known,
+        taken=easy["id"].to_pylist() if source.columns.id is None else (),
+        answer_optional=optional,
+        tally=tally,
+        check=check,
+    )
     if source.columns.difficulty is None:
         hard = _with_difficulty(hard, np.ones(hard.num_rows))
     if shared := set(easy["id"].to_pylist()) & set(hard["id"].to_pylist()):
@@ -143,7 +166,13 @@ def _source_pools(config: DataConfig, seed: int, n_easy: int, n_hard: int) -> tu
 
 
 def _rated_pools(
-    config: DataConfig, seed: int, n_easy: int, n_hard: int, reference: Reference | None
+    config: DataConfig,
+    seed: int,
+    n_easy: int,
+    n_hard: int,
+    reference: Reference | None,
+    tally: Tally,
+    check: RowCheck | None,
 ) -> tuple[pa.Table, pa.Table]:
     """Easy and hard by a threshold on the difficulty.
 
@@ -154,6 +183,7 @@ def _rated_pools(
     most = max(n_easy, n_hard)
     pools: tuple[pa.Table, pa.Table] | None = None
     for factor in (1, 2, 4, 8) if grows else (1,):
+        tally.counts.clear()
         try:
             table = read_source(
                 config.source,
@@ -161,6 +191,8 @@ def _rated_pools(
                 n_easy=factor * most,
                 n_hard=factor * most,
                 answer_optional=allows_missing_answers(config, config.source),
+                tally=tally,
+                check=check,
             )
         except DataError:
             if pools is None:
@@ -227,7 +259,7 @@ def _check_answers(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
         )
 
 
-def _check_sizes(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
+def _check_sizes(easy: pa.Table, hard: pa.Table, config: DataConfig, dropped: Dropped) -> None:
     """Raises `DataError` when a pool is too small, saying by how much and what can be changed."""
     for side, table, names in (("easy", easy, EASY_SPLITS), ("hard", hard, HARD_SPLITS)):
         wanted = _total(config.sizes, names)
@@ -243,7 +275,8 @@ def _check_sizes(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
                 f", or move data.split.easy_max ({boundary}; at most that is easy, and difficulties go from "
                 f"{both.min():g} to {both.max():g})"
             )
-        raise DataError(f"there are {count} distinct {side} examples, {wanted} are wanted ({asked}): {remedy}")
+        lost = " ".join(["", *dropped.sentences()])
+        raise DataError(f"there are {count} distinct {side} examples, {wanted} are wanted ({asked}): {remedy}.{lost}")
 
 
 def _shuffle(table: pa.Table, seed: int) -> pa.Table:

@@ -6,10 +6,11 @@ training and scoring. Its own module because here it is decided what a *sample* 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,11 +40,7 @@ def render(prompt: str, data_config: DataConfig, tokenizer: PreTrainedTokenizerB
     text = data_config.prompt_template.replace("{prompt}", prompt)
     if not data_config.chat_template:
         return text
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"data.chat_template is true, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat "
-            "template; set it to false or use a chat model"
-        )
+    _check_chat(tokenizer)
     messages = [{"role": "user", "content": text}]
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
@@ -53,22 +50,150 @@ def tokenize_prompts(
 ) -> list[list[int]]:
     """Token ids of prompts as a model reads them, of whatever length.
 
-    A prompt starts with the BOS token if the tokenizer has one (a chat template brings its own).
+    A prompt starts as `begin_ids` says (a chat template brings its own). Text of a prompt never becomes a control
+    token; the templates around it may write them.
 
     Raises:
+        DataError: The tokenizer cannot write the text of a control token as text.
         ModelError: There is no chat template where one is asked for.
     """
-    ids = _encode([render(prompt, data_config, tokenizer) for prompt in prompts], tokenizer)
-    bos = tokenizer.bos_token_id
-    if bos is None or data_config.chat_template:
-        return ids
-    return [p if p[:1] == [bos] else [bos, *p] for p in ids]
+    if data_config.chat_template:
+        _check_chat(tokenizer)
+        asked = [data_config.prompt_template.replace("{prompt}", prompt) for prompt in prompts]
+        return [tokenize_chat([{"role": "user", "content": text}], tokenizer) for text in asked]
+    before, after = data_config.prompt_template.split("{prompt}", 1)
+    ids = encode_text(prompts, tokenizer, before=before, after=after)
+    begin = begin_ids(tokenizer, data_config)
+    return [p if begin and p[: len(begin)] == begin else [*begin, *p] for p in ids]
+
+
+def tokenize_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a conversation up to the beginning of the next answer. Only the template writes control tokens.
+
+    Raises:
+        DataError: The tokenizer cannot write the text of a control token as text.
+    """
+    marked = any(added in message["content"] for message in messages for added in tokenizer.added_tokens_encoder)
+    try:
+        found: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=marked
+        )
+    except ValueError as error:
+        if not str(error).startswith("Can't sanitize"):
+            raise
+        raise DataError(f"{error}; take it out of the text") from None
+    return list(found)
+
+
+def encode_text(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, *, before: str = "", after: str = ""
+) -> list[list[int]]:
+    """Token ids of texts without what a tokenizer adds. The text of a control token is encoded as text.
+
+    Args:
+        texts: The texts.
+        tokenizer: Of the model that will read the tokens.
+        before: Put before each text; its control tokens are control tokens.
+        after: Put after each text, the same.
+
+    Raises:
+        DataError: The tokenizer cannot write the text of a control token as text.
+    """
+    if not texts:
+        return []
+    control = control_tokens(tokenizer)
+    ids = tokenizer(
+        [before + text + after for text in texts],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    if not control:
+        return list(ids)
+    pattern = re.compile("|".join(map(re.escape, control)))
+    return [
+        _encode_as_text(before, text, after, pattern, tokenizer) if pattern.search(text) else found
+        for text, found in zip(texts, ids, strict=True)
+    ]
+
+
+def _encode_as_text(
+    before: str, text: str, after: str, pattern: re.Pattern[str], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+
+    try:
+        return list(encode_marked_chat(tokenizer, before + mark_control_tokens(text, pattern) + after))
+    except ValueError as error:
+        raise DataError(f"{error}; take it out of the text") from None
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of all tokens that are not for text, the longest first."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(special | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> list[int]:
+    """The tokens before a prompt: those that the tokenizer adds by itself, or as `data.add_bos` says.
+
+    With a chat template there are none, since the template writes its own.
+    """
+    if data_config.chat_template or data_config.add_bos is False:
+        return []
+    if data_config.add_bos is None:
+        plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole: list[int] = tokenizer("a")["input_ids"]
+        return whole[: next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)]
+    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> tuple[str, int]:
+    """How an answer ends: text that belongs to its end, and the end token.
+
+    Without a chat template that is EOS. With one it is what the template writes after an answer, up to its first
+    control token, or EOS where it writes none.
+
+    Raises:
+        ModelError: The tokenizer has no EOS token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no EOS token, which ends every answer; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if data_config.chat_template:
+        from jinja2 import TemplateError
+
+        _check_chat(tokenizer)
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        try:
+            tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(_MARK)[2]
+        except (TemplateError, ValueError):  # a template for questions alone
+            tail = ""
+        known = tokenizer.added_tokens_encoder
+        places = [(tail.index(token), -len(token), token) for token in known if token.strip() and token in tail]
+        if places:
+            place, _, token = min(places)
+            return tail[:place], tokenizer.added_tokens_encoder[token]
+    return "", int(tokenizer.eos_token_id)
+
+
+_MARK = "answer-7f3a"  # what no template writes by itself
+
+
+def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"data.chat_template is true, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat "
+            "template; set it to false or use a chat model"
+        )
 
 
 def tokenize_examples(table: pa.Table, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> pa.Table:
     """Tokenizes prompts and answers.
 
-    An answer is preceded by `data.answer_prefix` (not with a chat template) and ends with EOS.
+    An answer is preceded by `data.answer_prefix` (not with a chat template) and ends as `turn_end` says.
 
     Args:
         table: Has the columns id, prompt and answer (text or null) of `EXAMPLE_SCHEMA`.
@@ -83,12 +208,7 @@ def tokenize_examples(table: pa.Table, tokenizer: PreTrainedTokenizerBase, data_
         DataError: A prompt or answer is too long, or a prompt has no token.
         ModelError: The tokenizer has no EOS token, or no chat template where one is asked for.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no EOS token, which ends every answer; "
-            "set eos_token in its tokenizer_config.json"
-        )
+    end_text, end = turn_end(tokenizer, data_config)
     ids = table["id"].to_pylist()
     prompts = tokenize_prompts(table["prompt"].to_pylist(), tokenizer, data_config)
     for identity, prompt in zip(ids, prompts, strict=True):
@@ -96,17 +216,33 @@ def tokenize_examples(table: pa.Table, tokenizer: PreTrainedTokenizerBase, data_
             raise DataError(f"the prompt of example {identity} has no tokens; a model needs at least one to start from")
     prefix = "" if data_config.chat_template else data_config.answer_prefix
     texts = table["answer"].to_pylist()
-    encoded = iter(_encode([prefix + text for text in texts if text is not None], tokenizer))
-    answers = [[] if text is None else [*next(encoded), eos] for text in texts]
+    answered = [text for text in texts if text is not None]
+    encoded = iter(encode_text(answered, tokenizer, before=prefix, after=end_text))
+    answers = [[] if text is None else [*next(encoded), end] for text in texts]
     _check_lengths(ids, prompts, data_config.max_prompt_tokens, "prompt", "data.max_prompt_tokens")
     _check_lengths(ids, answers, data_config.max_answer_tokens, "answer", "data.max_answer_tokens")
     return pa.table({"id": ids, "prompt_ids": prompts, "answer_ids": answers}, schema=TOKENS_SCHEMA)
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+def check_answers_fit(tokens: pa.Table, longest: int) -> None:
+    """Checks that labels can be as long as the answers that the models learn from.
+
+    Args:
+        tokens: Easy labelled examples (`TOKENS_SCHEMA`).
+        longest: `labeling.max_new_tokens`.
+
+    Raises:
+        DataError: An answer is longer; says which, and how many are.
+    """
+    lengths = np.array([len(ids) for ids in tokens["answer_ids"].to_pylist()], dtype=np.int64)
+    longer = np.flatnonzero(lengths > longest)
+    if longer.size:
+        first = int(longer[0])
+        raise DataError(
+            f"the answer of easy example {tokens['id'][first]} has {lengths[first]} tokens, labeling.max_new_tokens "
+            f"({longest}) cuts such answers; {longer.size} of {len(lengths)} are longer, the longest has "
+            f"{lengths.max()}: raise labeling.max_new_tokens to {lengths.max()} at least"
+        )
 
 
 def _check_lengths(ids: list[str], sequences: list[list[int]], limit: int, what: str, key: str) -> None:

@@ -342,8 +342,16 @@ def _shared_config(names: list[str], networks: Sequence[torch.nn.Module], rule: 
         combine=rule,
         pad_token_id=first.pad_token_id,
         bos_token_id=first.bos_token_id,
-        eos_token_id=first.eos_token_id,
+        eos_token_id=_end_tokens(networks),
     )
+
+
+def _end_tokens(networks: Sequence[torch.nn.Module]) -> int | list[int] | None:
+    """The tokens that end an answer: all that the generation config of any member names."""
+    named = [_bare(network).generation_config.eos_token_id for network in networks]
+    ends = [end for ids in named if ids is not None for end in ([ids] if isinstance(ids, int) else ids)]
+    ends = list(dict.fromkeys(ends))
+    return ends if len(ends) > 1 else next(iter(ends), None)
 
 
 def _positions(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cached: int) -> torch.Tensor:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from ensemw2s.config import DataConfig
+from ensemw2s.data.tokens import turn_end
 from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.combine import Rule
 from ensemw2s.models.tokenizers import load_tokenizer
@@ -69,6 +71,12 @@ class Loaded:
     def eos_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
+    def ends(self, data: DataConfig) -> tuple[int, ...]:
+        """The tokens that end an answer: as trained answers end, EOS, and all that a generation config names."""
+        named = self.model.config.eos_token_id
+        more = [named] if isinstance(named, int) else list(named or [])
+        return tuple(dict.fromkeys([turn_end(self.tokenizer, data)[1], self.eos_id, *more]))
+
 
 def best_device() -> str:
     """The GPU if there is one."""
@@ -87,7 +95,8 @@ def weights_type(precision: str, device: str) -> torch.dtype:
     import torch
 
     if precision == "auto":
-        precision = "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
+        has_bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

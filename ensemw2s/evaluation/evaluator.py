@@ -102,20 +102,22 @@ def evaluate(
         engine: The voter's decoder; default: one is made for this call.
 
     Returns:
-        Columns: `n_tokens`, `token_correct`, `nll`, `forced` (all tokens right); when decoded `answer`, `n_decoded`,
-        `agreement`, `seconds` (a share of the whole for each); `option` (chosen text or null); `tokens` of shown ones.
+        Columns: `n_tokens`, `token_correct`, `nll`, `forced` (all tokens right); when decoded `answer`, `cut` (at the
+        longest length), `n_decoded`, `agreement`, `seconds` (a share of the whole for each); `option` (chosen text or
+        null); `tokens` of shown ones.
         With `members`, of an ensemble, `answer_ids` and `member_ids`: the tokens that each member finds likeliest.
     """
     tokens = TokenData.from_table(tokenize_examples(examples, loaded.tokenizer, data))
     size: dict[str, Any] = {"pad_id": loaded.pad_id, "batch_size": labeling.batch_size}
     generations: list[Generation] = []
+    ends = loaded.ends(data)
     began = time.monotonic()
     if decoded:
         generations = decode_with(
             engine or decoder(loaded, labeling),
             tokens.prompt_ids,
             max_new_tokens=labeling.max_new_tokens,
-            eos_ids=loaded.eos_id,
+            eos_ids=ends,
         )
     seconds = time.monotonic() - began
     forced = _forced(tokens, generations, loaded, size)
@@ -131,7 +133,8 @@ def evaluate(
         columns["member_ids"] = [f.member_tokens.tolist() for f in forced]
     if decoded:
         columns |= {
-            "answer": [answer_text(g, loaded) for g in generations],
+            "answer": [answer_text(g, loaded, ends) for g in generations],
+            "cut": [g.finish_reason == "length" for g in generations],
             "n_decoded": [len(g.token_ids) * loaded.model.num_members for g in generations],
             "agreement": [float(g.agreement.mean(dtype="float64")) for g in generations],
             "seconds": [seconds / len(generations)] * len(generations),

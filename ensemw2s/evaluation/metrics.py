@@ -6,11 +6,12 @@ be checked by hand. Fractions stay fractions (0.05); only the report writes them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from ensemw2s.data.answers import Key
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.records import AgreementBin, Difference, Metrics, Pgr, Verdict
 
@@ -18,15 +19,19 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
+FEW = 50
+"""Examples below which no comparison is decided."""
+
 _CELLS_AT_ONCE = 2**22
 
 
-def exact_match(predictions: Sequence[str], truths: Sequence[str]) -> BoolArray:
-    """Which predictions equal the truth, white space at both ends aside.
+def exact_match(predictions: Sequence[str], truths: Sequence[str], key: Callable[[str], Key] = str.strip) -> BoolArray:
+    """Which predictions are the true answer.
 
     Args:
         predictions: n decoded answers.
         truths: n true answers, in the same order.
+        key: What is compared (`answer_key`). Default: the text, white space at both ends aside.
 
     Returns:
         Array [n], bool.
@@ -38,7 +43,7 @@ def exact_match(predictions: Sequence[str], truths: Sequence[str]) -> BoolArray:
         raise DataError(
             f"{len(predictions)} predictions but {len(truths)} true answers: they must be of the same examples"
         )
-    return np.array([p.strip() == t.strip() for p, t in zip(predictions, truths, strict=True)], dtype=np.bool_)
+    return np.array([key(p) == key(t) for p, t in zip(predictions, truths, strict=True)], dtype=np.bool_)
 
 
 def interval(values: npt.ArrayLike, *, samples: int, seed: int) -> tuple[float, float]:
@@ -62,11 +67,26 @@ def interval(values: npt.ArrayLike, *, samples: int, seed: int) -> tuple[float, 
     return _percentiles(_resampled_means(column[:, None], samples, seed)[:, 0])
 
 
-def verdict(lo: float, hi: float) -> Verdict:
-    """What an interval of a difference lets one say: better, worse, or no difference when it includes 0."""
+def verdict(lo: float, hi: float, *, n: int | None = None, figures: Sequence[tuple[float, float]] = ()) -> Verdict:
+    """What an interval of a difference lets one say.
+
+    Args:
+        lo: Lower end of the interval.
+        hi: Upper end.
+        n: Number of examples; fewer than `FEW` are too few to tell.
+        figures: Intervals of both systems' own figures. A difference that cannot be seen where one of them reaches 0 or
+            1 is not one that cannot be there: the split is too hard or too easy for these systems.
+
+    Returns:
+        better, worse, or no difference when the interval includes 0; too few to tell; saturated.
+    """
+    if n is not None and n < FEW:
+        return "too few to tell"
     if lo > 0:
         return "better"
-    return "worse" if hi < 0 else "no difference"
+    if hi < 0:
+        return "worse"
+    return "saturated" if any(low <= 0 or high >= 1 for low, high in figures) else "no difference"
 
 
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, samples: int, seed: int) -> Difference:
@@ -216,16 +236,20 @@ def agreement_bins(agreement: npt.ArrayLike, correct: npt.ArrayLike, *, bins: in
     )
 
 
-def majority_vote(answers: Sequence[Sequence[str]], weights: Sequence[float]) -> list[tuple[str, float]]:
+def majority_vote(
+    answers: Sequence[Sequence[str]], weights: Sequence[float], key: Callable[[str], Key] = str.strip
+) -> list[tuple[str, float]]:
     """Sequence-level weighted vote: whole answers are counted, as conventional supervision by several models does.
 
     Args:
-        answers: `answers[m][i]` is what member m answers to prompt i. Answers are equal when they are after `strip()`.
+        answers: `answers[m][i]` is what member m answers to prompt i.
         weights: Weight of each member, not negative, such as its alpha.
+        key: What is compared of answers (`answer_key`). Default: the text, white space at both ends aside.
 
     Returns:
         For each prompt the (stripped) answer with the largest weight behind it, and its share of all weight. Among
-        tied answers the one that the heaviest member gave wins; among equally heavy members the first.
+        tied answers the one that the heaviest member gave wins; among equally heavy members the first. Of answers that
+        are the same but for their spelling, it is that of the heaviest member.
 
     Raises:
         DataError: When members and weights do not match, or no member has weight.
@@ -240,14 +264,15 @@ def majority_vote(answers: Sequence[Sequence[str]], weights: Sequence[float]) ->
     heaviest_first = sorted(range(len(weights)), key=lambda m: -weights[m])
     winners = []
     for given in zip(*answers, strict=True):
-        stripped = [answer.strip() for answer in given]
-        support: dict[str, float] = {}
+        keys = [key(answer) for answer in given]
+        support: dict[Key, float] = {}
         for m in heaviest_first:
-            support[stripped[m]] = support.get(stripped[m], 0.0) + weights[m]
+            support[keys[m]] = support.get(keys[m], 0.0) + weights[m]
         most = max(support.values())
         # The dictionary is in the order of the heaviest supporter; sums of floats tie up to rounding.
-        winner = next(answer for answer, weight in support.items() if weight >= most * (1 - 1e-9))
-        winners.append((winner, support[winner] / total))
+        winner = next(found for found, weight in support.items() if weight >= most * (1 - 1e-9))
+        spelt = next(given[m].strip() for m in heaviest_first if keys[m] == winner)
+        winners.append((spelt, support[winner] / total))
     return winners
 
 

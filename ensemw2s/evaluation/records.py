@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from pydantic import Field
+
 from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import AnchorSearch, RoundRecord, VoteFit
+from ensemw2s.data.dropped import Dropped
 from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import store
 from ensemw2s.storage.record import ByName, SparseRecord, only_where_known
@@ -26,7 +29,7 @@ VALIDATION, HARD_VALIDATION = "validation", "hard_validation"
 
 T = TypeVar("T")
 Interval = tuple[float, float]
-Verdict = Literal["better", "worse", "no difference"]
+Verdict = Literal["better", "worse", "no difference", "saturated", "too few to tell"]
 
 
 class BySplit(SparseRecord, Generic[T]):
@@ -114,7 +117,8 @@ class Comparison(SparseRecord):
         split: `id` or `ood`.
         difference: Exact match of `a` minus that of `b`.
         ci95: Bootstrap interval of the difference.
-        verdict: What the interval lets one say of `a`: better, worse, or no difference.
+        verdict: What the interval lets one say of `a`: better, worse, or no difference. With fewer than 50 examples it
+            is too few to tell; without a difference, where either system is at 0 or 100 %, it is saturated.
     """
 
     a: str
@@ -335,6 +339,8 @@ class RunResults(SparseRecord):
         choices: Name of a student → how its pseudo-labels were chosen, and how good these are.
         generations: Generations of students that made labels; None where `student.generations` is 1.
         examples: Answers of the ensemble, token by token.
+        dropped: Which rows of the sources became no example; None where all did.
+        warnings: What may make the figures say less than they seem to.
         created: When the run ended, ISO 8601. This and what follows only the run's own results.json has.
         versions: Package → version.
         stages: What ran, over all calls of the run.
@@ -359,6 +365,8 @@ class RunResults(SparseRecord):
     choices: ByName[ChoiceResult] | None = only_where_known()
     generations: tuple[GenerationResult, ...] | None = only_where_known()
     examples: tuple[ExampleShown, ...] = ()
+    dropped: Dropped | None = only_where_known()
+    warnings: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
     created: str | None = only_where_known()
     versions: ByName[str] | None = only_where_known()
     stages: tuple[StageTime, ...] | None = only_where_known()

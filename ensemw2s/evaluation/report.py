@@ -67,6 +67,9 @@ def print_table(results: RunResults, console: Console) -> None:
         console.print(Text(contest.record))
         for sentence in contest.not_wins:
             console.print(Text(sentence))
+    for warning in results.warnings:
+        console.print()
+        console.print(Text(f"Warning: {warning}", style="bold yellow"))
     if results.stages:
         console.print()
         console.print(_stages_table(results.stages, results.total_seconds))

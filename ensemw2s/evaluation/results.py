@@ -6,7 +6,7 @@ True answers come in here and nowhere before, except into the ceiling student.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 from ensemw2s.boosting.records import BoostedExpert
 from ensemw2s.config import Config
 from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_CEILING, TABLE
+from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation import metrics as m
 from ensemw2s.evaluation.chunks import Rows
@@ -61,6 +62,7 @@ class Figures:
         self.voting = [member for member in members if member.weight > 0]
         self.answers = {split: table["answer"].to_pylist() for split, table in truths.items()}
         self.has_choices = {split: np.asarray(table["choices"].is_valid(), bool) for split, table in truths.items()}
+        self.key = answer_key(config.data.answer_match)
         self.samples = config.evaluation.bootstrap_samples
         self.seed = derive_seed(config.seed, "statistics")
         self.exact = {name: {split: self._exact(name, split) for split in TESTS} for name in config.evaluation.systems}
@@ -79,8 +81,9 @@ class Figures:
         answers = [self.columns[split][voter]["answer"] for voter in self._voters(name)]
         if TABLE[name].vote == "answers":
             weights = [member.weight for member in self.voting]
-            return m.exact_match([answer for answer, _ in m.majority_vote(answers, weights)], truths)
-        exact = [m.exact_match(given, truths) for given in answers]
+            voted = m.majority_vote(answers, weights, self.key)
+            return m.exact_match([answer for answer, _ in voted], truths, self.key)
+        exact = [m.exact_match(given, truths, self.key) for given in answers]
         return exact[0] if len(exact) == 1 else np.mean(exact, axis=0)
 
     def systems(self) -> dict[str, SystemResult]:
@@ -111,7 +114,7 @@ class Figures:
 
         def of(voter: str, split: str) -> Metrics:
             rows = self.columns[split][voter]
-            return self._of_rows(rows, m.exact_match(rows["answer"], self.answers[split]), split)
+            return self._of_rows(rows, m.exact_match(rows["answer"], self.answers[split], self.key), split)
 
         voters = [voter for voter in self.columns["id"] if voter.startswith(BASE)]
         return {v.removeprefix(BASE): BySplit[Metrics](id=of(v, "id"), ood=of(v, "ood")) for v in voters}
@@ -187,13 +190,14 @@ class Figures:
     def _comparison(self, a: str, b: str, split: str) -> Comparison:
         left, right = self.exact[a][split], self.exact[b][split]
         found = m.paired_difference(left, right, samples=self.samples, seed=self.seed)
+        around = [m.interval(figures, samples=self.samples, seed=self.seed) for figures in (left, right)]
         return Comparison(
             a=a,
             b=b,
             split=split,
             difference=found.difference,
             ci95=found.ci95,
-            verdict=m.verdict(*found.ci95) if found.ci95 else "",
+            verdict=m.verdict(*found.ci95, n=len(left), figures=around) if found.ci95 else "",
         )
 
     def curves(self) -> Curves:
@@ -217,7 +221,7 @@ class Figures:
                 prompt=example["prompt"],
                 truth=example["answer"],
                 answer=rows["answer"][i],
-                correct=bool(m.exact_match([rows["answer"][i]], [example["answer"]])[0]),
+                correct=bool(m.exact_match([rows["answer"][i]], [example["answer"]], self.key)[0]),
                 agreement=rows["agreement"][i],
                 tokens=tokens,
             )
@@ -226,12 +230,12 @@ class Figures:
         ]
 
 
-def label_result(labels: pa.Table, hard_labels: pa.Table) -> LabelResult:
+def label_result(labels: pa.Table, hard_labels: pa.Table, key: Callable[[str], Key] = str.strip) -> LabelResult:
     """How good pseudo-labels are, and what agreement says about it; prompts without a known answer do not count."""
     truth = dict(zip(hard_labels["id"].to_pylist(), hard_labels["answer"].to_pylist(), strict=True))
     rows = labels.select(["id", "answer", "agreement", "finish_reason"]).to_pylist()
     known = [row for row in rows if truth.get(row["id"]) is not None]
-    right = m.exact_match([row["answer"] for row in known], [truth[row["id"]] for row in known])
+    right = m.exact_match([row["answer"] for row in known], [truth[row["id"]] for row in known], key)
     agreement = np.minimum([row["agreement"] for row in known], 1.0)
     return LabelResult(
         n=len(rows),
@@ -241,19 +245,22 @@ def label_result(labels: pa.Table, hard_labels: pa.Table) -> LabelResult:
     )
 
 
-def choice_result(choice: Choice, chosen: pa.Table, hard_labels: pa.Table) -> ChoiceResult:
+def choice_result(
+    choice: Choice, chosen: pa.Table, hard_labels: pa.Table, key: Callable[[str], Key] = str.strip
+) -> ChoiceResult:
     """How a student's labels were chosen, and how many of them are right.
 
     Args:
         choice: How they were chosen.
         chosen: The kept ones (`Chosen.for_results`).
         hard_labels: True answers; prompts without a known one do not count.
+        key: What is compared of an answer.
     """
     truth = dict(zip(hard_labels["id"].to_pylist(), hard_labels["answer"].to_pylist(), strict=True))
     known = [row for row in chosen.to_pylist() if truth.get(row["id"]) is not None]
 
     def right(rows: list[dict[str, Any]]) -> float | None:
-        exact = m.exact_match([row["answer"] for row in rows], [truth[row["id"]] for row in rows])
+        exact = m.exact_match([row["answer"] for row in rows], [truth[row["id"]] for row in rows], key)
         return float(exact.mean()) if rows else None
 
     return ChoiceResult(
@@ -267,11 +274,11 @@ def choice_result(choice: Choice, chosen: pa.Table, hard_labels: pa.Table) -> Ch
     )
 
 
-def share_right(answers: pa.Table, hard_labels: pa.Table) -> float | None:
+def share_right(answers: pa.Table, hard_labels: pa.Table, key: Callable[[str], Key] = str.strip) -> float | None:
     """Share of answers to hard prompts that is right, of those whose true answer is known."""
     truth = dict(zip(hard_labels["id"].to_pylist(), hard_labels["answer"].to_pylist(), strict=True))
     known = [row for row in answers.select(["id", "answer"]).to_pylist() if truth.get(row["id"]) is not None]
-    right = m.exact_match([row["answer"] for row in known], [truth[row["id"]] for row in known])
+    right = m.exact_match([row["answer"] for row in known], [truth[row["id"]] for row in known], key)
     return float(right.mean()) if len(right) else None
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
@@ -20,23 +21,28 @@ from rich.text import Text
 
 from ensemw2s.cluster.connect import cluster_address, connect, is_job
 from ensemw2s.cluster.pool import Pool
-from ensemw2s.config import ClusterConfig
-from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
+from ensemw2s.config import AnswerMatch, ClusterConfig
+from ensemw2s.data.answers import answer_key
+from ensemw2s.data.columns import render_row
+from ensemw2s.data.limits import RowReader, too_long
+from ensemw2s.data.readers import make_reader
+from ensemw2s.ensemble.manifest import MANIFEST, TOKENIZER, read_manifest
 from ensemw2s.ensemble.voter import Voter
-from ensemw2s.errors import ConfigError
+from ensemw2s.errors import ConfigError, DataError
 from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.records import Metrics
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
+from ensemw2s.evaluation.warnings import CUT
 from ensemw2s.evaluation.wording import NOTHING, percent, percent_range, plain
-from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
+from ensemw2s.labeling.inputs import Settings, check_resources, pool_size, refuse_run
 from ensemw2s.labeling.intake import check_input, identity, write_examples
 from ensemw2s.models.info import ADAPTER_CONFIG, model_info
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote
-from ensemw2s.storage.record import Record
+from ensemw2s.storage.record import Record, only_where_known
 
 SAMPLES = 2000
 
@@ -68,12 +74,14 @@ class SavedModelResult(Record):
         input: What identifies the input: its files with their hashes, or the data set with its revision.
         settings: The settings of rendering and decoding under their config keys.
         metrics: How the model did.
+        cut: Share of the answers that ended at the longest length; None where that was not counted.
     """
 
     model: str
     input: object
     settings: dict[str, object]
     metrics: Metrics
+    cut: float | None = only_where_known()
 
 
 def prepare(work: EvaluateWork) -> Voter:
@@ -92,17 +100,27 @@ def prepare(work: EvaluateWork) -> Voter:
         )
     folder = remote.pull(remote.local(work.model))
     check_input(work.settings.source, labelled=True)
+    answer_key(work.settings.data.answer_match)
     check_resources(work.cluster, work.settings.labeling)
     if (folder / MANIFEST).exists():
         read_manifest(folder)
+        _check_rows(work, RowReader("the ensemble", load_tokenizer(folder / TOKENIZER), None))
         return Voter(name="model", ensemble=str(folder.resolve()))
-    if (folder / "results.json").exists() and (folder / "ensemble").is_dir():
-        inside, others = remote.shown(folder / "ensemble"), remote.shown(folder / "students")
-        raise ConfigError(f"--model {work.model} is a run; name {inside} or one of {others}/*")
-    load_tokenizer(work.model)
+    refuse_run("--model", folder)
+    tokenizer, context = load_tokenizer(work.model), None
     if not (folder / ADAPTER_CONFIG).exists():
-        model_info(work.model)
+        context = model_info(work.model).context
+    _check_rows(work, RowReader("the model", tokenizer, context))
     return Voter(name="model", models=[str(folder.resolve()) if folder.is_dir() else work.model], weights=[1.0])
+
+
+def _check_rows(work: EvaluateWork, reader: RowReader) -> None:
+    """Raises `DataError` with the first row that the model cannot read, and the option that would let it."""
+    source, data = work.settings.source, work.settings.data
+    for origin, row in make_reader(source).rows("easy", 0):
+        example = render_row(source.columns, row, origin=origin)
+        if wrong := too_long(example, [reader], data, ("--max-prompt-tokens", "--max-answer-tokens")):
+            raise DataError(f"{origin}: {wrong}")
 
 
 def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: bool = False) -> SavedModelResult:
@@ -126,16 +144,20 @@ def evaluate(work: EvaluateWork, voter: Voter, progress: Progress, *, debug: boo
                 on_progress=lambda done, total, note: progress.update("evaluation", done, total, note),
             )
         table = pq.read_table(path, columns=["answer", "choices"])
-    found = figures(columns["input"]["model"], table["answer"].to_pylist(), table["choices"].to_pylist(), work.seed)
-    kept = ("prompt_template", "answer_prefix", "chat_template")
+    truths, choices = table["answer"].to_pylist(), table["choices"].to_pylist()
+    found = figures(columns["input"]["model"], truths, choices, work.seed, settings.data.answer_match)
+    kept = ["prompt_template", "answer_prefix", "chat_template"]
+    kept += ["answer_match"] if settings.data.answer_match != "exact" else []
+    rendered = settings.data.model_dump(mode="json")
     return SavedModelResult(
         model=work.model,
         input=identity(settings.source),
         settings={
-            **{f"data.{key}": getattr(settings.data, key) for key in kept},
+            **{f"data.{key}": rendered[key] for key in kept},
             "labeling.max_new_tokens": settings.labeling.max_new_tokens,
         },
         metrics=found,
+        cut=float(np.mean(columns["input"]["model"]["cut"])),
     )
 
 
@@ -154,7 +176,9 @@ def scratch_folder(work: EvaluateWork) -> Iterator[Path]:
         remote.remove(folder)
 
 
-def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed: int) -> Metrics:
+def figures(
+    rows: Rows, truths: list[str], choices: list[list[str] | None], seed: int, match: AnswerMatch = "exact"
+) -> Metrics:
     """Figures of one voter. Pure.
 
     Args:
@@ -162,10 +186,11 @@ def figures(rows: Rows, truths: list[str], choices: list[list[str] | None], seed
         truths: n true answers.
         choices: Options of each example, or None.
         seed: Seed of the bootstrap resamples.
+        match: When two answers are the same one.
     """
     chosen = zip(rows["option"], truths, choices, strict=True)
     return metrics.metrics(
-        metrics.exact_match(rows["answer"], truths),
+        metrics.exact_match(rows["answer"], truths, answer_key(match)),
         forced=rows["forced"],
         token_correct=rows["token_correct"],
         n_tokens=rows["n_tokens"],
@@ -190,5 +215,9 @@ def print_figures(found: SavedModelResult, console: Console) -> None:
     if m.option_accuracy is not None:
         table.add_row("Option accuracy", percent(m.option_accuracy), "likeliest of the choices")
     console.print(table)
+    if found.cut is not None and found.cut > CUT:
+        console.print(
+            Text(f"Warning: {found.cut:.0%} of the answers were cut at --max-new-tokens and count as wrong: raise it")
+        )
     if m.nll is None:
         console.print(f"NLL {NOTHING}: a true token got no probability at all", highlight=False)

@@ -6,6 +6,7 @@ the terminal prints the same ones as the page.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -50,11 +51,16 @@ class Contest:
 
 @dataclass(frozen=True)
 class Summary:
-    """The opening of a report: paragraphs on what was reached, the contests, and sentences of caution."""
+    """The opening of a report: paragraphs on what was reached, the contests, sentences of caution, and warnings."""
 
     reached: list[str]
     contests: list[Contest]
     caveats: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+UNDECIDED = ("saturated", "too few to tell")
+"""Verdicts that are none."""
 
 
 def summarise(results: RunResults) -> Summary:
@@ -78,6 +84,7 @@ def summarise(results: RunResults) -> Summary:
         or ["This run evaluated neither the ensemble nor its student."],
         contests=contests,
         caveats=_caveats(results),
+        warnings=list(results.warnings),
     )
 
 
@@ -188,7 +195,7 @@ def _choice(results: RunResults) -> str:
 
 def _contest(results: RunResults, system: str) -> Contest:
     who = _capital(in_a_sentence(system))
-    wins, not_wins, tally = [], [], {"better": 0, "no difference": 0, "worse": 0}
+    wins, not_wins, tally = [], [], Counter[str]()
     untested = []
     for rival in TABLE[system].rivals:
         bouts = [bout for split in SPLITS if (bout := compared(results, system, rival, split)) is not None]
@@ -211,16 +218,18 @@ def _contest(results: RunResults, system: str) -> Contest:
     )
 
 
-def _record(who: str, tally: dict[str, int], *, swept: bool) -> str:
+def _record(who: str, tally: Counter[str], *, swept: bool) -> str:
     """How many comparisons a system wins, in a sentence."""
     total = sum(tally.values())
     if not total:
         return f"{who} was not compared with its rivals on the same examples, so nothing is claimed for it."
     if swept:
         return f"{who} wins {'the one comparison' if total == 1 else f'all {total} comparisons'} made."
+    undecided = [f"{n} {'is' if n == 1 else 'are'} {kind}" for kind in UNDECIDED if (n := tally[kind])]
     return (
         f"Of {total} comparison{'s' if total != 1 else ''}, {who[0].lower()}{who[1:]} wins {tally['better']}, "
-        f"is no different in {tally['no difference']} and loses {tally['worse']}."
+        f"is no different in {tally['no difference']} and loses {tally['worse']}"
+        + (f"; {listed(undecided)}." if undecided else ".")
     )
 
 
@@ -233,6 +242,8 @@ def _caveats(results: RunResults) -> list[str]:
         "Intervals are 95 % bootstrap intervals over the test examples. They say nothing of what another training seed "
         f"would give: this is one run, with seed {'unknown' if results.seed is None else results.seed}."
     ]
+    if results.dropped is not None:
+        caveats.append(" ".join(results.dropped.sentences()))
     made = len(results.comparisons)
     if made > 5:
         caveats.append(

@@ -124,7 +124,8 @@ def systems_of(results: RunResults) -> list[str]:
 class Bout:
     """A comparison that has its figures: system `a` minus system `b` on one split, in fractions.
 
-    The verdict follows from the interval, so that no two places of a report can disagree on it.
+    The verdict follows from the interval, so that no two places of a report can disagree on it. `n` is the number of
+    examples, `figures` has the intervals of both systems' own figures.
     """
 
     a: str
@@ -132,10 +133,12 @@ class Bout:
     split: str
     difference: float
     ci95: Interval
+    n: int | None = None
+    figures: tuple[Interval, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        return verdict(*self.ci95)
+        return verdict(*self.ci95, n=self.n, figures=self.figures)
 
 
 def compared(results: RunResults, a: str, b: str, split: str) -> Bout | None:
@@ -144,10 +147,12 @@ def compared(results: RunResults, a: str, b: str, split: str) -> Bout | None:
         difference, ends = number(entry.difference), pair(entry.ci95)
         if entry.split != split or difference is None or ends is None:
             continue
+        both = [results.metrics(name, split) for name in (a, b)]
+        known = tuple(around for found in both if (around := pair(found.ci95)) is not None)
         if (entry.a, entry.b) == (a, b):
-            return Bout(a, b, split, difference, ends)
+            return Bout(a, b, split, difference, ends, both[0].n, known)
         if (entry.a, entry.b) == (b, a):
-            return Bout(a, b, split, -difference, (-ends[1], -ends[0]))
+            return Bout(a, b, split, -difference, (-ends[1], -ends[0]), both[0].n, known)
     return None
 
 

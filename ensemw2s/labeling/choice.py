@@ -7,6 +7,7 @@ argument of anything here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ensemw2s.config import StudentConfig
+from ensemw2s.data.answers import Key
 from ensemw2s.labeling.filters import passing
 from ensemw2s.storage.record import Record, only_where_known
 
@@ -84,23 +86,26 @@ class Chosen:
         )
 
 
-def choose(labels: pa.Table, own: pa.Table | None, wanted: StudentConfig) -> Chosen:
+def choose(
+    labels: pa.Table, own: pa.Table | None, wanted: StudentConfig, key: Callable[[str], Key] = str.strip
+) -> Chosen:
     """Chooses the labels that a student learns from.
 
     Args:
         labels: Of the label maker.
         own: The strong model's labels of the same prompts; None where it was not asked.
         wanted: How labels are chosen, and the filter that they must pass besides.
+        key: What is compared of an answer (`data.answer_match`).
 
     Returns:
         The labels, in their order. There may be none.
     """
-    agreed = np.zeros(len(labels), bool) if own is None else agreeing(labels, own)
+    agreed = np.zeros(len(labels), bool) if own is None else agreeing(labels, own, key)
     weight = 1.0
     source, both = labels, agreed
     if wanted.labels == "own":
         assert own is not None
-        source, both = own, agreeing(own, labels)
+        source, both = own, agreeing(own, labels, key)
     candidates = np.ones(len(source), bool)
     if wanted.labels == "unanimous":
         candidates = unanimous(labels)
@@ -126,12 +131,12 @@ def choose(labels: pa.Table, own: pa.Table | None, wanted: StudentConfig) -> Cho
     )
 
 
-def agreeing(labels: pa.Table, others: pa.Table) -> NDArray[np.bool_]:
-    """Which labels are also the other judge's: the same text, from decoding that ended by itself, and not empty."""
+def agreeing(labels: pa.Table, others: pa.Table, key: Callable[[str], Key] = str.strip) -> NDArray[np.bool_]:
+    """Which labels are also the other judge's: the same answer, from decoding that ended by itself, and not empty."""
     known = others.filter(pa.array(_usable(others)))
-    answers = dict(zip(known["id"].to_pylist(), known["answer"].to_pylist(), strict=True))
+    answers = dict(zip(known["id"].to_pylist(), map(key, known["answer"].to_pylist()), strict=True))
     own = zip(labels["id"].to_pylist(), labels["answer"].to_pylist(), strict=True)
-    return np.array([answers.get(key) == text for key, text in own], bool) & _usable(labels)
+    return np.array([answers.get(identity) == key(text) for identity, text in own], bool) & _usable(labels)
 
 
 def unanimous(labels: pa.Table) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from ensemw2s.cluster.connect import cluster_address
 from ensemw2s.cluster.resources import Resources, local_resources
@@ -20,8 +21,11 @@ from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.labeling.intake import FileSource
 from ensemw2s.storage import remote
 
-RENDERING = ("prompt_template", "answer_prefix", "chat_template", "max_prompt_tokens", "max_answer_tokens")
-"""Keys of `data` that decide how a prompt and its answer become tokens."""
+RENDERING = (
+    "prompt_template", "answer_prefix", "chat_template", "add_bos", "answer_match", "max_prompt_tokens",
+    "max_answer_tokens",
+)  # fmt: skip
+"""Keys of `data` that decide how a prompt and its answer become tokens, and how answers are compared."""
 
 SectionT = TypeVar("SectionT", DataConfig, LabelingConfig)
 
@@ -62,7 +66,8 @@ def settings_for(model: str, source: FileSource, options: Mapping[str, object]) 
     labeling = LabelingConfig()
     if run is not None:  # only what is needed: an older run may have other keys elsewhere
         tree = read_tree(remote.pull(run / "config.yaml"))
-        data = _with(data, {key: tree.get("data", {}).get(key) for key in RENDERING})
+        older = {"add_bos": True}  # their config does not say it: a BOS wherever the tokenizer had one
+        data = _with(data, {key: (older | tree.get("data", {})).get(key) for key in RENDERING})
         labeling = _with(labeling, {**tree.get("labeling", {}), "soft_top_k": 0})
     if options.get("max_actors") is not None:
         labeling = labeling.model_copy(update={"min_actors": 1})
@@ -77,9 +82,14 @@ def _with(section: SectionT, options: Mapping[str, object]) -> SectionT:
     try:
         return type(section).model_validate(section.model_dump() | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = f"--{'-'.join(map(str, first['loc']))}".replace("_", "-")
-        raise ConfigError(f"{option}: {first['msg'].removeprefix('Value error, ')}") from None
+        meant = _deepest(error)
+        option = f"--{meant['loc'][0] if meant['loc'] else ''}".replace("_", "-")
+        raise ConfigError(f"{option}: {meant['msg'].removeprefix('Value error, ')}") from None
+
+
+def _deepest(error: ValidationError) -> ErrorDetails:
+    """The error that lies deepest: where a value can be of several kinds, that of the kind which was meant."""
+    return max(error.errors(), key=lambda found: len(found["loc"]))
 
 
 def run_of(folder: Path) -> Path | None:
@@ -89,6 +99,16 @@ def run_of(folder: Path) -> Path | None:
     resolved = folder.resolve()
     needed = ("config.yaml", "manifest.json")
     return next((p for p in (resolved, *resolved.parents) if all(remote.exists(p / name) for name in needed)), None)
+
+
+def refuse_run(option: str, folder: Path) -> None:
+    """Raises `ConfigError` where a folder is a whole run in place of a model in it; names what is meant."""
+    if not (remote.exists(folder / "ensemble/ensemble.json") and not remote.exists(folder / "ensemble.json")):
+        return
+    inside, others = remote.shown(folder / "ensemble"), remote.shown(folder / "students")
+    raise ConfigError(
+        f"{option} {remote.shown(folder)} is a run; its ensemble is {inside}, its students are {others}/*"
+    )
 
 
 def pool_size(resources: Resources, labeling: LabelingConfig) -> int:

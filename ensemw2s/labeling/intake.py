@@ -36,15 +36,15 @@ def check_input(source: FileSource, *, labelled: bool) -> None:
         DataError: A file that cannot be read, a column that is missing, no rows; and if rows must be labelled, a value
             that cannot be used.
     """
-    rows = 0
-    for origin, row in make_reader(source).sample("easy"):
+    rows, broken = 0, list[DataError]()
+    for origin, row in make_reader(source, None if labelled else broken.append).sample("easy"):
         try:
             render_row(source.columns, row, origin=origin, answer_optional=not labelled)
         except DataError as error:
             if labelled or isinstance(error, ColumnError):
                 raise
         rows += 1
-    if rows == 0:
+    if rows + len(broken) == 0:
         raise DataError(f"there are no rows in {named(source)}")
 
 

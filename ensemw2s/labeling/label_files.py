@@ -13,12 +13,12 @@ from pathlib import Path
 from ensemw2s.cluster.connect import connect
 from ensemw2s.cluster.pool import Pool
 from ensemw2s.config import ClusterConfig, LabelFilter
-from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
+from ensemw2s.ensemble.manifest import read_manifest
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.errors import ArtifactError, ConfigError
 from ensemw2s.labeling.chunks import LabelJob
 from ensemw2s.labeling.filters import write_kept
-from ensemw2s.labeling.inputs import Settings, check_resources, pool_size
+from ensemw2s.labeling.inputs import Settings, check_resources, pool_size, refuse_run
 from ensemw2s.labeling.intake import check_input, identity, write_examples
 from ensemw2s.labeling.labels import check_rejected, label_all
 from ensemw2s.labeling.parts import KEPT, REJECTED
@@ -161,15 +161,15 @@ def summary(output: Path, kept: int | None = None) -> str:
         said += f", mean agreement {found.means['agreement']:.3f}"
     if found.rejected:
         said += f"; {found.rejected} rows rejected, see {shown(output / REJECTED)}"
+    if found.labels and (cut := found.finish_reasons.get("length", 0)) / found.labels > 0.05:
+        said += f". WARNING: {cut / found.labels:.0%} of the answers were cut at --max-new-tokens: raise it"
     if kept is not None:
         said += f"; {kept} labels kept in {shown(output / KEPT)}"
     return said
 
 
 def _check_ensemble(folder: Path) -> None:
-    inside = folder / "ensemble"
-    if not remote.exists(folder / MANIFEST) and remote.exists(inside / MANIFEST):
-        raise ConfigError(f"--ensemble {shown(folder)} is a run; its ensemble is {shown(inside)}")
+    refuse_run("--ensemble", folder)
     read_manifest(folder)
 
 

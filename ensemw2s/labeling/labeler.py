@@ -10,7 +10,7 @@ import gc
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ensemw2s import faults
 from ensemw2s.config import DataConfig, LabelingConfig
+from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.decoding import CHUNK
 from ensemw2s.ensemble.engine import Engine
@@ -119,7 +120,8 @@ class Maker:
         ids = tokenize_prompts([row["prompt"] for row in rows], self.loaded.tokenizer, data)
         wrong = {i: reason for i, one in enumerate(ids) if (reason := _unusable(one, data.max_prompt_tokens))}
         usable = [i for i in range(len(rows)) if i not in wrong]
-        requests = [self._request(ids[i], sample, labeling) for i in usable for sample in range(labeling.samples)]
+        ends, key = self.loaded.ends(data), answer_key(data.answer_match)
+        requests = [self._request(ids[i], sample, labeling, ends) for i in usable for sample in range(labeling.samples)]
         generations, failed = self.engine.run(requests)
         for j, error in failed.items():
             if isinstance(error, ResourceError):
@@ -129,16 +131,17 @@ class Maker:
         for j, i in enumerate(usable):
             if i not in wrong:
                 samples = [generations[j * labeling.samples + k] for k in range(labeling.samples)]
-                labels.append(_row(rows[i], samples, self.loaded))
+                labels.append(_row(rows[i], samples, self.loaded, ends, key))
         rejected = [{**rows[i], "reason": wrong[i]} for i in sorted(wrong)]
         schema = label_schema(labeling)
         return pa.Table.from_pylist(labels, schema=schema), pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
 
-    def _request(self, ids: list[int], sample: int, labeling: LabelingConfig) -> Request:
+    @staticmethod
+    def _request(ids: list[int], sample: int, labeling: LabelingConfig, ends: tuple[int, ...]) -> Request:
         return Request(
             ids,
             labeling.max_new_tokens,
-            (self.loaded.eos_id,),
+            ends,
             Sampling(labeling.temperature, 0, labeling.top_p),
             seed=labeling.seed + sample,
             distributions=labeling.soft_top_k,
@@ -178,16 +181,22 @@ def _unusable(ids: list[int], longest: int) -> str | None:
     if not ids:
         return "the prompt has no tokens; a model needs at least one to start from"
     if len(ids) > longest:
-        return f"the prompt has {len(ids)} tokens, data.max_prompt_tokens allows {longest}"
+        return f"the prompt has {len(ids)} tokens, data.max_prompt_tokens allows {longest} (--max-prompt-tokens)"
     return None
 
 
-def _row(prompt: Mapping[str, object], samples: list[Generation], loaded: Loaded) -> dict[str, object]:
+def _row(
+    prompt: Mapping[str, object],
+    samples: list[Generation],
+    loaded: Loaded,
+    ends: tuple[int, ...] = (),
+    key: Callable[[str], Key] = str.strip,
+) -> dict[str, object]:
     """A row of the labels contract."""
-    generation, consistency = most_frequent(samples, loaded)
+    generation, consistency = most_frequent(samples, loaded, ends, key)
     row = {
         **prompt,
-        "answer": answer_text(generation, loaded),
+        "answer": answer_text(generation, loaded, ends),
         "token_ids": generation.token_ids,
         "logprob": float(generation.logprobs.sum(dtype="float64")),
         "agreement": float(generation.agreement.mean(dtype="float64")),
@@ -206,22 +215,29 @@ def _row(prompt: Mapping[str, object], samples: list[Generation], loaded: Loaded
     return row
 
 
-def most_frequent(samples: list[Generation], loaded: Loaded) -> tuple[Generation, float]:
+def most_frequent(
+    samples: list[Generation],
+    loaded: Loaded,
+    ends: tuple[int, ...] = (),
+    key: Callable[[str], Key] = str.strip,
+) -> tuple[Generation, float]:
     """Self-consistency (Wang et al. 2023, arXiv 2203.11171): the answer that most samples agree on.
 
     Args:
         samples: Answers to one prompt. Those that ended by themselves count; if none did, all.
         loaded: Whose tokens these are.
+        ends: Tokens that end an answer.
+        key: What is compared of answers.
 
     Returns:
         The likeliest sample with that answer, and the share of all samples that gave it. Of answers as frequent as each
         other, that with the likeliest sample.
     """
-    by_answer: dict[str, list[Generation]] = {}
+    by_answer: dict[Key, list[Generation]] = {}
     for sample in [s for s in samples if s.finish_reason == "stop"] or samples:
-        by_answer.setdefault(answer_text(sample, loaded), []).append(sample)
-    likeliest = {text: max(group, key=_logprob) for text, group in by_answer.items()}
-    best = max(by_answer, key=lambda text: (len(by_answer[text]), _logprob(likeliest[text])))
+        by_answer.setdefault(key(answer_text(sample, loaded, ends)), []).append(sample)
+    likeliest = {answer: max(group, key=_logprob) for answer, group in by_answer.items()}
+    best = max(by_answer, key=lambda answer: (len(by_answer[answer]), _logprob(likeliest[answer])))
     return likeliest[best], len(by_answer[best]) / len(samples)
 
 
@@ -229,6 +245,9 @@ def _logprob(generation: Generation) -> float:
     return float(generation.logprobs.sum(dtype="float64"))
 
 
-def answer_text(generation: Generation, loaded: Loaded) -> str:
-    """The decoded text without the end token and surrounding white space."""
-    return str(loaded.tokenizer.decode(generation.token_ids, skip_special_tokens=True)).strip()
+def answer_text(generation: Generation, loaded: Loaded, ends: tuple[int, ...] = ()) -> str:
+    """The decoded text without the end token, other control tokens and surrounding white space."""
+    ids = generation.token_ids
+    if ids and ids[-1] in ends:  # it need not be marked as special
+        ids = ids[:-1]
+    return str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ensemw2s.config import Corpus, DataConfig, FilesSource
 from ensemw2s.data.columns import compile_template, render_row
-from ensemw2s.data.examples import content_key
+from ensemw2s.data.examples import folded_key
 from ensemw2s.data.rows import Row
 from ensemw2s.data.sources import iterate_rows
 from ensemw2s.data.splits import Splits
@@ -120,7 +120,7 @@ def _texts(paths: list[str], column: str) -> Iterator[str]:
 def _generated(data: DataConfig, splits: Splits, seed: int) -> Iterator[Row]:
     """Endless rows, easy and hard in turn, without the prompts of any split but the easy training one."""
     held_out = {
-        content_key(prompt)
+        folded_key(prompt)
         for name, table in splits.tables().items()
         if name != "easy_train"
         for prompt in table["prompt"].to_pylist()
@@ -131,7 +131,7 @@ def _generated(data: DataConfig, splits: Splits, seed: int) -> Iterator[Row]:
     for turn in itertools.count():
         row = next(streams[turn % 2])
         example = render_row(columns[turn % 2], row)
-        if content_key(example["prompt"]) not in held_out:
+        if folded_key(example["prompt"]) not in held_out:
             yield {**row, **example}
 
 

@@ -6,6 +6,7 @@ folder, a missing repository and a dead network with the same exception, the las
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -68,6 +69,31 @@ def locate(path: str | Path, revision: str | None = None) -> Location:
     if not _looks_like_hub_id(text):
         raise ModelError(f"model {remote.shown(text)}: there is no such folder")
     return _ask_hub(text, revision or named or None)
+
+
+def is_here(path: str | Path, revision: str | None = None) -> bool:
+    """Whether a model can be read without the network: it is a folder, or in the local cache of the hub."""
+    text, _, named = str(path).partition("@")
+    return remote.pull(remote.local(path)).is_dir() or (
+        _looks_like_hub_id(text) and _is_cached(text, revision or named or None)
+    )
+
+
+def generation_ends(path: str | Path, revision: str | None = None) -> list[int]:
+    """The tokens that end an answer of a model, as its generation_config.json says, or else its config.json.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    from transformers.utils import cached_file
+
+    place = locate(path, revision)
+    for name in ("generation_config.json", "config.json"):
+        file = cached_file(place.path, name, _raise_exceptions_for_missing_entries=False, **place.options())
+        if file is not None:
+            named = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
+            return [named] if isinstance(named, int) else list(named or [])
+    return []
 
 
 def _looks_like_hub_id(text: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ensemw2s.errors import ModelError
 
@@ -37,20 +37,28 @@ TINY_ARCHITECTURES = {
 CONTEXT = 512
 
 
-def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: Iterable[str], vocabulary: int, also: str = "") -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer; what it saw often becomes one token, and decoding gives the text back.
 
     Args:
         documents: Text of the domain; only the bytes that occur in it get tokens, others become `<unk>`.
         vocabulary: Largest number of tokens, the four special ones included.
+        also: Characters whose bytes get tokens, too, wherever they occur.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    alphabet = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(also)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(set("".join(alphabet))),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = _bos_first()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -59,6 +67,25 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedToke
         unk_token="<unk>",
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def is_tiny_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer is one of the tiny family."""
+    return tokenizer.convert_ids_to_tokens(list(range(len(SPECIAL_TOKENS)))) == SPECIAL_TOKENS
+
+
+def add_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes a tokenizer of the tiny family put BOS first, as in all its training; a saved one may lack that."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and tokenizer("")["input_ids"] != [SPECIAL_TOKENS.index("<bos>")]:
+        backend.post_processor = _bos_first()
+
+
+def _bos_first() -> processors.TemplateProcessing:
+    bos = SPECIAL_TOKENS[1]
+    return processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, SPECIAL_TOKENS.index(bos))]
     )
 
 

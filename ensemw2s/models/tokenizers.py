@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from ensemw2s.errors import ModelError
 from ensemw2s.models.hub import Location, locate
+from ensemw2s.models.tiny import add_bos, is_tiny_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +45,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     tokenizer = _read(location)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {path} has no end-of-sequence token; answers could never end")
+    if is_tiny_tokenizer(tokenizer):
+        add_bos(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -114,7 +117,8 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> _Identity:
         added=sorted((index, str(token)) for index, token in tokenizer.added_tokens_decoder.items()),
         bos=tokenizer.bos_token_id,
         eos=tokenizer.eos_token_id,
-        probes=[tokenizer.encode(text) for text in PROBES],
+        # the tiny family's BOS is not counted: tokenizers of older runs were saved without it
+        probes=[tokenizer.encode(text, add_special_tokens=not is_tiny_tokenizer(tokenizer)) for text in PROBES],
     )
 
 

@@ -6,7 +6,7 @@ answer, and with it the votes that are fitted on easy validation, if any are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from ensemw2s.boosting.anchors import ANCHORS, PROMPTS, choose
 from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import ANCHOR, AnchorPoint, AnchorSearch, BoostedExpert
 from ensemw2s.boosting.samme import vote_weights
+from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.labeling.chunks import LabelJob
@@ -100,7 +101,8 @@ def find_anchor(context: Context) -> None:
     ]
     answer(context, jobs, "anchor")
     truths = dict(zip(easy["id"].to_pylist(), easy["answer"].to_pylist(), strict=True))
-    found = choose([_point(stage.path, scale, truths) for scale in ANCHORS], easy=len(easy), hard=len(hard))
+    key = answer_key(config.data.answer_match)
+    found = choose([_point(stage.path, scale, truths, key) for scale in ANCHORS], easy=len(easy), hard=len(hard))
     context.progress.say(said_of(found))
     found.put_file(stage.path / ANCHOR)
     for made in (stage.path / TRIED, prompts):
@@ -139,10 +141,10 @@ def _tried(folder: Path, scale: float) -> Path:
     return folder / TRIED / f"{scale:g}"
 
 
-def _point(folder: Path, scale: float, truths: dict[str, str]) -> AnchorPoint:
+def _point(folder: Path, scale: float, truths: dict[str, str], key: Callable[[str], Key]) -> AnchorPoint:
     """What the ensemble did at this λ; a prompt that cannot be answered counts as wrong."""
     answers = read_labels(_tried(folder, scale)).select(["id", "answer", "agreement"]).to_pylist()
-    right = [row["answer"] == truths[row["id"]].strip() for row in answers if row["id"] in truths]
+    right = [key(row["answer"]) == key(truths[row["id"]]) for row in answers if row["id"] in truths]
     agreed = [row["agreement"] for row in answers if row["id"] not in truths]
     return AnchorPoint(
         anchor=scale,

@@ -29,7 +29,7 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.pipeline.build_students import StudentStages
 from ensemw2s.pipeline.foundations import Foundations
 from ensemw2s.pipeline.graph import Base, Expert, Graph, Pass, Round, Student
-from ensemw2s.pipeline.identity import FIRST_ROUND, settings_of
+from ensemw2s.pipeline.identity import FIRST_ROUND, matching, settings_of
 from ensemw2s.storage.store import Stage
 
 
@@ -211,7 +211,7 @@ class _Builder(Foundations):
             "consensus.anchor": consensus.anchor,
             "consensus.agreement": consensus.agreement,
         }
-        keeping = settings_of(consensus, "consensus", without=("passes", "anchor"))
+        keeping = settings_of(consensus, "consensus", without=("passes", "anchor")) | matching(self.config.data)
         passes: list[Pass] = []
         for number in range(1, consensus.passes + 1):
             folder, before = f"consensus/{number}", passes[-1].rounds if passes else rounds
@@ -290,7 +290,7 @@ class _Builder(Foundations):
         consensus = self.config.consensus
         if self.config.boosting.anchor != "auto" and not (consensus.passes and consensus.anchor == "auto"):
             return None
-        settings = {**self._answering(), "anchors": list(ANCHORS)}
+        settings = {**self._answering(), "anchors": list(ANCHORS), **matching(self.config.data)}
         return self._stage("anchor", settings, (self.data, rounds[-1].stage))
 
     def _ensemble(self, rounds: tuple[Round, ...], anchor: Stage | None, passes: tuple[Pass, ...]) -> Stage:
@@ -320,7 +320,8 @@ class _Builder(Foundations):
         return labels | ({STUDENT_EASY_ONLY: own} if (own := self.learners.own_labels) is not None else {})
 
     def _labeling(self) -> dict[str, object]:
-        return {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
+        deciding = {f"labeling.{key}": value for key, value in self.config.labeling.deciding().items()}
+        return deciding | (matching(self.config.data) if self.config.labeling.samples > 1 else {})
 
     def _combine(self) -> dict[str, object]:
         return {"ensemble.combine": self.config.ensemble.combine}
@@ -336,6 +337,7 @@ class _Builder(Foundations):
         without = ("single_base",) if config.evaluation.single_base == "first" else ()  # older runs had no choice
         settings = {
             **settings_of(config.evaluation, "evaluation", without=without),
+            **matching(config.data),
             "labeling.max_new_tokens": config.labeling.max_new_tokens,
             "labeling.precision": config.labeling.precision,
         }

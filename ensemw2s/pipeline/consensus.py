@@ -6,7 +6,7 @@ graph's data has the prompts alone, and what is right is known of easy validatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ensemw2s.boosting.consensus import PassRecord, gate, keep
 from ensemw2s.boosting.records import BoostedExpert
 from ensemw2s.config.systems import ENSEMW2S
+from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.data.tokens import WEIGHT, tokenize_examples
 from ensemw2s.ensemble.voter import Voter
 from ensemw2s.evaluation.records import PassResult
@@ -101,9 +102,10 @@ def _make_kept(context: Context, p: Pass) -> None:
     wanted, consensus = config.consensus.anchor, config.consensus
     easy = read_table(graph.data.path / "easy_validation.parquet", ["id", "answer"])
     truths = dict(zip(easy["id"].to_pylist(), easy["answer"].to_pylist(), strict=True))
-    answers = _ranked(p.answers.path, consensus.agreement)
+    key = answer_key(config.data.answer_match)
+    answers = _ranked(p.answers.path, consensus.agreement, key)
     known = [row for row in answers.to_pylist() if row["id"] in truths]
-    right = [row["answer"] == truths[row["id"]].strip() for row in known]
+    right = [key(row["answer"]) == key(truths[row["id"]]) for row in known]
     hard = answers.filter(pa.array([identity not in truths for identity in answers["id"].to_pylist()], pa.bool_()))
     usable = [row["finish_reason"] == "stop" and row["answer"] != "" for row in hard.to_pylist()]
     found = gate([row["agreed"] for row in known], right, consensus.min_precision)
@@ -132,20 +134,20 @@ def _make_kept(context: Context, p: Pass) -> None:
         record.write(folder)
 
 
-def _ranked(folder: Path, kind: str) -> pa.Table:
-    """The ensemble's answers with their agreement, column `agreed`."""
+def _ranked(folder: Path, kind: str, key: Callable[[str], Key]) -> pa.Table:
+    """The ensemble's answers with their agreement, column `agreed`; `key` says which answers are the same one."""
     answers = read_labels(folder / "ensemble")
     if kind == "token":
         agreed = [min(shares, default=0.0) for shares in answers["token_agreement"].to_pylist()]
     else:
         names = sorted(name for name in remote.names(folder) if name.startswith("member-"))
-        own = [dict(_pairs(read_labels(folder / name))) for name in names]
-        agreed = [sum(o.get(i) == text for o in own) / len(own) for i, text in _pairs(answers)]
+        own = [dict(_pairs(read_labels(folder / name), key)) for name in names]
+        agreed = [sum(o.get(i) == text for o in own) / len(own) for i, text in _pairs(answers, key)]
     return answers.append_column("agreed", pa.array(agreed, pa.float64()))
 
 
-def _pairs(answers: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(answers["id"].to_pylist(), answers["answer"].to_pylist(), strict=True))
+def _pairs(answers: pa.Table, key: Callable[[str], Key]) -> list[tuple[str, Key]]:
+    return list(zip(answers["id"].to_pylist(), map(key, answers["answer"].to_pylist()), strict=True))
 
 
 def pass_results(graph: Graph, figures: Figures, hard_labels: pa.Table) -> tuple[PassResult, ...]:
@@ -160,7 +162,9 @@ def pass_results(graph: Graph, figures: Figures, hard_labels: pa.Table) -> tuple
                 number=p.number,
                 ensemble=figures.of_voter(voter) if record.took_place else None,
                 record=record,
-                right=share_right(read_table(p.kept.path / ANSWERS), hard_labels) if record.took_place else None,
+                right=share_right(read_table(p.kept.path / ANSWERS), hard_labels, figures.key)
+                if record.took_place
+                else None,
             )
         )
     return tuple(found)

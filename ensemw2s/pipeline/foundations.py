@@ -15,7 +15,7 @@ from ensemw2s.data.examples import derive_seed
 from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
 from ensemw2s.pipeline.graph import Base, BaseText, run_directory
-from ensemw2s.pipeline.identity import WHO_COMPUTES, model_identity, settings_of
+from ensemw2s.pipeline.identity import WHO_COMPUTES, as_made, base_identity, data_settings, settings_of
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
 
@@ -34,9 +34,9 @@ class Foundations:
 
     @cached_property
     def data(self) -> Stage:
-        section = self.config.data
-        settings = {**settings_of(section, "data"), "seed": self.config.seed, "sources": sources_identity(section)}
-        return self._stage("data", settings)
+        drawn = {"seed": self.config.seed, "sources": sources_identity(self.config.data)}
+        stage = self._stage("data", data_settings(self.config) | drawn)
+        return stage if self.shared else as_made(stage)
 
     @cached_property
     def corpus(self) -> BaseText | None:
@@ -90,7 +90,7 @@ class Foundations:
                 lora=model.lora,
                 tiny=None,
                 pretraining_seed=None,
-                stage=Stage(f"models/{name}", Path(model.base), model_identity(model)),
+                stage=Stage(f"models/{name}", Path(model.base), base_identity(model, self.config.data)),
             )
         assert self.corpus is not None
         role = model.base.removeprefix("tiny-")

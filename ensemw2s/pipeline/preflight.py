@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +12,23 @@ from typing import TYPE_CHECKING
 from ensemw2s import env
 from ensemw2s.cluster.connect import check_lasting, cluster_address
 from ensemw2s.cluster.resources import local_resources, plan_resources
-from ensemw2s.config import Config, ModelConfig
+from ensemw2s.config import Config, ModelConfig, Recipe
+from ensemw2s.data.answers import answer_key
+from ensemw2s.data.limits import RowReader, RunCheck
 from ensemw2s.data.sources import check_source
 from ensemw2s.data.tokens import render
 from ensemw2s.errors import ConfigError, ModelError, ResourceError
-from ensemw2s.models import corpus
+from ensemw2s.models import corpus, tiny
+from ensemw2s.models.hub import is_here
 from ensemw2s.models.info import model_info
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 from ensemw2s.pipeline.graph import run_directory
 from ensemw2s.storage import remote
+
+logger = logging.getLogger(__name__)
+
+LARGE = 10_000_000
+"""Parameters above which the defaults for tiny models are most likely wrong."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +47,7 @@ def check(config: Config) -> None:
     check_storage(config)
     if config.tracking.kind == "mlflow" and find_spec("mlflow") is None:
         raise ConfigError("tracking.kind mlflow needs a package that is not installed: pip install -e '.[mlflow]'")
+    answer_key(config.data.answer_match)
     check_source(config.data)
     check_models(config)
     if any(model.is_tiny for model in (*config.models.weak, config.models.strong)):
@@ -73,22 +84,47 @@ def check_models(config: Config) -> None:
         raise ConfigError(
             "models.weak: embedded tiny models and others have different tokenizers; use one kind for all weak bases"
         )
-    own = [_tokenizer(name, model) for name, model in zip(names, weak, strict=True) if not model.is_tiny]
-    strong = None if config.models.strong.is_tiny else _tokenizer("strong", config.models.strong)
+    sizes: dict[str, list[int]] = {"expert": [], "student": []}
+    own = [
+        _tokenizer(name, model, sizes["expert"]) for name, model in zip(names, weak, strict=True) if not model.is_tiny
+    ]
+    strong = None if config.models.strong.is_tiny else _tokenizer("strong", config.models.strong, sizes["student"])
+    _warn_of_defaults(config, sizes)
     check_same_tokenizer(list(zip(names, own, strict=False)))
+    if config.data.add_bos and not config.data.chat_template:
+        for tokenizer in (*own, *([strong] if strong is not None else [])):
+            if tokenizer.bos_token_id is None:
+                raise ConfigError(
+                    f"data.add_bos is true, but the tokenizer of {tokenizer.name_or_path} has no BOS; leave it out"
+                )
     if config.data.chat_template:
         _check_chat(config, [*own, *([strong] if strong is not None else [])])
     if config.student.objective == "soft":
         _check_soft(own[0] if own else None, strong)
 
 
-def _tokenizer(name: str, model: ModelConfig) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, model: ModelConfig, sizes: list[int]) -> PreTrainedTokenizerBase:
     """Checks that a model is there, and gives its tokenizer."""
     try:
-        model_info(model.base, model.revision)
+        sizes.append(model_info(model.base, model.revision).parameters)
         return load_tokenizer(model.base, model.revision)
     except ModelError as error:
         raise ModelError(f"models: {name}: {error}") from error
+
+
+def _warn_of_defaults(config: Config, sizes: Mapping[str, list[int]]) -> None:
+    """Says where a large model is trained with the learning rate that is meant for tiny ones."""
+    default = Recipe.model_fields["learning_rate"].default
+    for section, parameters in sizes.items():
+        largest = max(parameters, default=0)
+        if largest > LARGE and getattr(config, section).learning_rate == default:
+            logger.warning(
+                "%s.learning_rate is %g, the default for models of 30 thousand parameters, and the model has %.0f "
+                "million: with LoRA 0.0001 to 0.0003 is usual, and a tenth of that when all weights are trained",
+                section,
+                default,
+                largest / 1e6,
+            )
 
 
 def _check_chat(config: Config, tokenizers: list[PreTrainedTokenizerBase]) -> None:
@@ -112,6 +148,22 @@ def _check_soft(weak: PreTrainedTokenizerBase | None, strong: PreTrainedTokenize
             "student.objective soft needs weak and strong models with the same tokenizer, but that of models.strong "
             "differs: use logconf or xent"
         )
+
+
+def run_check(config: Config) -> RunCheck:
+    """Checks rows against the tokenizers and contexts of all models of a run, but those that are not here yet.
+
+    Raises:
+        ModelError: A model is damaged.
+    """
+    readers: dict[str, RowReader] = {}
+    for model in (*config.models.weak, config.models.strong):
+        if model.is_tiny:
+            readers[model.base] = RowReader(model.base, None, tiny.CONTEXT)
+        elif model.base not in readers and is_here(model.base, model.revision):
+            context = model_info(model.base, model.revision).context
+            readers[model.base] = RowReader(model.base, load_tokenizer(model.base, model.revision), context)
+    return RunCheck(tuple(readers.values()), config.data)
 
 
 def free_bytes(path: Path) -> int:

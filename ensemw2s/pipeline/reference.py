@@ -96,6 +96,7 @@ def _start(context: Context, table: pa.Table, scratch: Path) -> Start:
         return Start(path=str(place.resolve()) if place.exists() or remote.uri(place) else name)
     prefix = context.config.data.answer_prefix
     texts = [f"{row['prompt']}{prefix}{row['answer']}" for row in table.select(["prompt", "answer"]).to_pylist()]
-    tokenizer = tiny.train_tokenizer(texts, context.config.models.pretraining.vocabulary)
+    around = context.config.data.prompt_template.replace("{prompt}", "")
+    tokenizer = tiny.train_tokenizer(texts, context.config.models.pretraining.vocabulary, also=around)
     tokenizer.save_pretrained(scratch / "tokenizer")
     return Start(path=str((scratch / "tokenizer").resolve()), tiny=name)

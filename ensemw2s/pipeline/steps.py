@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 
 from ensemw2s.boosting.records import AnchorSearch, BoostedExpert, TrainingSpent, VoteFit, members_of
 from ensemw2s.config.systems import ENSEMW2S, SEQUENCE_VOTE
+from ensemw2s.data.dropped import Dropped
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
-from ensemw2s.data.tokens import tokenize_examples
+from ensemw2s.data.tokens import check_answers_fit, tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
+from ensemw2s.evaluation import warnings
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.records import RESULTS, GenerationResult, RunResults, TrainingCost
@@ -24,10 +26,13 @@ from ensemw2s.labeling.parts import read_labels
 from ensemw2s.labeling.summary import summarise
 from ensemw2s.models import corpus, tiny
 from ensemw2s.models.tokenizers import load_tokenizer
+from ensemw2s.pipeline.alphabet import characters, say_unknown
 from ensemw2s.pipeline.anchoring import anchors_of, final_rounds, passes_made, scale_of
+from ensemw2s.pipeline.answers import write_answers, write_forced
 from ensemw2s.pipeline.consensus import pass_results
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import StudentGeneration
+from ensemw2s.pipeline.preflight import run_check
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
@@ -38,13 +43,8 @@ from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage, read_table
 from ensemw2s.training.records import TrainRecord
 
-FORCED_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("split", "voter", "id")),
-        ("answer_ids", pa.list_(pa.int32())),
-        ("member_ids", pa.list_(pa.list_(pa.int32()))),
-    ]
-)
+DROPPED = "dropped.json"
+"""In the folder of the splits: which rows became no example, if there are any."""
 
 
 def done(stage: Stage) -> bool:
@@ -55,12 +55,21 @@ def done(stage: Stage) -> bool:
 def make_data(context: Context) -> None:
     """Divides the examples of the sources into the splits; answers to hard prompts go into a file of their own."""
     stage, config = context.graph.data, context.config
-    splits = make_splits(config.data, seed=config.seed, reference=lambda table: reference_losses(context, table))
+    splits = make_splits(
+        config.data,
+        seed=config.seed,
+        reference=lambda table: reference_losses(context, table),
+        check=run_check(config),
+    )
     check_disjoint(splits)
     with store.publish(stage.path, stage.description) as folder:
         for name, table in splits.tables().items():
             pq.write_table(table, folder / f"{name}.parquet")
         pq.write_table(splits.hard_labels, folder / "hard_labels.parquet")
+        if splits.dropped:
+            splits.dropped.write_file(folder / DROPPED)
+    for sentence in splits.dropped.sentences():
+        context.progress.say(f"  data: {sentence}")
 
 
 def read_splits(context: Context) -> Splits:
@@ -86,7 +95,8 @@ def make_corpus(context: Context) -> None:
     texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=made.seed)
     task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
     read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
-    tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary)
+    tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary, also=characters(config.data, splits))
+    say_unknown(context.graph.data.path, tokenizer)
     with store.publish(stage.path, stage.description) as folder:
         tokenizer.save_pretrained(folder / "tokenizer")
         for role, part in texts.items():
@@ -105,7 +115,9 @@ def make_tokens(context: Context) -> None:
     with store.publish(stage.path, stage.description) as folder:
         for name in ("easy_train", "easy_validation"):
             table = read_table(context.graph.data.path / f"{name}.parquet")
-            pq.write_table(tokenize_examples(table, tokenizer, context.config.data), folder / f"{name}.parquet")
+            tokens = tokenize_examples(table, tokenizer, context.config.data)
+            check_answers_fit(tokens, context.config.labeling.max_new_tokens)
+            pq.write_table(tokens, folder / f"{name}.parquet")
 
 
 def make_ensemble(context: Context) -> None:
@@ -159,8 +171,11 @@ def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
         pool=context.pool,
         on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
     )
-    for stage in waiting.values():
-        summarise(stage.path).write(stage.path)
+    for maker, stage in waiting.items():
+        summary = summarise(stage.path)
+        for warning in warnings.of_labels(maker, summary.finish_reasons, context.config.labeling.max_new_tokens):
+            context.progress.say(f"  warning: {warning}")
+        summary.write(stage.path)
         store.finish(stage.path, stage.description)
 
 
@@ -249,6 +264,11 @@ def evaluate(context: Context) -> None:
         truths["validation"], columns["validation"] = _held_out(truths["validation"], columns["validation"])
     figures = Figures(config, truths, columns, members, _training_costs(context, members))
     hard_labels = read_table(graph.data.path / "hard_labels.parquet")
+    labels = {
+        maker: label_result(read_labels(made.path), hard_labels, figures.key)
+        for maker, made in graph.all_labels.items()
+    }
+    dropped = graph.data.path / DROPPED
     results = RunResults(
         name=config.name,
         seed=config.seed,
@@ -264,15 +284,17 @@ def evaluate(context: Context) -> None:
         anchor=AnchorSearch.read(graph.anchor.path) if graph.anchor is not None else None,
         fit=VoteFit.read(graph.ensemble.path) if config.ensemble.fitted else None,
         curves=figures.curves(),
-        labels={maker: label_result(read_labels(s.path), hard_labels) for maker, s in graph.all_labels.items()},
+        labels=labels,
         choices=choices(graph, hard_labels) or None,
         generations=tuple(map(_generation_result, graph.generations)) or None,
         examples=tuple(figures.examples(truths["ood"])),
+        dropped=Dropped.read_file(dropped) if remote.exists(dropped) else None,
+        warnings=warnings.of_run(labels, columns, history, config.labeling.max_new_tokens),
     )
     with store.publish(stage.path, stage.description) as folder:
         results.write_file(folder / RESULTS)
-        _write_answers(folder / "answers.parquet", truths, columns)
-        _write_forced(folder / "forced.parquet", truths, columns)
+        write_answers(folder / "answers.parquet", truths, columns)
+        write_forced(folder / "forced.parquet", truths, columns)
 
 
 def _held_out(table: pa.Table, columns: dict[str, Rows]) -> tuple[pa.Table, dict[str, Rows]]:
@@ -312,31 +334,3 @@ def _generation_result(generation: StudentGeneration) -> GenerationResult:
         tokens_trained=cost.tokens_trained,
         train_seconds=cost.train_seconds,
     )
-
-
-def _write_answers(path: Path, truths: dict[str, pa.Table], columns: Mapping[str, Mapping[str, Rows]]) -> None:
-    """Writes every voter's answer to every example, for further analysis."""
-    rows = [
-        {"split": split, "voter": voter, "id": identity, "answer": answer, "truth": truth}
-        for split, table in truths.items()
-        for voter, found in columns[split].items()
-        if "answer" in found
-        for identity, truth, answer in zip(
-            table["id"].to_pylist(), table["answer"].to_pylist(), found["answer"], strict=True
-        )
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), path)
-
-
-def _write_forced(path: Path, truths: dict[str, pa.Table], columns: Mapping[str, Mapping[str, Rows]]) -> None:
-    """Writes what each member of an ensemble predicts at every token of the true answers, to compare their errors."""
-    rows = [
-        {"split": split, "voter": voter, "id": identity, "answer_ids": answer, "member_ids": members}
-        for split, table in truths.items()
-        for voter, found in columns[split].items()
-        if "member_ids" in found
-        for identity, answer, members in zip(
-            table["id"].to_pylist(), found["answer_ids"], found["member_ids"], strict=True
-        )
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=FORCED_SCHEMA), path)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.config.systems import STUDENT_EASY_ONLY
+from ensemw2s.data.answers import answer_key
 from ensemw2s.data.tokens import WEIGHT, tokenize_examples
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.records import ChoiceResult
@@ -71,7 +72,7 @@ def _chosen(context: Context, maker: str) -> Chosen:
     config, graph = context.config, context.graph
     labels = read_labels(graph.all_labels[maker].path)
     own = read_labels(graph.labels[STUDENT_EASY_ONLY].path) if STUDENT_EASY_ONLY in graph.labels else None
-    chosen = choose(labels, own, config.student)
+    chosen = choose(labels, own, config.student, answer_key(config.data.answer_match))
     if len(chosen.labels):
         return chosen
     if config.student.labels == "all":
@@ -105,8 +106,9 @@ def _label_tokens(context: Context, chosen: Chosen, tokenizer: Any) -> pa.Table:
 
 def choices(graph: Graph, hard_labels: pa.Table) -> dict[str, ChoiceResult]:
     """How the labels of each student were chosen; tables that older runs made do not say it."""
+    key = answer_key(graph.config.data.answer_match)
     return {
-        student.name: choice_result(Choice.read(folder), read_table(folder / CHOSEN), hard_labels)
+        student.name: choice_result(Choice.read(folder), read_table(folder / CHOSEN), hard_labels, key)
         for student in graph.students
         if student.maker is not None and remote.exists((folder := student.data.path) / CHOSEN)
     }

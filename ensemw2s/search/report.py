@@ -183,6 +183,15 @@ def print_trials(result: SearchResult, console: Console) -> None:
             f"{result.validation} validation"
         )
     )
+    tied = [str(trial.trial) for trial in ordered if trial.objective == best.value and trial.trial != best.trial]
+    if tied:
+        console.print(
+            Text(
+                f"trial {best.trial} ties with {len(tied)} more ({', '.join(tied[:SHOWN])}): their {result.metric} is "
+                "the same. Of these the smaller ensemble was taken, then the earlier trial; more validation examples, "
+                "or harder ones, tell them apart"
+            )
+        )
 
 
 def _short(value: object) -> str:

@@ -20,6 +20,7 @@ from ensemw2s.errors import ConfigError, SearchError
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph, run_directory
+from ensemw2s.pipeline.identity import data_tree
 from ensemw2s.pipeline.phases import prepare
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
@@ -85,6 +86,7 @@ def run(
 def describe(config: Config) -> Description:
     """Everything that a search depends on; where it runs, and how many trials run at a time, is not among it."""
     tree = config.model_dump(mode="json", exclude={"cluster", "tracking", "evaluation"})
+    tree["data"] = data_tree(config.data)
     tree["search"].pop("concurrent")
     return Description(stage="search", settings=tree, inputs={"data": build_graph(config).data.fingerprint})
 

@@ -24,6 +24,7 @@ from ensemw2s.config import ClusterConfig
 from ensemw2s.config.messages import explain
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.errors import ArtifactError, ConfigError, EnsemW2SError, ModelError, ResourceError
+from ensemw2s.labeling.inputs import refuse_run
 from ensemw2s.models.info import check_folder
 from ensemw2s.serving.bodies import ModelObject
 from ensemw2s.serving.settings import FRONT, HostedSettings, ServeSettings
@@ -51,6 +52,7 @@ def check(settings: ServeSettings) -> ServeSettings:
         if not folder.is_dir():
             models.append(model)
             continue
+        refuse_run(f"model {model.name}:", folder)
         try:
             if (folder / MANIFEST).exists():
                 read_manifest(folder)

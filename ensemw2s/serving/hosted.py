@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers.utils import cached_file
 
 from ensemw2s import faults
 from ensemw2s.config import DataConfig, FilesSource
-from ensemw2s.data.tokens import tokenize_prompts
+from ensemw2s.data.tokens import tokenize_chat, tokenize_prompts
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_vocabulary
@@ -32,7 +30,6 @@ from ensemw2s.ensemble.speculation import Speculation
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import DataError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import settings_for
-from ensemw2s.models.hub import locate
 from ensemw2s.serving.exchange import (
     ChatMessage,
     ExpertCard,
@@ -229,10 +226,9 @@ class HostedModel:
         instead = {} if "developer" in str(tokenizer.chat_template) else {"developer": "system"}
         plain = [{"role": instead.get(one["role"], one["role"]), "content": one["content"]} for one in messages]
         try:
-            text = str(tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False))
+            return tokenize_chat(plain, tokenizer)
         except Exception as error:  # a template is a program of the model's authors, which refuses as it likes
             raise ModelError(f"the chat template of {self.settings.name} refuses these messages: {error}") from error
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _request(self, job: Job, prompt: list[int]) -> Request:
         room, context = self.limits.max_tokens, self.loaded.model.context
@@ -283,16 +279,7 @@ class HostedModel:
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:
-        """The tokenizer's end token, and those that the model's generation config names beside it."""
-        more = None
-        if not self.saved:
-            place = locate(self.settings.path)
-            file = cached_file(
-                place.path, "generation_config.json", _raise_exceptions_for_missing_entries=False, **place.options()
-            )
-            more = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id") if file else None
-        ends = [more] if isinstance(more, int) else list(more or [])
-        return tuple(dict.fromkeys([self.loaded.eos_id, *ends]))
+        return self.loaded.ends(self.rendering)
 
     def _tokens(self, details: Generation, added: list[str], own: OwnBytes) -> list[Token]:
         found = []

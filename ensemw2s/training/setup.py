@@ -51,7 +51,9 @@ def build(
 
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether weights are bfloat16: asked for, or `auto` on a GPU that has it."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def engine(spec: TrainSpec, model: PreTrainedModel | PeftModel, layout: Layout, steps: int) -> Any:

@@ -189,6 +189,9 @@ def test_missing_keys_are_named() -> None:
         ({"expert__weight_decay": float("nan")}, "expert.weight_decay: input should be "),
         ({"name": ""}, "name: string should match pattern"),
         ({"name": "../up"}, "name: string should match pattern"),
+        ({"data__answer_match": "close"}, "data.answer_match: input should be 'exact' or 'numeric' (it is 'close')"),
+        ({"data__answer_match": {"kind": "regex", "pattern": "("}}, "data.answer_match.pattern: is no regular expres"),
+        ({"data__answer_match": {"kind": "close"}}, "data.answer_match.kind: close is unknown. Valid: regex, function"),
     ],
 )
 def test_a_value_out_of_bounds_is_named_with_its_bound(changes: dict[str, Any], expected: str) -> None:
@@ -232,7 +235,7 @@ def test_valid_keys_of_a_source_are_those_of_its_kind() -> None:
     (line,) = mistakes(
         data__hard_source={"kind": "huggingface", "path": "p", "zzz": 1}, data__split={"mode": "cross_source"}
     )
-    assert line == "data.hard_source.zzz: unknown key. Valid keys: columns, kind, name, path, revision, split"
+    assert line == "data.hard_source.zzz: unknown key. Valid keys: columns, kind, name, path, revision, split, where"
 
 
 def test_free_keys_of_a_generator_are_not_judged_here() -> None:

@@ -19,8 +19,8 @@ def test_the_tokenizer_of_a_weak_base_counts_where_it_is_there(make_config):
     tokenizer.save_pretrained(config.models.weak[0].base)
     found = lengths(config, 4)
     assert (found.prompt, found.answer) == (
-        len(tokenizer("p" * 40)["input_ids"]) + 1,
-        len(tokenizer(" " + "a" * 80)["input_ids"]) + 1,
+        len(tokenizer.encode("p" * 40, add_special_tokens=False)) + 1,
+        len(tokenizer.encode(" " + "a" * 80, add_special_tokens=False)) + 1,
     )
     assert config.models.weak[0].base in found.origin
 
@@ -38,7 +38,7 @@ def test_the_text_of_the_template_is_what_the_tokenizer_reads(make_config):
     tokenizer = tiny.train_tokenizer(words * 5, 200)
     tokenizer.save_pretrained(config.models.weak[0].base)
     found = lengths(config, 4)
-    assert [found.prompt, found.answer] == [len(tokenizer(text)["input_ids"]) + 1 for text in words]
+    assert [found.prompt, found.answer] == [len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in words]
     assert found.prompt < 20, "words of the template are tokens of their own, as many spaces were more"
 
 

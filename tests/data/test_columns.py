@@ -1,3 +1,7 @@
+import datetime
+import math
+from decimal import Decimal
+
 import pytest
 
 from ensemw2s.config import Columns
@@ -106,3 +110,54 @@ def test_templates_cannot_reach_python():
 
 def test_templates_are_compiled_once():
     assert compile_template("{{ x }} {{ y }}") is compile_template("{{ x }} {{ y }}")
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, Decimal("nan")])
+def test_nan_is_a_missing_value_like_null(missing):
+    columns = Columns(prompt="q", answer="a")
+    with pytest.raises(DataError, match=r"the prompt .* is empty"):
+        render_row(columns, {"q": missing, "a": "1"})
+    assert render_row(columns, {"q": "x", "a": missing}, answer_optional=True)["answer"] is None
+    with pytest.raises(DataError, match=r"the answer .* is empty or null"):
+        render_row(Columns(prompt="q", answer="{{ a }}"), {"q": "x", "a": missing})
+    with pytest.raises(DataError, match="expected a list of texts"):
+        render_row(Columns(prompt="q", answer="a", choices="c"), {"q": "x", "a": "1", "c": ["1", math.nan]})
+
+
+@pytest.mark.parametrize(("value", "text"), [(17, "17"), (17.0, "17"), (-0.5, "-0.5"), (Decimal("1.50"), "1.50")])
+def test_numbers_become_text(value, text):
+    assert render_row(Columns(prompt="q", answer="a"), {"q": "x", "a": value})["answer"] == text
+
+
+def test_that_decimals_are_written_as_integers_is_said_once(caplog):
+    for value in (17.0, 18.0):
+        render_row(Columns(prompt="q", answer="said_once"), {"q": "x", "said_once": value})
+    assert [record.message for record in caplog.records] == [
+        "column said_once: decimals without a fraction become integers: 17.0 is written 17"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.inf, "is inf, expected text or a finite number"),
+        (True, r"holds a boolean, .* \"\{\{ 'yes' if a else 'no' \}\}\""),
+        (datetime.date(2026, 1, 2), r"holds a date, .* \"\{\{ a.isoformat\(\) \}\}\""),
+        (datetime.datetime(2026, 1, 2), r"holds a time stamp"),
+        ({"key": 1}, r"holds a dictionary, .* \"\{\{ a\['key'\] \}\}\""),
+        (b"x", r"holds bytes, .* \"\{\{ a.decode\(\) \}\}\""),
+        ("half \ud83d", r"is no valid text: U\+D83D at character 6 is half of a pair"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_advice_that_fits(value, message):
+    with pytest.raises(DataError, match=message):
+        render_row(Columns(prompt="q", answer="a"), {"q": "x", "a": value}, origin="a.parquet row 3")
+
+
+@pytest.mark.parametrize("value", [True, datetime.date(2026, 1, 2), {"key": 1}, b"x", ["1"], {"b", "a"}])
+def test_the_advice_works(value):
+    columns = Columns(prompt="q", answer="a")
+    with pytest.raises(DataError) as error:
+        render_row(columns, {"q": "x", "a": value})
+    template = str(error.value).rsplit('"', 2)[1]
+    assert render_row(Columns(prompt="q", answer=template), {"q": "x", "a": value})["answer"]

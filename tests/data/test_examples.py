@@ -1,8 +1,10 @@
-from ensemw2s.data.examples import EXAMPLE_SCHEMA, content_key, derive_seed, example_id, example_table
+from ensemw2s.data.examples import EXAMPLE_SCHEMA, content_key, derive_seed, example_id, example_table, folded_key
 
 
-def test_content_ignores_case_and_white_space():
-    assert content_key("Sort  3 1\n2 ") == content_key("sort 3 1 2")
+def test_content_ignores_white_space_and_not_case():
+    assert content_key("sort  3 1\n2 ") == content_key("sort 3 1 2")
+    assert content_key("Sort 3 1 2") != content_key("sort 3 1 2")
+    assert folded_key("Sort  3 1 2") == folded_key("sort 3 1 2")
 
 
 def test_content_ignores_how_unicode_composes_a_letter():
@@ -16,6 +18,13 @@ def test_content_tells_a_power_from_a_digit():
 def test_equal_content_gives_an_equal_id():
     assert example_id("A b") == example_id("a  B")
     assert len(example_id("a")) == 16
+
+
+def test_an_id_that_is_taken_tells_case_apart():
+    first = example_id("a b")
+    second = example_id("A  b", {first})
+    assert first == example_id("A b") != second
+    assert second == example_id("A b", {first})
 
 
 def test_derived_seeds_are_the_same_for_ever():

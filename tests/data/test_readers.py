@@ -4,13 +4,15 @@ import gzip
 import itertools
 import json
 import random
+import re
 from importlib.metadata import version
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ensemw2s.config import FilesSource, HuggingFaceSource, ReasoningGymSource
+from ensemw2s.config import Columns, FilesSource, HuggingFaceSource, ReasoningGymSource
+from ensemw2s.data.columns import render_row
 from ensemw2s.data.readers import FilesReader, HuggingFaceReader, ReasoningGymReader
 from ensemw2s.errors import DataError
 
@@ -130,7 +132,7 @@ def test_an_unknown_kind_of_uri_is_an_error():
         ("a.csv", b"prompt,answer\n1\n", r"row 1 \(line 2\) does not have 2 cells"),
         ("a.csv", b"prompt,answer\n1,2,3\n", r"row 1 \(line 2\) does not have 2 cells"),
         ("a.csv", b"prompt,prompt\n1,2\n", "names a column twice"),
-        ("a.csv", b"prompt,answer\n\xff,2\n", "cannot be read as csv: 'utf-8' codec"),
+        ("a.csv", b"prompt,answer\n\xff,2\n", "cannot be read as csv: row 1 \\(line 2\\) is not UTF-8 \\(byte 0xFF\\)"),
         ("a.parquet", b"not parquet", "cannot be read as parquet"),
         ("a.jsonl.gz", b"not gzip", "cannot be read as jsonl"),
     ],
@@ -309,3 +311,92 @@ def test_files_in_object_storage_are_read_like_local_ones(bucket, tmp_path):
     assert reader.identity() != before
     with pytest.raises(DataError, match=rf"s3://{bucket.name}/nothing does not exist"):
         read(f"s3://{bucket.name}/nothing")
+
+
+def test_numbers_of_json_keep_their_spelling(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x", "answer": 42.0}\n{"prompt": "y", "answer": 1e3}\n{"prompt": "z", "answer": 7}\n')
+    columns = Columns(prompt="prompt", answer="answer")
+    assert [render_row(columns, row)["answer"] for row in read(path)] == ["42.0", "1e3", "7"]
+
+
+def put_aside(path, text):
+    """The rows of a file with broken ones among them, and what is said of these."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    errors = []
+    rows = list(FilesReader(FilesSource(paths=[str(path)]), errors.append).rows())
+    return [row["p"] for _, row in rows], [str(error) for error in errors]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"p": ' + b"1" * 5000 + b"}", "line 2 cannot be read: Exceeds the limit"),
+        (b'{"p": ' + b"[" * 200_000 + b"}", "line 2 is nested too deeply"),
+        (b'{"p": "caf\xe9"}', r"line 2 is not UTF-8 (byte 0xE9); it looks like Windows-1252: convert the file with"),
+        (b'{"p": ', "line 2 is not JSON"),
+        (b"[1]", "row 2 is a list"),
+    ],
+)
+def test_a_broken_line_of_json_is_put_aside_with_its_number(tmp_path, line, reason):
+    rows, errors = put_aside(tmp_path / "a.jsonl", b'{"p": "a"}\n' + line + b'\n{"p": "b"}\n')
+    assert rows == ["a", "b"]
+    assert len(errors) == 1
+    assert reason in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'"He said "hi" to me",x', "row 2 (line 3) is not CSV: ',' expected after"),
+        (b"caf\xe9,x", "row 2 (line 3) is not UTF-8 (byte 0xE9)"),
+        (b"a,b,c", "row 2 (line 3) does not have 2 cells as the header does, but 3"),
+    ],
+)
+def test_a_broken_row_of_csv_is_put_aside_with_its_line(tmp_path, line, reason):
+    rows, errors = put_aside(tmp_path / "a.csv", b"p,note\na,x\n" + line + b"\nb,x\n")
+    assert rows == ["a", "b"]
+    assert len(errors) == 1
+    assert reason in errors[0]
+
+
+def test_a_quote_that_never_ends_hides_the_rest_so_the_file_is_refused_with_the_line(tmp_path):
+    with pytest.raises(DataError, match=r"row 2 begins in line 3 and does not end before line 5 .*quote missing"):
+        put_aside(tmp_path / "a.csv", 'p,note\na,x\n"b,x\nc,x\nd,x\n')
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    text = '{"p": "a"}\n'
+    with pytest.raises(DataError, match="it is UTF-16, expected UTF-8; convert the file with iconv -f UTF-16 -t UTF-8"):
+        put_aside(tmp_path / "a.jsonl", text.encode("utf-16"))
+    _, [error] = put_aside(
+        tmp_path / "b.jsonl",
+        '{"p": "次の数字を小さい順に並べてください。答えは数字だけを書いてください。"}\n'.encode("shift_jis"),
+    )
+    assert re.search(r"looks like (cp932|shift_jis)", error)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_another_separator_is_guessed(tmp_path, mark):
+    with pytest.raises(DataError, match=r"its header is a single column, .* seems to be separated by"):
+        put_aside(tmp_path / "a.csv", f"p{mark}note\na{mark}x\n")
+
+
+def test_a_pattern_stands_for_the_files_that_match_it_in_order(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "deep/d.jsonl"):
+        write(tmp_path / "data" / name, [{"prompt": name, "answer": "1"}])
+    assert [row["prompt"] for row in read(tmp_path / "data/*.jsonl")] == ["a.jsonl", "b.jsonl"]
+    assert [row["prompt"] for row in read(tmp_path / "data/[ac].*")] == ["a.jsonl", "c.csv"]
+    assert len(read(tmp_path / "data/**/*.jsonl")) == 3
+    assert [row["prompt"] for row in read(f"file://{tmp_path}/data/?.jsonl")] == ["a.jsonl", "b.jsonl"]
+    assert len(read(f"file://{tmp_path}/data/**/*.jsonl")) == 3
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    write(tmp_path / "a[1].jsonl")
+    assert read(tmp_path / "a[1].jsonl") == ROWS
+
+
+def test_a_pattern_without_files_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"none\*.jsonl: no file has such a name"):
+        read(tmp_path / "none*.jsonl")

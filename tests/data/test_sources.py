@@ -5,7 +5,8 @@ from importlib.metadata import version
 import pytest
 
 from ensemw2s.config import Columns, DataConfig, FilesSource, ReasoningGymSource
-from ensemw2s.data.examples import EXAMPLE_SCHEMA, content_key
+from ensemw2s.data.dropped import Tally
+from ensemw2s.data.examples import EXAMPLE_SCHEMA, content_key, example_id
 from ensemw2s.data.sources import check_source, iterate_rows, read_source, sources_identity
 from ensemw2s.errors import DataError
 
@@ -27,13 +28,13 @@ def test_files_become_examples_with_content_ids(tmp_path):
     table = read(files(tmp_path, [{"prompt": "1+1", "answer": 2}, {"prompt": "2+2", "answer": 4}]))
     assert table.schema == EXAMPLE_SCHEMA
     assert table["answer"].to_pylist() == ["2", "4"]
-    assert table["id"].to_pylist() == [content_key(p)[:16] for p in ("1+1", "2+2")]
+    assert table["id"].to_pylist() == [example_id(p) for p in ("1+1", "2+2")]
     assert table["difficulty"].to_pylist() == [0, 0]
 
 
 def test_of_equal_prompts_the_first_is_kept_even_when_answers_conflict(tmp_path):
     rows = [
-        {"prompt": "Is  it?", "answer": "yes"},
+        {"prompt": "is  it?", "answer": "yes"},
         {"prompt": "is it?", "answer": "no"},
         {"prompt": "b", "answer": "c"},
     ]
@@ -166,3 +167,42 @@ def test_an_answer_column_that_no_file_has_is_found_before_anything_starts(tmp_p
         check_source(by_difficulty(tmp_path, easy, hard))
     labelled = [{"prompt": "a", "answer": "x", "level": 0}]
     assert check_source(by_difficulty(tmp_path, hard, labelled))["answer"].to_pylist() == [None, "x"]
+
+
+SPLIT_ROWS = [
+    {"prompt": "a", "answer": "1", "split": "train"},
+    {"prompt": "b", "answer": "2", "split": "test"},
+    {"prompt": "c", "answer": None, "split": "train"},
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("split == 'train' and answer is not none", ["a"]),
+        ("{{ answer is not none }}", ["a", "b"]),
+        ("split in ['test']", ["b"]),
+    ],
+)
+def test_rows_are_filtered_by_an_expression_and_counted(tmp_path, where, kept):
+    source, tally = files(tmp_path, SPLIT_ROWS).model_copy(update={"where": where}), Tally()
+    assert read(source, tally=tally)["prompt"].to_pylist() == kept
+    assert tally.record().unmatched == 3 - len(kept)
+    assert check_source(DataConfig(source=source, split={"mode": "random"}))["prompt"].to_pylist() == kept[:1]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("split ==", "is not valid Jinja"),
+        ("part == 'a'", r"where \"part == 'a'\" failed: 'part' is undefined; columns"),
+    ],
+)
+def test_a_wrong_filter_is_an_error(tmp_path, where, message):
+    with pytest.raises(DataError, match=message):
+        read(files(tmp_path, SPLIT_ROWS).model_copy(update={"where": where}))
+
+
+def test_generated_rows_are_filtered_too():
+    source = ReasoningGymSource(dataset="number_sorting", where="metadata.direction == 'ascending'")
+    assert all("ascending" in prompt for prompt in read(source, 5)["prompt"].to_pylist())

@@ -236,7 +236,7 @@ def test_no_hard_examples_at_all_are_an_error(tmp_path):
 
 
 def test_duplicates_do_not_count_towards_the_sizes(tmp_path):
-    content = rows(14) + [row | {"prompt": row["prompt"].upper()} for row in rows(40)][:14]
+    content = rows(14) + [row | {"prompt": f" {row['prompt']}"} for row in rows(40)][:14]
     config = DataConfig(source=files(tmp_path, content), split={"mode": "random"}, sizes=SIZES)
     with pytest.raises(DataError, match=r"no distinct hard examples|only 14 distinct easy examples"):
         make_splits(config, seed=0)
@@ -297,11 +297,11 @@ def test_splits_are_disjoint_by_id_and_by_content():
     assert len(set(ids)) == len({content_key(prompt) for prompt in everything}) == sum(SIZES.values())
 
 
-def test_content_in_two_splits_is_found_whatever_its_case_and_id():
+def test_content_in_two_splits_is_found_whatever_its_white_space_and_id():
     splits = make_splits(gym(), seed=0)
     row = splits.easy_train.slice(0, 1).to_pylist()[0]
-    copy = example_table([row | {"id": "other", "prompt": f" {row['prompt'].upper()}"}])
-    with pytest.raises(DataError, match=r"in easy_train and other in ood_test have the same prompt up to case"):
+    copy = example_table([row | {"id": "other", "prompt": f" {row['prompt']}"}])
+    with pytest.raises(DataError, match=r"in easy_train and other in ood_test have the same prompt up to white"):
         check_disjoint(dataclasses.replace(splits, ood_test=copy))
 
 
@@ -329,3 +329,32 @@ def test_folds_differ_by_seed():
 def test_more_folds_than_examples_are_an_error():
     with pytest.raises(DataError, match=r"2 examples cannot be divided into 3 folds; lower data.split.reference.folds"):
         folds(2, 3, seed=0)
+
+
+def variants(n):
+    """Twice n rows, half of them easy: prompts that differ in case alone, with another answer each."""
+    return [
+        {"prompt": word + f" {i}", "answer": f"{word} {i}", "level": i % 2} for i in range(n) for word in ("ab", "AB")
+    ]
+
+
+def test_prompts_that_differ_in_case_are_different_examples(tmp_path):
+    splits = make_splits(by_level(tmp_path, variants(16), easy_max=0), seed=0)
+    assert sum(table.num_rows for table in splits.tables().values()) == sum(SIZES.values())
+    assert not splits.dropped
+
+
+def test_dropped_rows_are_counted_and_those_with_another_answer_are_named(tmp_path):
+    again = [{"prompt": "question  3", "answer": "answer 3", "level": 3}, rows(1, 4)[0] | {"answer": "another"}]
+    splits = make_splits(by_level(tmp_path, [*rows(60), *again], easy_max=4), seed=0)
+    path = tmp_path / "a.jsonl"
+    assert splits.dropped.sentences() == [
+        "2 rows are dropped because an earlier row has the same prompt, 1 of them with another answer.",
+        f"{path} row 62 answers 'another', {path} row 5 with the same prompt 'answer 4'.",
+    ]
+
+
+def test_the_error_of_too_few_examples_says_what_was_dropped(tmp_path):
+    content = [*rows(20), *(row | {"answer": "x"} for row in rows(20))]
+    with pytest.raises(DataError, match=r"only 10 distinct easy examples.* 20 rows are dropped .* 20 of them with"):
+        make_splits(by_level(tmp_path, content, easy_max=4), seed=0)

@@ -40,7 +40,7 @@ def harness(undisturbed, tmp_path_factory):
                 "dataset_path": "json",
                 "dataset_kwargs": {"data_files": str(file)},
                 "test_split": "train",
-                "doc_to_text": "<bos>{{prompt}}",
+                "doc_to_text": "{{prompt}}",
                 "target_delimiter": " ",
             }
             found = lm_eval.simple_evaluate(model, tasks=[common | task], bootstrap_iters=0, log_samples=True)

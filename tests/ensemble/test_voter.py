@@ -1,12 +1,21 @@
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from ensemw2s.config import DataConfig, FilesSource, SplitConfig
+from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.decoding import decode
-from ensemw2s.ensemble.voter import Voter, load_voters
+from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.voter import Loaded, Voter, load_voters, weights_type
 from ensemw2s.errors import ModelError
+from ensemw2s.models import loading
 from ensemw2s.models.loading import tokenizer_hash
+from ensemw2s.training.setup import use_bf16
 
 
 def voter(name: str, folders: list, weights: list[float], **fields) -> Voter:
@@ -90,3 +99,75 @@ def test_a_description_survives_json(full_folders):
     assert Voter.model_validate_json(described.model_dump_json()) == described
     with pytest.raises(ValidationError, match="rule"):
         voter("bad", full_folders, [1.0], rule="mean")
+
+
+def kinds_of_tokenizer() -> dict[str, PreTrainedTokenizerFast]:
+    """One that adds a BOS, one that has one and adds none, one without a BOS, and one of SentencePiece's parts."""
+    text = ["sort these numbers in ascending order please 0 1 2 3 4 5 6 7 8 9"] * 9
+    made = {}
+    for name in ("adds", "has", "none", "sentencepiece"):
+        raw = Tokenizer(models.BPE(unk_token="<unk>"))
+        if name == "sentencepiece":
+            raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+            raw.decoder = decoders.Metaspace(prepend_scheme="first")
+        else:
+            raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            raw.decoder = decoders.ByteLevel()
+        special = ["<pad>", "<s>", "</s>", "<unk>"]  # no tokenizer of the tiny family
+        raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=64, special_tokens=special, show_progress=False))
+        if name in ("adds", "sentencepiece"):
+            raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        names |= {} if name == "none" else {"bos_token": "<s>"}
+        made[name] = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["adds", "has", "none", "sentencepiece"])
+@pytest.mark.parametrize("place", ["model", "member"])
+def test_plain_transformers_gives_our_answers_token_for_token(kind, place, make_model, tmp_path):
+    tokenizer, model = kinds_of_tokenizer()[kind], make_model(3, vocabulary=64)
+    model.generation_config.eos_token_id = [2, 17]
+    loading.save_trained(model, tokenizer, tmp_path / "model")
+    folder = tmp_path / "model"
+    if place == "member":
+        member = MemberSource("one", folder, alpha=1.0, weight=1.0, round=1)
+        save_ensemble(tmp_path / "ensemble", members=[member], rule="probability", tokenizer=tokenizer)
+        folder = tmp_path / "ensemble/members/one"
+    [loaded] = load_voters([Voter(name="one", models=[str(tmp_path / "model")], weights=[1.0])], device="cpu")
+    texts = ["sort these numbers 3 1 2", "please order 9 8"]
+    data = DataConfig(source=FilesSource(paths=["-"]), split=SplitConfig(mode="random"))
+    prompts = tokenize_prompts(texts, loaded.tokenizer, data)
+    ours = [
+        g.token_ids for g in decode(loaded.model, prompts, max_new_tokens=20, eos_ids=loaded.ends(data), batch_size=2)
+    ]
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    read = AutoTokenizer.from_pretrained(tmp_path / ("ensemble/tokenizer" if place == "member" else "model"))
+    for text, answer in zip(texts, ours, strict=True):
+        ids = read(text, return_tensors="pt")
+        ids.pop("token_type_ids", None)
+        with torch.no_grad():
+            found = plain.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert found.tolist() == answer
+
+
+def test_every_token_that_a_members_generation_config_names_ends_an_answer(make_model, tokenizer):
+    first, second = make_model(1), make_model(2)
+    first.generation_config.eos_token_id = [2, 17]
+    second.generation_config.eos_token_id = 9
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}{{ m.content }}<pad>{% endfor %}"
+    loaded = Loaded(EnsembleForCausalLM([first, second], [0.5, 0.5]), chat)
+    data = DataConfig(source=FilesSource(paths=["-"]), split=SplitConfig(mode="random"))
+    assert loaded.ends(data) == (2, 17, 9)
+    assert loaded.ends(data.model_copy(update={"chat_template": True})) == (0, 2, 17, 9)
+
+
+def test_auto_takes_bf16_only_where_the_gpu_has_it_and_not_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert weights_type("auto", "cuda") == torch.float32
+    assert not use_bf16("auto", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert weights_type("auto", "cuda") == torch.bfloat16
+    assert use_bf16("auto", torch.device("cuda"))
+    assert weights_type("auto", "cpu") == torch.float32

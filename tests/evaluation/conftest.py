@@ -1,13 +1,16 @@
 """A run's results as the pipeline leaves them: one with everything, one with almost nothing."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.evaluation.metrics import agreement_bins, metrics, paired_difference, pgr, verdict
 from ensemw2s.storage.record import Record
+from ensemw2s.storage.store import read_json
 
 DRAW = {"samples": 500, "seed": 0}
 ACCURACY = {
@@ -197,3 +200,10 @@ def _example(i: int, rng: np.random.Generator) -> dict[str, Any]:
         "agreement": float(np.mean([t["agreement"] for t in tokens])),
         "tokens": tokens,
     }
+
+
+@pytest.fixture
+def older_rounds() -> list[RoundRecord]:
+    """The rounds of a run whose weighted errors are far from 0."""
+    older = Path(__file__).parents[1] / "older_run"
+    return [RoundRecord.model_validate(found) for found in read_json(older / "results.json")["rounds"]]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ensemw2s.data.answers import answer_key
 from ensemw2s.errors import DataError
 from ensemw2s.evaluation.metrics import (
     agreement_bins,
@@ -275,3 +276,24 @@ class TestMajorityVote:
     def test_what_does_not_fit_is_refused(self, answers, weights, message):
         with pytest.raises(DataError, match=message):
             majority_vote(answers, weights)
+
+
+def test_a_verdict_from_few_examples_is_none():
+    assert verdict(0.1, 0.3, n=49) == verdict(-0.3, -0.1, n=49) == "too few to tell"
+    assert verdict(0.1, 0.3, n=50) == "better"
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [([(0.9, 1.0), (0.9, 0.99)], "saturated"), ([(0.0, 0.0)] * 2, "saturated"), ([(0.1, 0.9)] * 2, "no difference")],
+)
+def test_no_difference_at_an_end_of_the_scale_is_saturation(figures, said):
+    assert verdict(-0.1, 0.1, n=100, figures=figures) == said
+    assert verdict(0.1, 0.2, n=100, figures=figures) == "better"
+
+
+def test_answers_are_compared_by_their_key():
+    key = answer_key("numeric")
+    assert exact_match(["1,000", "7"], ["1000.0", "8"], key).tolist() == [True, False]
+    [(answer, share)] = majority_vote([["8"], ["1,000"], ["1000"]], [3.0, 2.0, 2.0], key)
+    assert (answer, share) == ("1,000", pytest.approx(4 / 7))

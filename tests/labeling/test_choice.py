@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ensemw2s.config import StudentConfig
+from ensemw2s.data.answers import answer_key
 from ensemw2s.labeling.choice import LEAST_AGREED, Choice, choose, weight_of_others
 
 Labels = Literal["all", "agreed", "unanimous", "own", "auto"]
@@ -42,6 +43,14 @@ def test_agreed_labels_are_those_that_both_give_by_id_whatever_their_order() -> 
     made, own = judged("1", "2", "3"), judged("9", "2", "1", id=["p2", "p1", "p0"])
     assert chosen("agreed", made, own) == {"p0": ("1", 1.0), "p1": ("2", 1.0)}
     assert choose(made, own, StudentConfig(labels="agreed")).choice.agreed == 2
+
+
+def test_judges_agree_on_answers_that_count_as_the_same() -> None:
+    made, own = judged("1,000", "2"), judged("1000.0", "3")
+    wanted = StudentConfig(labels="agreed")
+    assert choose(made, own, wanted).choice.agreed == 0
+    found = choose(made, own, wanted, answer_key("numeric"))
+    assert found.labels["answer"].to_pylist() == ["1,000"]
 
 
 @pytest.mark.parametrize(("answer", "reason"), [("", "stop"), ("1", "length")])

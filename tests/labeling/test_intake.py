@@ -99,3 +99,21 @@ def test_the_first_row_shows_what_is_wrong_with_all(tmp_path, rows, labelled, re
         return
     with pytest.raises(DataError, match=reason):
         check_input(source, labelled=labelled)
+
+
+def test_a_broken_first_row_does_not_stop_the_others(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,more\n"He said "hi"",1\ny,2\n')
+    source = FilesSource(paths=[str(tmp_path / "a.csv")])
+    check_input(source, labelled=False)
+    rows, [refused] = written(source, tmp_path)
+    assert [row["prompt"] for row in rows] == ["y"]
+    assert "row 1 (line 2) is not CSV" in refused["reason"]
+    with pytest.raises(DataError, match=r"row 1 \(line 2\) is not CSV"):
+        check_input(source, labelled=True)
+
+
+def test_half_a_surrogate_pair_puts_the_row_aside(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b \\ud83d"}\n{"prompt": "c"}\n')
+    rows, [refused] = written(FilesSource(paths=[str(tmp_path / "a.jsonl")]), tmp_path)
+    assert [row["prompt"] for row in rows] == ["a", "c"]
+    assert "a.jsonl row 2: column 'prompt' (columns.prompt) is no valid text: U+D83D" in refused["reason"]

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from ensemw2s.errors import ModelError
 from ensemw2s.models import loading, tiny
@@ -36,9 +39,23 @@ def test_decoding_gives_the_text_back(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
-def test_what_was_never_seen_is_unknown_and_nothing_is_added(tokenizer):
+def test_what_was_never_seen_is_unknown(tokenizer):
     assert tokenizer.encode("é", add_special_tokens=False) == [3, 3]
-    assert tokenizer.encode("1")[0] != tokenizer.bos_token_id
+
+
+def test_the_tokenizer_adds_the_bos_that_all_training_begins_with(tokenizer, tmp_path):
+    plain = tokenizer.encode("sort up 1", add_special_tokens=False)
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("sort up 1")["input_ids"] == [1, *plain]
+
+
+def test_a_tokenizer_that_was_saved_without_its_bos_gets_it_back_and_stays_the_same_one(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved | {"post_processor": None}))
+    loaded = loading.load_tokenizer(tmp_path)
+    assert loaded("sort up 1")["input_ids"] == tokenizer("sort up 1")["input_ids"]
+    assert loading.tokenizer_hash(loaded) == loading.tokenizer_hash(tokenizer)
 
 
 def test_the_vocabulary_is_as_large_as_allowed_and_no_larger_than_the_text_gives():
@@ -56,7 +73,7 @@ def test_the_tokenizer_survives_being_saved(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = loading.load_tokenizer(tmp_path)
     assert loading.tokenizer_hash(loaded) == loading.tokenizer_hash(tokenizer)
-    assert loaded.decode(loaded.encode("sort up 3 1 = 1 3")) == "sort up 3 1 = 1 3"
+    assert loaded.decode(loaded.encode("sort up 3 1 = 1 3"), skip_special_tokens=True) == "sort up 3 1 = 1 3"
     assert loaded.model_max_length == tiny.CONTEXT
 
 
@@ -88,3 +105,12 @@ def test_the_seed_decides_the_weights_and_the_random_state_stays(tokenizer):
 def test_another_name_is_answered_with_the_family(tokenizer):
     with pytest.raises(ModelError, match="tiny-medium is not an embedded model, available: tiny-weak, tiny-strong"):
         tiny.create_tiny("tiny-medium", tokenizer, 0)
+
+
+def test_characters_that_must_be_known_are_and_change_nothing_where_they_are_seen(tokenizer):
+    same = tiny.train_tokenizer(NUMBERS, 160, also="sort up 1=")
+    assert same.get_vocab() == tokenizer.get_vocab()
+    more = tiny.train_tokenizer(NUMBERS, 160, also="é\n")
+    text = "sort up 1\nété".replace("t", "é")
+    assert more.unk_token_id not in more(text.replace("s", "é"))["input_ids"]
+    assert len(more) == len(tokenizer) + 3  # bytes

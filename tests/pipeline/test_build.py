@@ -1,6 +1,7 @@
 """Which stages a setting changes: those, and no others, are done again."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph, Stage, run_directory
 from ensemw2s.pipeline.run import check_stages
 from ensemw2s.storage import store
+from ensemw2s.storage.store import MARKER
 
 STUDENTS = {f"students/{name}" for name in SYSTEMS if name.startswith("student_")}
 BASES = {"models/weak-0", "models/weak-1", "models/strong"}
@@ -496,3 +498,43 @@ def test_what_a_pass_reads_has_no_hard_label() -> None:
             assert p.kept in expert.stage.inputs
     assert made.ensemble.inputs == (p.rounds[-1].stage,)
     assert made.expert("consensus/1/rounds/2/experts/0").base.name == "weak-1"
+
+
+def test_a_limit_that_shapes_no_training_makes_nothing_stale():
+    limits = {"data.max_prompt_tokens": 2000, "data.max_answer_tokens": 64}
+    assert changed(**limits) == set()
+    dropping = {"data.too_long": "drop"}
+    assert changed(**dropping) == EVERYTHING
+    assert fingerprints(**dropping) != fingerprints(**dropping, **limits)
+
+
+def test_limits_that_an_older_run_recorded_do_not_make_it_another_one(tmp_path):
+    made = graph(storage=str(tmp_path), **{"data.max_prompt_tokens": 256})
+    older = replace(made.data, settings=made.data.settings | {"data.max_prompt_tokens": 256})
+    older.path.mkdir(parents=True)
+    older.description.write(older.path / MARKER)
+    again = graph(storage=str(tmp_path), **{"data.max_prompt_tokens": 4096})
+    assert store.is_done(again.data.path, again.data.description)
+    other = graph(storage=str(tmp_path), **{"data.sizes.easy_train": 7})
+    with pytest.raises(ArtifactError, match=r"data.sizes.easy_train was 2000, is 7"):
+        store.is_done(other.data.path, other.data.description)
+
+
+def test_how_answers_are_compared_changes_the_evaluation_and_what_samples_vote_for():
+    assert changed(**{"data.answer_match": "numeric"}) == EVALUATION
+    sampled = {"labeling.samples": 3, "labeling.temperature": 0.7}
+    numeric = fingerprints(**sampled, **{"data.answer_match": "numeric"})
+    assert {name for name, found in fingerprints(**sampled).items() if numeric[name] != found} >= LABELS | OWN_LABELS
+
+
+@pytest.mark.parametrize(
+    ("where", "stage"),
+    [
+        ({"boosting.anchor": "auto"}, "anchor"),
+        ({"student.labels": "agreed"}, "tokens/students/student_ensemw2s"),
+        ({"consensus.passes": 1}, "consensus/1/kept"),
+    ],
+)
+def test_how_answers_are_compared_changes_what_looks_for_right_or_for_shared_ones(where, stage):
+    exact, numeric = fingerprints(**where), fingerprints(**where, **{"data.answer_match": "numeric"})
+    assert exact[stage] != numeric[stage]

@@ -190,7 +190,7 @@ def test_the_ensemble_is_that_of_the_last_pass_and_those_before_are_evaluated_to
     voters = pass_voters(run.graph)
     assert [voter.name for voter in voters] == ["passes:0", "passes:1"]
     assert "consensus/1/" in voters[1].models[0]
-    figures = SimpleNamespace(of_voter=lambda voter: BySplit() if voter else None)
+    figures = SimpleNamespace(of_voter=lambda voter: BySplit() if voter else None, key=str.strip)
     truths = pa.table(
         {"id": [f"hard-{i}" for i in range(HARD)], "answer": ["1 2"] * 3 + [None] * 2 + ["2"] * (HARD - 5)}
     )

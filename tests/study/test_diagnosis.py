@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ensemw2s.pipeline.steps import FORCED_SCHEMA
+from ensemw2s.pipeline.answers import FORCED_SCHEMA
 from ensemw2s.study.diagnosis import diagnose, of_answers, of_table
 from ensemw2s.study.row import WrongAnswers
 
