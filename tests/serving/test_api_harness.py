@@ -41,9 +41,9 @@ def test_options_have_the_log_likelihood_of_our_own_evaluation(harness, backend)
     pairs = [(context, option) for context in CONTEXTS for option in OPTIONS]
     found = harness.loglikelihood([instance("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
     loaded = backend.held["ensemble"].loaded
-    bos, encode = [loaded.tokenizer.bos_token_id], loaded.tokenizer.encode
-    whole = [bos + encode(context + option) for context, option in pairs]
-    starts = [1 + len(encode(context)) for context, _ in pairs]
+    encode = loaded.tokenizer.encode  # it adds its BOS token
+    whole = [encode(context + option) for context, option in pairs]
+    starts = [len(encode(context)) for context, _ in pairs]
     ours = score(
         loaded.model, [ids[:n] for ids, n in zip(whole, starts, strict=True)],
         [ids[n:] for ids, n in zip(whole, starts, strict=True)], pad_id=0, batch_size=4,
