@@ -20,7 +20,7 @@ import numpy as np
 
 from ensemw2s import faults
 from ensemw2s.config import DataConfig, FilesSource
-from ensemw2s.data.tokens import tokenize_chat, tokenize_prompts
+from ensemw2s.data.tokens import begin_ids, tokenize_chat, tokenize_prompts
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_vocabulary
@@ -212,7 +212,7 @@ class HostedModel:
     def _render(self, prompt: Prompt) -> list[int]:
         tokenizer = self.loaded.tokenizer
         if isinstance(prompt, str):
-            return tokenize_prompts([prompt], tokenizer, self._as_it_is)[0]
+            return tokenize_prompts([prompt.removeprefix(self._begin)], tokenizer, self._as_it_is)[0]
         if not prompt or isinstance(prompt[0], int):
             return [token for token in prompt if isinstance(token, int)]
         messages: list[ChatMessage] = list(prompt)
@@ -276,6 +276,11 @@ class HostedModel:
     def _as_it_is(self) -> DataConfig:
         """How a text is rendered that is a prompt already."""
         return self.rendering.model_copy(update={"prompt_template": "{prompt}", "chat_template": False})
+
+    @cached_property
+    def _begin(self) -> str:
+        """Text of the tokens before a prompt: a harness that decodes its tokens sends it, and it is not added twice."""
+        return str(self.loaded.tokenizer.decode(begin_ids(self.loaded.tokenizer, self._as_it_is)))
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:
