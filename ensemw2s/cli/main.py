@@ -53,7 +53,7 @@ def root(
 
 
 PANELS = {
-    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.tune, runs.study),
+    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, runs.study),
     "Saved models": (saved.label, saved.evaluate, saved.models),
     "Serving": (serving.serve, serving.ask, serving.chat),
 }

@@ -57,6 +57,7 @@ Overrides = Annotated[
 ]
 Fresh = Annotated[bool, option("--fresh", "Delete what was made with another config, and start anew.")]
 Debug = Annotated[bool, option("--debug", "Show stack traces, and the logs of Ray and its workers.")]
+Json = Annotated[bool, option("--json", "Print JSON, for programs, in place of tables.")]
 
 Address = Annotated[
     str | None,

@@ -287,19 +287,49 @@ def report(
         ensemw2s report runs/quickstart
     """
     with outcome(debug=debug):
-        from ensemw2s.evaluation.records import RunResults
+        from ensemw2s.evaluation.compare import read_results
         from ensemw2s.evaluation.report import print_table, write_report
 
-        path = run_dir / "results.json"
-        if not remote.exists(path):
-            from ensemw2s.labeling.inputs import run_of
-
-            if (run := run_of(run_dir)) is not None and run != run_dir.resolve():
-                raise ConfigError(f"{remote.shown(run_dir)} is a part of a run; give the run: {remote.shown(run)}")
-            raise ConfigError(
-                f"{remote.shown(run_dir)} has no results.json; a run writes it at its end (ensemw2s run CONFIG)"
-            )
-        results = RunResults.read(path)
+        results = read_results(run_dir)
         html = write_report(results, run_dir)
         print_table(results, Output())
         say(f"\nreport: {remote.shown(html)}")
+
+
+def compare(
+    first: options.RunFolder,
+    second: options.RunFolder,
+    system: Annotated[
+        str | None,
+        option("--system", "System whose examples are shown. Default: the ensemble, else the first one."),
+    ] = None,
+    examples: Annotated[int, option("--examples", "Examples of each split to show.", min=0, show_default=True)] = 5,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare two runs: their systems side by side, and the examples on which they differ.
+
+    Shows the exact match of every system that both runs have, on easy (ID) and hard (OOD) test examples, and the
+    difference, second − first, with its 95 % bootstrap interval over the examples. It also counts the examples that a
+    system answers in one run only, and shows some of them. With --json: all of this, with all such examples.
+
+    Both runs must have the same test examples: the same `data`, and the same `seed` where examples are drawn. A
+    comparison of two runs is one of two trainings. To compare settings over seeds, use `study`.
+
+        ensemw2s compare runs/quickstart runs/mine
+        ensemw2s compare runs/quickstart runs/mine --system student_ensemw2s --examples 20
+        ensemw2s compare runs/quickstart runs/mine --json > difference.json
+    """
+    with outcome(debug=debug):
+        from ensemw2s.config.systems import ENSEMW2S
+        from ensemw2s.evaluation import compare as comparing
+
+        found = comparing.compare(comparing.read(first), comparing.read(second))
+        names = list(dict.fromkeys(row.system for row in found.systems))
+        if system is not None and system not in names:
+            raise ConfigError(f"--system {system}: both runs have {', '.join(names)}")
+        if as_json:
+            say(found.model_dump_json(indent=2))
+            return
+        chosen = system or (ENSEMW2S if ENSEMW2S in names else names[0])
+        comparing.print_comparison(found, Output(), system=chosen, shown=examples)

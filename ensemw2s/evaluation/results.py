@@ -18,6 +18,7 @@ from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_CEILING, TA
 from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.evaluation import metrics as m
+from ensemw2s.evaluation import outcomes
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.records import (
     VALIDATION,
@@ -33,7 +34,7 @@ from ensemw2s.evaluation.records import (
     SystemResult,
     TrainingCost,
 )
-from ensemw2s.evaluation.voters import BASE, EXPERT, ROUNDS
+from ensemw2s.evaluation.voters import BASE, ROUNDS
 from ensemw2s.labeling.choice import Choice
 
 TESTS = ("id", "ood")
@@ -59,7 +60,7 @@ class Figures:
         trained: Mapping[str, TrainingCost],
     ) -> None:
         self.config, self.columns, self.trained = config, columns, trained
-        self.voting = [member for member in members if member.weight > 0]
+        self.votes = {member.name: member.weight for member in members if member.weight > 0}
         self.answers = {split: table["answer"].to_pylist() for split, table in truths.items()}
         self.has_choices = {split: np.asarray(table["choices"].is_valid(), bool) for split, table in truths.items()}
         self.key = answer_key(config.data.answer_match)
@@ -67,24 +68,13 @@ class Figures:
         self.seed = derive_seed(config.seed, "statistics")
         self.exact = {name: {split: self._exact(name, split) for split in TESTS} for name in config.evaluation.systems}
 
-    def _voters(self, name: str) -> list[str]:
-        """The voters whose answers a system's figures follow from."""
-        if TABLE[name].averages_bases:
-            return [voter for voter in self.columns["id"] if voter.startswith(BASE)]
-        if TABLE[name].vote == "answers":
-            return [f"{EXPERT}{member.name}" for member in self.voting]
-        return [name]
-
     def _exact(self, name: str, split: str) -> m.FloatArray | m.BoolArray:
         """Right or not, for each example [n]; of the zero-shot bases the mean over them."""
-        truths = self.answers[split]
-        answers = [self.columns[split][voter]["answer"] for voter in self._voters(name)]
-        if TABLE[name].vote == "answers":
-            weights = [member.weight for member in self.voting]
-            voted = m.majority_vote(answers, weights, self.key)
-            return m.exact_match([answer for answer, _ in voted], truths, self.key)
-        exact = [m.exact_match(given, truths, self.key) for given in answers]
-        return exact[0] if len(exact) == 1 else np.mean(exact, axis=0)
+        given = {voter: rows["answer"] for voter, rows in self.columns[split].items() if "answer" in rows}
+        return outcomes.right(outcomes.answers_of(name, given, self.votes, self.key), self.answers[split], self.key)
+
+    def _voters(self, name: str) -> list[str]:
+        return outcomes.voters_of(name, self.columns["id"], self.votes)
 
     def systems(self) -> dict[str, SystemResult]:
         """Figures on both test splits, and the cost, of every system."""

@@ -18,7 +18,10 @@ from ensemw2s.cli.main import app
 from ensemw2s.errors import DataError, TrainingError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("init", "run", "plan", "tune", "study", "report", "label", "evaluate", "models", "serve", "ask", "chat")
+COMMANDS = (
+    *("init", "run", "plan", "tune", "study", "report", "compare"),
+    *("label", "evaluate", "models", "serve", "ask", "chat"),
+)
 
 
 def call(*arguments: str | Path) -> Result:
