@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Test files are compiled once and kept, whatever the shell says: to compile them takes a third of `make test-fast`.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test test-fast test-long check browser format lint docs wheel lock clean
 
 # The interpreter behind .venv, 3.11 or 3.12: `make setup PYTHON=/some/python` chooses another one.
@@ -31,7 +33,7 @@ test: check browser  ## Format, lint, types and every test but the long ones and
 	@{ $(CHROMIUM); } >/dev/null || echo "$(UNTESTED)"
 
 test-fast: check  ## The same without Ray, the pipeline and what takes seconds: a minute.
-	$(PYTEST) -m "not slow and $(UNITS)" $(ARGS)
+	$(PYTEST) -p no:schemathesis -m "not slow and $(UNITS)" $(ARGS)
 
 test-long: check browser  ## Every test but those for a GPU, the slow suites too.
 	$(PYTEST) -m "not gpu" $(ARGS)

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import ctypes
 import fcntl
+import gc
 import hashlib
 import itertools
 import json
@@ -638,6 +639,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     waiting = [tests for tests in files.values() if heavy(tests) and waits(tests)]
     others = [tests for tests in files.values() if heavy(tests) and not waits(tests)]
     items[:] = [test for tests in (*waiting[:1], *others, *waiting[1:], *quick) for test in tests]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A full garbage collection, of which every training makes one, passes over what has been imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,7 @@ def test_where_there_is_a_gpu_nothing_is_forked(monkeypatch):
         assert ray_constants.SETUP_WORKER_FILENAME == "setup_worker.py"
 
 
+@pytest.mark.slow
 def test_what_is_imported_for_forks_starts_no_thread_and_leaves_ray_out():
     code = (
         "import importlib, os, sys\n"

@@ -64,6 +64,7 @@ def test_rows_beside_a_study_are_what_its_statistics_are_made_from(folder, tmp_p
     assert refresh["read"]([tmp_path / "small.json"]) == refresh["read"]([folder])
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_that_of_the_committed_studies() -> None:
     page, studies = ROOT / "docs" / "results.md", sorted((ROOT / "docs" / "studies").glob("*.json*"))
     committed = page.read_text(encoding="utf-8") if page.exists() else None

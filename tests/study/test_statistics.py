@@ -24,6 +24,7 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
     assert mean_interval([0.25] * 4).ci95 == (0.25, 0.25)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_in_95_of_100_studies() -> None:
     rng = np.random.default_rng(0)
     held = [lo <= 1.0 <= hi for lo, hi in (mean_interval(rng.normal(1.0, 2.0, 5)).ci95 for _ in range(2000))]

@@ -63,6 +63,7 @@ def test_lines_for_machines_and_metrics_say_which_cell_they_are_about(tmp_path, 
     assert [line["run"] for line in lines if line.get("event") == "begin"] == [run for run, _ in told]
 
 
+@pytest.mark.slow
 def test_a_report_of_what_is_done_names_what_failed_and_who_made_the_cells(tmp_path, monkeypatch) -> None:
     wanted = study(tmp_path, seeds=[0, 1, 2])
     cells = expand(wanted)

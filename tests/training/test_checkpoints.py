@@ -164,7 +164,7 @@ def same(spec: TrainSpec, other: TrainSpec) -> bool:
 FACTS = ("steps", "loss", "validation_exact_match", "kept_epoch", "tokens_trained")
 
 
-QUICK = ("plain", "best")
+QUICK = ("plain",)
 """Kinds for `make test-fast`; the others take seconds each."""
 
 
@@ -211,6 +211,7 @@ def test_damaged_checkpoints_cost_steps_and_nothing_else(make):
     assert same(cut, whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(make, monkeypatch, caplog):
     whole, cut = make("plain", "whole", checkpoint_seconds=None), make("plain", "cut")
     train(whole)
@@ -237,6 +238,7 @@ def test_another_config_does_not_go_on_from_a_checkpoint(make):
         train(cut.model_copy(update={"fingerprint": other}))
 
 
+@pytest.mark.slow
 def test_checkpoints_are_told_of_and_come_by_the_clock(make, monkeypatch):
     told = []
     train(make("plain", "a"), on_checkpoint=lambda *facts: told.append(facts))
