@@ -5,18 +5,24 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 # Test files are compiled once and kept, whatever the shell says: to compile them takes a third of `make test-fast`.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup demo test test-fast test-long check browser format lint docs wheel lock clean
+.PHONY: help setup dev demo test test-fast test-long check browser format lint docs wheel lock clean
 
 # The interpreter behind .venv, 3.11 or 3.12: `make setup PYTHON=/some/python` chooses another one.
 PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+DEV := $(VENV)/.dev-done
 CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
 UNTESTED := make: the page in the browser was not tested, because there is no Chromium here. To test it, install Chromium \
 	(Debian, Ubuntu: apt-get install chromium), then run .venv/bin/pytest tests/serving/test_ui.py
 UNCOMPILED := /(tests?|_tests|rllib)/|/transformers/models/(?!auto|llama)
 UNITS := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
+# Compiles on all cores, which pip does not do, and without what nobody imports; some packages hold files of Python 2.
+define install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '$(1)'
+	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib ensemw2s || true
+endef
 # Files side by side, in the order of tests/conftest.py: what starts processes of its own waits for them half of its time.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q --durations=25
 
@@ -24,6 +30,8 @@ help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Make .venv from the pinned versions (once; again when they change).
+
+dev: $(DEV)  ## Add what tests, lint and docs need to it.
 
 demo: setup  ## Run the whole pipeline on the embedded default; ends with a table and report.html.
 	$(BIN)/ensemw2s run quickstart $(ARGS)
@@ -39,7 +47,7 @@ test-long: check browser  ## Every test but those for a GPU, the slow suites too
 	$(PYTEST) -m "not gpu" $(ARGS)
 	@{ $(CHROMIUM); } >/dev/null || echo "$(UNTESTED)"
 
-check: setup
+check: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers auto
@@ -49,13 +57,13 @@ browser:  # installs Chromium where it may; where it may not, the tests that nee
 		apt-get update --quiet && DEBIAN_FRONTEND=noninteractive \
 		apt-get install --quiet --yes --no-install-recommends chromium || true; fi
 
-format: setup  ## Format the code and mend what ruff can mend.
+format: dev  ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 lint: check  ## Format, lint and types, changing nothing.
 
-docs: setup  ## Write the generated pages and build the site into site/, strictly.
+docs: dev  ## Write the generated pages and build the site into site/, strictly.
 	$(BIN)/python -m ensemw2s.config.docs > $(VENV)/config.md
 	mv $(VENV)/config.md docs/config.md
 	$(BIN)/python docs/refresh_results.py docs/studies/*.json*
@@ -64,15 +72,16 @@ docs: setup  ## Write the generated pages and build the site into site/, strictl
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "docs: open site/index.html"
 
-wheel: setup  ## Build the wheel into dist/.
+wheel: dev  ## Build the wheel into dist/.
 	rm -rf build  # files of an older build would get into the wheel
 	$(BIN)/pip wheel . --no-deps --no-build-isolation --quiet --disable-pip-version-check --wheel-dir dist
 
-lock: setup  ## Write constraints.txt from what .venv holds.
+lock: dev  ## Write constraints.txt from what .venv holds.
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude pip --exclude-editable; } \
 		| sed -E -e '/^[^#].* @ /d' -e '/^-e /d' -e 's/^([^#][^+]*)\+.*$$/\1/' > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
 	touch $(STAMP)
+	touch $(DEV)
 
 clean:  ## Remove .venv, caches and build output; runs/ stays.
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -89,8 +98,12 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "setup: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "setup: installing the pinned versions into $(VENV); the first time takes some minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	@# on all cores, which pip does not do, and without what nobody imports; some packages hold files of Python 2
-	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib ensemw2s || true
+	$(call install,.)
+	@touch $@
+	@echo "setup: done"
+
+$(DEV): $(STAMP)
+	@echo "setup: adding what tests need; what is there stays"
+	$(call install,.[dev])
 	@touch $@
 	@echo "setup: done"

@@ -361,6 +361,32 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     assert pins["torch"] == "2.13.0"
 
 
+def test_the_package_alone_brings_no_test_tools_no_clouds_and_no_trackers() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = {extra: {canonicalize_name(Requirement(text).name) for text in extras[extra]} for extra in extras}
+    alone = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    assert {"moto", "schemathesis", "lm-eval", "pytest"} <= names["dev"]
+    assert not alone & set().union(*names.values())
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_the_demo_installs_the_package_alone_and_tests_add_their_tools_to_it(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def installed(target: str) -> list[str]:
+        said = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return re.findall(r"pip install .* -e '(.*)'", said)
+
+    assert installed("demo") == installed("setup") == ["."]
+    assert installed("test") == installed("test-fast") == installed("docs") == installed("wheel") == [".", ".[dev]"]
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.setup-done").touch()
+    assert installed("demo") == []
+    assert installed("test") == [".[dev]"], "what is there is not installed again"
+
+
 def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
