@@ -17,7 +17,6 @@ from ensemw2s.cli.parameters import spread
 app = typer.Typer(
     name="ensemw2s",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,6 +48,8 @@ def root(
         ensemw2s plan quickstart       show what would run, and on what
         ensemw2s run quickstart        run it, or continue it
         ensemw2s init mine             write mine.yaml, a config to edit
+
+    With `ensemw2s --install-completion`, your shell completes commands and options.
     """
 
 

@@ -6,7 +6,8 @@ headers of safetensors files, and those of the embedded family from a formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -82,6 +83,33 @@ def _of_adapters(folder: Path, tokenizer: str) -> ModelFacts:
     size = (folder / ADAPTER_WEIGHTS).stat().st_size if (folder / ADAPTER_WEIGHTS).exists() else 0
     kind = f"LoRA of rank {rank} ({size / 1e6:.2g} MB) on {base['path']}"
     return ModelFacts(str(folder), kind, model_info(base["path"], base["revision"]), tokenizer)
+
+
+def as_json(found: list[ModelFacts]) -> str:
+    """Facts of models as JSON: a list with an object for each."""
+    rows = [{"name": one.name, "kind": one.kind, **asdict(one.info), "tokenizer": one.tokenizer} for one in found]
+    return json.dumps(rows, indent=2)
+
+
+def embedded_as_json() -> str:
+    """The embedded family as JSON: a list with an object for each model."""
+    vocabulary = Pretraining().vocabulary
+    return json.dumps(
+        [
+            {
+                "name": name,
+                "architecture": "LlamaForCausalLM",
+                "layers": sizes.layers,
+                "hidden": sizes.hidden,
+                "heads": sizes.heads,
+                "context": CONTEXT,
+                "vocabulary": vocabulary,
+                "parameters": tiny_parameters(name, vocabulary),
+            }
+            for name, sizes in TINY_ARCHITECTURES.items()
+        ],
+        indent=2,
+    )
 
 
 def print_embedded(console: Console) -> None:

@@ -128,6 +128,7 @@ def plan(
     config: options.ConfigFile,
     costs: CostOptions,
     set_: options.Overrides = None,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what `run` would do: stages, sizes, resources, and what is done already.
@@ -145,6 +146,7 @@ def plan(
 
         ensemw2s plan quickstart
         ensemw2s plan quickstart --set training.workers=2
+        ensemw2s plan quickstart --json
         ensemw2s plan quickstart --cluster cluster/aws.yaml \\
             --set training.gpus_per_worker=1 --set labeling.gpus_per_actor=1
     """
@@ -160,14 +162,19 @@ def plan(
                 found = quote.prepare(
                     loaded, costs.cluster, prices=costs.prices, measured=costs.measured, tokens=tokens
                 )
-            quote.show(found, Output())
+            if json:
+                from ensemw2s.costs.record import CostsRecord
+
+                say(CostsRecord.of(found).model_dump_json(indent=2))
+            else:
+                quote.show(found, Output())
             return
         if alone := costs.without_cluster():
             raise ConfigError(f"{', '.join(alone)}: give --cluster FILE, too; these options are about its costs")
-        _plan_here(loaded, debug=debug)
+        _plan_here(loaded, as_json=json, debug=debug)
 
 
-def _plan_here(loaded: Config, *, debug: bool) -> None:
+def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
     """Prints the plan for this machine, or for the cluster that the config names."""
     from ensemw2s.cluster.connect import cluster_address
     from ensemw2s.cluster.resources import plan_resources
@@ -183,14 +190,14 @@ def _plan_here(loaded: Config, *, debug: bool) -> None:
         laid_out = lay_out(graph, survey(graph), parameters(graph))
         resources = resources_for(loaded, debug=debug)
         division = plan_resources(loaded, resources)
-    print_plan(
-        laid_out,
-        Output(),
-        resources=resources,
-        division=division,
-        free_bytes=preflight.free_bytes(graph.root),
-        address=cluster_address(loaded.cluster),
-    )
+    free, address = preflight.free_bytes(graph.root), cluster_address(loaded.cluster)
+    if as_json:
+        from ensemw2s.pipeline.plan_record import PlanRecord
+
+        record = PlanRecord.of(laid_out, resources=resources, division=division, free_bytes=free, address=address)
+        say(record.model_dump_json(indent=2))
+        return
+    print_plan(laid_out, Output(), resources=resources, division=division, free_bytes=free, address=address)
 
 
 def tune(
@@ -236,6 +243,7 @@ def study(
     only_report: Annotated[
         bool, typer.Option("--report", help="Write the report of the cells that are done; run nothing.")
     ] = False,
+    json: Annotated[bool, option("--json", "With --plan: print JSON, for programs, in place of the table.")] = False,
     debug: options.Debug = False,
 ) -> None:
     """Run a config over tasks, variants and seeds, and say what holds over all of them.
@@ -263,13 +271,18 @@ def study(
         from ensemw2s.progress import Progress
         from ensemw2s.study import study as studies
 
+        if json and not plan:
+            raise ConfigError("--json: give --plan, too")
         loaded = load_study(config, set_)
         with before_work():
             cells = studies.check(loaded)
         if plan:
-            from ensemw2s.study.survey import print_plan, survey
+            from ensemw2s.study.survey import StudyPlanRecord, print_plan, survey
 
-            print_plan(survey(cells), Output())
+            if json:
+                say(StudyPlanRecord.of(loaded.name, survey(cells)).model_dump_json(indent=2))
+            else:
+                print_plan(survey(cells), Output())
         elif only_report:
             studies.show(studies.write(loaded, cells, {}), loaded, Output())
         else:
@@ -304,7 +317,7 @@ def compare(
         option("--system", "System whose examples are shown. Default: the ensemble, else the first one."),
     ] = None,
     examples: Annotated[int, option("--examples", "Examples of each split to show.", min=0, show_default=True)] = 5,
-    as_json: options.Json = False,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Compare two runs: their systems side by side, and the examples on which they differ.
@@ -328,7 +341,7 @@ def compare(
         names = list(dict.fromkeys(row.system for row in found.systems))
         if system is not None and system not in names:
             raise ConfigError(f"--system {system}: both runs have {', '.join(names)}")
-        if as_json:
+        if json:
             say(found.model_dump_json(indent=2))
             return
         chosen = system or (ENSEMW2S if ENSEMW2S in names else names[0])

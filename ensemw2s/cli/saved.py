@@ -267,6 +267,7 @@ def models(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", show_default=False, help="Folders or hub ids.")
     ] = None,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """List the embedded models, or describe others.
@@ -280,11 +281,16 @@ def models(
         ensemw2s models runs/quickstart/ensemble runs/quickstart/students/student_ensemw2s
     """
     with outcome(debug=debug):
-        from ensemw2s.cli.models import facts, print_embedded, print_facts
+        from ensemw2s.cli.models import as_json, embedded_as_json, facts, print_embedded, print_facts
 
-        if paths:
+        if not paths and json:
+            say(embedded_as_json())
+        elif not paths:
+            print_embedded(Output())
+        else:
             with before_work():
                 found = [one for path in paths for one in facts(path)]
-            print_facts(found, Output())
-        else:
-            print_embedded(Output())
+            if json:
+                say(as_json(found))
+            else:
+                print_facts(found, Output())

@@ -74,6 +74,7 @@ def page(results: RunResults, light: dict[str, bytes], dark: dict[str, bytes]) -
         light=LIGHT,
         dark=DARK,
         plots=plots,
+        task=results.task,
         summary=summarise(results),
         keys=_key_figures(results),
         sizes=_sizes(results),

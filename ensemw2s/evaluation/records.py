@@ -17,6 +17,7 @@ from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import AnchorSearch, RoundRecord, VoteFit
 from ensemw2s.data.dropped import Dropped
 from ensemw2s.errors import ArtifactError
+from ensemw2s.evaluation.task import Task
 from ensemw2s.storage import store
 from ensemw2s.storage.record import ByName, SparseRecord, only_where_known
 from ensemw2s.storage.remote import shown
@@ -205,8 +206,7 @@ class ChoiceResult(SparseRecord):
     Attributes:
         labels: How they were chosen, as in `student.labels`.
         prompts: Labels of the maker.
-        agreed: Share of the prompts on which the maker and the student of the easy data alone give the same answer.
-            None where it was not asked.
+        agreed: Share of the prompts on which the maker and the student of the easy data alone agree. None: not asked.
         kept: Labels that were learned.
         weight: What the loss of a kept label on which the two differ counts; that of all others counts 1.
         accuracy: Share of the kept labels that are right, of the prompts whose answer is known.
@@ -289,8 +289,7 @@ class PassResult(SparseRecord):
         number: Number of the pass; 0: the ensemble before any.
         ensemble: Its figures; None where the pass did not take place.
         record: What the pass was made of; None for number 0.
-        right: Share of the kept answers that is right, of those whose true answer is known. For people alone: nothing
-            that a run does depends on it.
+        right: Share of the kept answers that is right, of those whose true answer is known. Nothing depends on it.
     """
 
     number: int
@@ -342,6 +341,7 @@ class RunResults(SparseRecord):
         dropped: Which rows of the sources became no example; None where all did.
         warnings: What may make the figures say less than they seem to.
         created: When the run ended, ISO 8601. This and what follows only the run's own results.json has.
+        task: What the examples are, and what is easy and hard.
         versions: Package → version.
         stages: What ran, over all calls of the run.
         total_seconds: Seconds of all stages together.
@@ -368,6 +368,7 @@ class RunResults(SparseRecord):
     dropped: Dropped | None = only_where_known()
     warnings: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
     created: str | None = only_where_known()
+    task: Task | None = only_where_known()
     versions: ByName[str] | None = only_where_known()
     stages: tuple[StageTime, ...] | None = only_where_known()
     total_seconds: float | None = only_where_known()

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ensemw2s.boosting.records import RoundRecord
-from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_EASY_ONLY, STUDENT_ENSEMW2S, TABLE
+from ensemw2s.config.systems import (
+    ENSEMW2S,
+    EXPERT_SINGLE,
+    STUDENT_CEILING,
+    STUDENT_EASY_ONLY,
+    STUDENT_ENSEMW2S,
+    TABLE,
+)
 from ensemw2s.evaluation.records import RunResults
 from ensemw2s.evaluation.wording import (
     SPLITS,
@@ -242,6 +249,7 @@ def _caveats(results: RunResults) -> list[str]:
         "Intervals are 95 % bootstrap intervals over the test examples. They say nothing of what another training seed "
         f"would give: this is one run, with seed {'unknown' if results.seed is None else results.seed}."
     ]
+    caveats += _below_the_ensemble(results)
     if results.dropped is not None:
         caveats.append(" ".join(results.dropped.sentences()))
     made = len(results.comparisons)
@@ -251,6 +259,22 @@ def _caveats(results: RunResults) -> list[str]:
             "systems differed."
         )
     return caveats
+
+
+def _below_the_ensemble(results: RunResults) -> list[str]:
+    """Why true labels need not be the most that there is, where they are not."""
+    below = []
+    for split, name in SPLITS.items():
+        ceiling, ours = (number(results.metrics(who, split).exact_match) for who in (STUDENT_CEILING, ENSEMW2S))
+        if ceiling is not None and ours is not None and ceiling < ours:
+            below.append(f"on {name} ({percent(ceiling)} against {percent(ours)})")
+    if not below:
+        return []
+    return [
+        f"The student of true labels is below the weak ensemble {listed(below)}. That can be: true labels are the most "
+        "that this student can learn from in its training, but it is one model and answers alone, while the ensemble "
+        "averages many models, each trained on easy examples by itself. It bounds other students, not the ensemble."
+    ]
 
 
 def _capital(text: str) -> str:

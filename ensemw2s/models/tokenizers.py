@@ -41,7 +41,11 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     """
     location = locate(path, revision)
     if location.is_folder and not any((Path(location.path) / name).exists() for name in TOKENIZER_FILES):
-        raise ModelError(f"folder {path} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
+        beside = Path(location.path).resolve().parent.parent / "tokenizer"
+        advice = f"expected one of {', '.join(TOKENIZER_FILES)}"
+        if any((beside / name).exists() for name in TOKENIZER_FILES):  # a member of an ensemble, which has one for all
+            advice = f"this is a member of an ensemble; to use it alone, copy the files of {beside} into it"
+        raise ModelError(f"folder {path} holds no tokenizer; {advice}")
     tokenizer = _read(location)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {path} has no end-of-sequence token; answers could never end")

@@ -112,6 +112,12 @@ def lay_out(graph: Graph, found: dict[str, StageState], sizes: dict[str, int]) -
     return Plan(graph.config, remote.shown(graph.root), tuple(_merged(_items(graph, sizes))), found, complete)
 
 
+def training_steps(graph: Graph) -> dict[str, int]:
+    """Optimizer steps of each stage that trains a model, by name; at most, where what it learns is not known yet."""
+    nameless = {base.name: 0 for base in graph.bases}  # sizes are for words only
+    return {name: n for item in _items(graph, nameless) for name, n in item.steps.items()}
+
+
 def _items(graph: Graph, sizes: dict[str, int]) -> Iterator[Item]:
     for phase in graph.phases:
         yield from _ITEMS[phase.name](graph, sizes)

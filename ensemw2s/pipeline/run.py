@@ -15,11 +15,13 @@ from ensemw2s.config import Config, dump_config
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.records import RESULTS, RunResults
 from ensemw2s.evaluation.report import print_table, write_report
+from ensemw2s.evaluation.task import Task
 from ensemw2s.pipeline import preflight
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph
 from ensemw2s.pipeline.manifest import Logbook, versions
+from ensemw2s.pipeline.outlook import outlook
 from ensemw2s.pipeline.phases import evaluate, run_stages
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
@@ -116,6 +118,7 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
                 sum(not done for name, done in status.items() if name.startswith(("models/", "rounds/", "consensus/")))
             )
             context = Context(graph, plan, progress, lanes, on_stage=logbook.add)
+            progress.expect(*outlook(graph, status))
             run_stages(context)
             lanes.close()
             evaluate(context)
@@ -125,6 +128,7 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
     results = evaluated.model_copy(
         update={
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "task": _task(graph),
             "versions": versions(),
             "stages": logbook.stages,
             "total_seconds": round(time.time() - began, 1),
@@ -133,3 +137,10 @@ def _work(graph: Graph, status: dict[str, bool], progress: Progress, debug: bool
     results.put_file(graph.root / RESULTS)
     write_report(results, graph.root)
     return results
+
+
+def _task(graph: Graph) -> Task:
+    """What the report says of the task: from the config, and from the splits as they came out."""
+    folder, sizes = graph.data.path, graph.config.data.sizes
+    names = [name for name, n in sizes.model_dump().items() if n]
+    return Task.of(graph.config.data, {name: store.read_table(folder / f"{name}.parquet") for name in names})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -43,6 +43,14 @@ def wants_json() -> bool:
     return wanted == "json"
 
 
+def about(seconds: float) -> str:
+    """A duration that nobody knows exactly: under a minute, about 3 min, about 2 h 10 min."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under a minute"
+    return f"about {minutes} min" if minutes < 60 else f"about {minutes // 60} h {minutes % 60:02d} min"
+
+
 class Progress:
     """Shows stages as they begin and end, and how far the tasks in them are.
 
@@ -60,6 +68,9 @@ class Progress:
         self._bars: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._steps: dict[str, int] = {}
+        self._finished: set[str] = set()
+        self._spent, self._since = 0, time.monotonic()
         if self.console.is_terminal:
             self._bars = RichProgress(
                 TextColumn("  {task.description}", markup=False),
@@ -95,13 +106,45 @@ class Progress:
         self._json.write(json.dumps(known | facts, ensure_ascii=False) + "\n")  # whole: threads write beside each other
         self._json.flush()
 
+    def expect(self, steps: Mapping[str, int], done: Collection[str] = ()) -> None:
+        """Says which stages there will be, so that each is announced with its number and the time that is left.
+
+        Args:
+            steps: Every stage in order → the optimizer steps that it has left. The time left is told of training, in
+                which nearly all of it goes: as long for each step as it took so far, everything else included.
+            done: Those that are done already.
+        """
+        self._steps, self._finished = dict(steps), set(done)
+        self._spent, self._since = 0, time.monotonic()
+
+    def _place(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Where a stage stands among those that are expected, in words and as facts."""
+        if name not in self._steps:
+            return "", {}
+        number, total = list(self._steps).index(name) + 1, len(self._steps)
+        facts: dict[str, Any] = {"number": number, "of": total}
+        words = f"stage {number} of {total}"
+        waiting = sum(n for stage, n in self._steps.items() if stage not in self._finished)
+        if self._spent and waiting:
+            facts["seconds_left"] = round((time.monotonic() - self._since) / self._spent * waiting)
+            words += f", {about(facts['seconds_left'])} of training left"
+        return f"  ({words})", facts
+
+    def _end(self, name: str) -> None:
+        """Counts the steps of a stage that ended."""
+        if name in self._steps and name not in self._finished:
+            self._finished.add(name)
+            self._spent += self._steps[name]
+
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Announces a stage, and says how long it took."""
         began, outer = time.monotonic(), _stage.set(name)
         try:
-            self._print(Text.assemble((name, "bold"), f"  {what}"), event="begin")
+            place, facts = self._place(name)
+            self._print(Text.assemble((name, "bold"), f"  {what}", (place, "dim")), event="begin", **facts)
             yield
+            self._end(name)
             seconds = time.monotonic() - began
             self._print(Text(f"{name}  done in {seconds:.1f} s", "dim"), event="end", seconds=round(seconds, 3))
         except BaseException as error:

@@ -27,6 +27,7 @@ from ensemw2s.errors import EnsemW2SError, StudyError
 from ensemw2s.pipeline import preflight, steps
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.manifest import git_commit, versions
+from ensemw2s.pipeline.outlook import outlook
 from ensemw2s.pipeline.phases import evaluate, run_stages
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
@@ -174,7 +175,9 @@ class _Workshop:
         self._seconds = []
         with self._lanes_for(cell, plan) as lanes:
             context = Context(graph, plan, self.progress, lanes, on_stage=self._note)
-            missing = [stage for stage in graph.stages() if not steps.done(stage)]
+            done = {stage.name: steps.done(stage) for stage in graph.stages()}
+            missing = [stage for stage in graph.stages() if not done[stage.name]]
+            self.progress.expect(*outlook(graph, done))
             lanes.start(sum(stage.name.startswith(("models/", "rounds/", "consensus/")) for stage in missing))
             run_stages(context)
             evaluate(context)

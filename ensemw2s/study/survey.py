@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.graph import Graph
+from ensemw2s.storage.record import Record
 from ensemw2s.storage.store import Stage
 from ensemw2s.study.cells import Cell
 
@@ -47,6 +48,51 @@ class StudyPlan:
     stages: int
     models: int
     waiting: int
+
+
+class PlannedCell(Record):
+    """A cell and how far it is; see `CellState`."""
+
+    task: str
+    variant: str
+    seed: int
+    stages: int
+    done: int
+    complete: bool
+
+
+class StudyPlanRecord(Record):
+    """What `ensemw2s study --plan --json` prints.
+
+    Attributes:
+        name: Name of the study.
+        cells: Every cell.
+        stages: Number of different stages of the cells that are not complete.
+        stages_left: Stages among these that are to be made.
+        models_left: Models among these that are to be trained.
+    """
+
+    name: str
+    cells: tuple[PlannedCell, ...]
+    stages: int
+    stages_left: int
+    models_left: int
+
+    @classmethod
+    def of(cls, name: str, plan: StudyPlan) -> StudyPlanRecord:
+        """Writes a plan down."""
+        cells = tuple(
+            PlannedCell(
+                task=state.cell.task,
+                variant=state.cell.variant,
+                seed=state.cell.seed,
+                stages=state.stages,
+                done=state.done,
+                complete=state.complete,
+            )
+            for state in plan.cells
+        )
+        return cls(name=name, cells=cells, stages=plan.stages, stages_left=plan.waiting, models_left=plan.models)
 
 
 def survey(cells: list[Cell]) -> StudyPlan:

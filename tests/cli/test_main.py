@@ -242,6 +242,49 @@ def test_a_recipe_is_planned_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plans_are_printed_for_programs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = json.loads(call("plan", "quickstart", "--set", "boosting.rounds=2", "--json").stdout)
+    assert (plan["name"], plan["folder"], plan["complete"]) == ("quickstart", "runs/quickstart", False)
+    stages = {stage["name"]: stage for line in plan["lines"] for stage in line["stages"]}
+    assert stages["rounds/2"]["state"] == stages["evaluation"]["state"] == "to do"
+    assert sum(stage["steps"] or 0 for stage in stages.values()) == plan["steps_left"] > 0
+    study = json.loads(call("study", "tiny", "--plan", "--json", "--set", "seeds=[0]").stdout)
+    assert study["cells"][0]["seed"] == 0
+    assert not any(cell["complete"] for cell in study["cells"])
+    assert 0 < study["models_left"] < study["stages_left"] == study["stages"]
+    assert call("study", "tiny", "--json").stderr == "error: --json: give --plan, too\n"
+
+
+def test_runs_are_compared_and_a_system_that_one_lacks_is_named(tmp_path: Path) -> None:
+    from ..evaluation.test_compare import run
+
+    first, second = run(tmp_path / "a", {"ensemw2s": 30}), run(tmp_path / "b", {"ensemw2s": 45, "bagging": 1})
+    assert "+25.0 (" in call("compare", first, second).stdout
+    found = json.loads(call("compare", first, second, "--json").stdout)
+    assert [row["difference"] for row in found["systems"]] == [0.25, 0.25]
+    assert len(found["examples"]) == 30
+    refused = call("compare", first, second, "--system", "bagging")
+    assert (refused.exit_code, refused.stderr) == (2, "error: --system bagging: both runs have ensemw2s\n")
+
+
+@pytest.mark.parametrize(("shell", "word"), [("bash", "complete -"), ("zsh", "#compdef"), ("fish", "complete ")])
+def test_a_shell_gets_a_script_that_completes(shell: str, word: str) -> None:
+    result = CliRunner().invoke(app, prog_name="ensemw2s", env={"_ENSEMW2S_COMPLETE": f"source_{shell}"})
+    assert result.exit_code == 0, result.stderr
+    assert word in result.stdout
+    assert "_ENSEMW2S_COMPLETE" in result.stdout
+
+
+def test_what_the_script_asks_is_answered_with_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        asked = {"_ENSEMW2S_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return CliRunner().invoke(app, prog_name="ensemw2s", env=asked).stdout.split()
+
+    assert completed("ensemw2s comp") == ["compare"]
+    assert "--system" in completed("ensemw2s compare --s")
+
+
 def test_the_readme_makes_a_file_that_its_config_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ensemw2s.config import load_config
     from ensemw2s.data.splits import make_splits

@@ -30,6 +30,9 @@ def test_the_embedded_family_is_listed() -> None:
     text = words(call("models").stdout)
     assert "tiny-weak LlamaForCausalLM 2 32 4 512 30 k" in text
     assert "tiny-strong LlamaForCausalLM 3 64 4 512 159 k" in text
+    rows = {row["name"]: row for row in json.loads(call("models", "--json").stdout)}
+    assert (rows["tiny-weak"]["layers"], rows["tiny-strong"]["context"]) == (2, 512)
+    assert 29_000 < rows["tiny-weak"]["parameters"] < 31_000
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,11 @@ def test_facts_of_models_adapters_and_ensembles_are_listed(saved: Path) -> None:
     assert "model, round 2, 66.7% of the vote" in text
     hashes = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("  tokenizer")}
     assert len(hashes) == 1
-    assert len(hashes.pop()) == 64
+    assert len(hash := hashes.pop()) == 64
+    rows = json.loads(call("models", saved / "a", saved / "ensemble", "--json").stdout)
+    assert [row["kind"].split(",")[0] for row in rows] == ["model"] * 3
+    assert {row["tokenizer"] for row in rows} == {hash}
+    assert all(row["parameters"] > 1000 and row["context"] == 512 for row in rows)
 
 
 def test_models_and_ensembles_in_object_storage_are_listed(saved: Path, bucket: Any) -> None:

@@ -1,6 +1,7 @@
 """`ensemw2s plan --cluster` from the command line, and the page whose figures it prints."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def test_the_example_of_the_help_runs_in_a_clone_and_tokenizers_are_told_of(monk
     example = re.search(r"ensemw2s plan (\S+ --cluster \S+(?: --set \S+)*)", text)[1]
     result = call(*example.split(), "--set", f"storage={tmp_path}")
     assert result.exit_code == 0, result.stderr
+
+
+def test_an_estimate_is_printed_for_programs_too(study):
+    found = json.loads(call(*study(), "--json").stdout)
+    assert (found["plan"]["nodes"], found["plan"]["gpus"]) == (1, 8)
+    assert {"baselines", "students"} <= {row["name"] for row in found["stages"]}
+    assert found["money"] == pytest.approx(sum(bill["money"] for bill in found["bills"]))
+    assert found["seconds"] > 0
 
 
 def test_work_is_planned_on_the_nodes_that_the_config_names(study):

@@ -53,6 +53,13 @@ def full_once() -> dict[str, Any]:
         "name": "quickstart",
         "seed": 7,
         "config_fingerprint": "3f6c0e1b9a52",
+        "task": {
+            "source": "mine.jsonl",
+            "split": "An example is easy if its level is at most 2, else hard.",
+            "sizes": {"easy_train": 9, "hard_unlabelled": 8, "id_test": 1000, "ood_test": 1000},
+            "easy": {"prompt": "sort 2 1 =", "answer": "1 2"},
+            "hard": {"prompt": "sort 3 2 1 =", "answer": "1 2 3"},
+        },
         "created": "2026-11-23T09:00:00+00:00",
         "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0", "deepspeed": "0.19.8"},
         "systems": {s: _system(s, exact[s], rng) for s in ACCURACY},

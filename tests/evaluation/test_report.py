@@ -140,6 +140,13 @@ class TestFullReport:
         assert "370 k" in text
         assert "n = 1000" in text
 
+    def test_says_what_the_task_is_with_an_example_of_each_kind(self, html):
+        text = " ".join(Page(html).text.split())
+        assert "The examples come from mine.jsonl. An example is easy if its level is at most 2, else hard." in text
+        assert "ID (in distribution) means 1000 easy examples" in text
+        assert "<td>sort 2 1 =</td><td>1 2</td>" in html
+        assert "<td>sort 3 2 1 =</td><td>1 2 3</td>" in html
+
     def test_says_plainly_where_the_ensemble_does_not_win(self, html):
         text = text_of(html)
         assert "Of 10 comparisons, the ensemble wins 6, is no different in 3 and loses 1." in text

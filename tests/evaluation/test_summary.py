@@ -126,3 +126,14 @@ def test_a_whole_run_warns_of_seeds_and_of_many_comparisons(full):
     text = " ".join(summarise(full).caveats)
     assert "this is one run, with seed 7" in text
     assert "Of 16 comparisons at 95 %, about 0.8 would look decided by chance" in text
+
+
+def test_a_ceiling_below_the_ensemble_is_explained_with_both_figures():
+    def figures(value):
+        return {"exact_match": value, "n": 100, "ci95": [value - 0.1, value + 0.1]}
+
+    found = {"ensemw2s": {"id": figures(0.9), "ood": figures(0.6)}, "student_ceiling": {"id": figures(0.8)}}
+    said = " ".join(summarise({"systems": found}).caveats)
+    assert f"below the weak ensemble on ID (80.0{NBSP}% against 90.0{NBSP}%). That can be: " in said
+    found["student_ceiling"] = {"id": figures(0.95), "ood": figures(0.6)}
+    assert "below the weak ensemble" not in " ".join(summarise({"systems": found}).caveats)

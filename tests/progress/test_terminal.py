@@ -10,7 +10,7 @@ from rich.console import Console
 from ensemw2s.env import LOG
 from ensemw2s.errors import ConfigError
 from ensemw2s.progress import Progress
-from ensemw2s.progress.terminal import PLAIN_INTERVAL
+from ensemw2s.progress.terminal import PLAIN_INTERVAL, about
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,45 @@ def test_a_stage_is_announced_and_its_end_says_how_long_it_took(plain, clock):
         assert text(plain) == "rounds/1  boosting round 1 of 5\n"
         clock(2.5)
     assert text(plain).splitlines()[1:] == ["rounds/1  done in 2.5 s"]
+
+
+def test_an_expected_stage_has_its_number_and_the_training_that_is_left(plain, clock):
+    plain.expect({"data": 0, "models": 300, "rounds/1": 100, "students": 200, "evaluation": 0}, ["data"])
+    with plain.stage("models", "bases"):
+        clock(90)
+    with plain.stage("rounds/1", "round"):
+        clock(130)
+    with plain.stage("students", "students"):
+        clock(10)
+    with plain.stage("evaluation", "all"):
+        pass
+    begins = [line for line in text(plain).replace("\n", " ").split("  ") if line.startswith("(")]
+    assert [line.split(")")[0] for line in begins] == [
+        "(stage 2 of 5",
+        "(stage 3 of 5, about 2 min of training left",
+        "(stage 4 of 5, about 2 min of training left",
+        "(stage 5 of 5",
+    ]
+
+
+def test_a_stage_that_failed_is_not_counted_as_done_and_others_have_no_number(plain, clock):
+    plain.expect({"models": 300, "rounds/1": 100})
+    with pytest.raises(ValueError, match="x"), plain.stage("models", "bases"):
+        raise ValueError("x")
+    with plain.stage("rounds/1", "round"), plain.stage("another", "one"):
+        clock(5)
+    assert "rounds/1  round  (stage 2 of 2)\n" in text(plain)
+    assert "another  one\n" in text(plain)
+
+
+def test_durations_that_nobody_knows_are_rounded():
+    assert [about(s) for s in (3, 29, 31, 200, 7799)] == [
+        "under a minute",
+        "under a minute",
+        "about 1 min",
+        "about 3 min",
+        "about 2 h 10 min",
+    ]
 
 
 def test_a_stage_that_failed_is_not_called_done(plain):
