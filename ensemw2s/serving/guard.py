@@ -105,11 +105,13 @@ class Guard:
         given = headers.get("x-request-id", "")
         number = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         seen, started, head = 0, False, scope["method"] == "HEAD"
+        whole = not int(headers.get("content-length", 0)) and "transfer-encoding" not in headers
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, whole
             message = await receive()
             seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if seen > self.body_bytes:
                 raise HTTPException(413, f"the body has more than {self.body_bytes} bytes")
             return message
@@ -119,6 +121,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["x-request-id"] = number
+                if not whole:  # the listener ends the connection of a body that nobody reads
+                    MutableHeaders(scope=message)["connection"] = "close"
             elif head:
                 message = {**message, "body": b""}
             await send(message)

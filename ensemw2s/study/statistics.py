@@ -7,6 +7,7 @@ report speak of other test examples. The maths is SciPy's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -21,12 +22,22 @@ def mean_interval(values: Sequence[float]) -> Mean:
     Args:
         values: One figure for each seed, at least one.
     """
-    column = np.asarray(values, dtype=np.float64)
-    n, mean = len(column), float(column.mean())
+    n, center = len(values), mean(values)
     if n < 2:
-        return Mean(mean=mean, ci95=None, n=n)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(column)
-    return Mean(mean=mean, ci95=(float(mean - half), float(mean + half)), n=n)
+        return Mean(mean=center, ci95=None, n=n)
+    half = _quantile(n - 1) * float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) / n**0.5
+    return Mean(mean=center, ci95=(center - half, center + half), n=n)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of replications, at least one."""
+    return float(np.asarray(values, dtype=np.float64).mean())
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    """Of Student's t: how many standard errors wide half of an interval is."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
 def sign_flip_test(differences: Sequence[float], *, resamples: int, seed: int) -> SignFlip:

@@ -92,6 +92,7 @@ class StudySummary:
         by_run = rows.set_index(["task", "seed"])
         self._nothing = by_run.iloc[:0]
         self._groups = dict(list(by_run.groupby(["variant", "system", "split"], sort=False)))
+        self._known: dict[tuple[str, str, str, str], pd.Series] = {}
 
     def _places(self) -> Iterator[tuple[str, str]]:
         """Where statistics are made: the default variant for all tasks and each, others for all tasks together."""
@@ -101,8 +102,11 @@ class StudySummary:
 
     def _values(self, variant: str, system: str, split: str, column: str = "exact_match") -> pd.Series:
         """A figure of one system, by task and seed; what is null is left out."""
-        own = self._groups.get((variant, system, split), self._nothing)
-        return own[column].dropna()
+        key = (variant, system, split, column)
+        if key not in self._known:
+            own = self._groups.get((variant, system, split), self._nothing)
+            self._known[key] = own[column].dropna()
+        return self._known[key]
 
     def _of(self, values: pd.Series, scope: str) -> pd.Series:
         return values if scope == ALL else values[values.index.get_level_values("task") == scope]
@@ -112,11 +116,21 @@ class StudySummary:
         tasks = values.index.get_level_values("task").nunique()
         return values if tasks < 2 else values[values.groupby("seed").transform("size") == tasks]
 
-    def _mean(self, values: pd.Series) -> Mean | None:
+    def _by_seed(self, values: pd.Series) -> list[float]:
+        """The means over tasks, one for each seed that has all of them."""
         if values.empty:
-            return None
-        seeds = self._whole(values).groupby("seed").mean()
-        return statistics.mean_interval(seeds.tolist()) if len(seeds) else None
+            return []
+        seeds: list[float] = self._whole(values).groupby("seed").mean().tolist()
+        return seeds
+
+    def _mean(self, values: pd.Series) -> Mean | None:
+        seeds = self._by_seed(values)
+        return statistics.mean_interval(seeds) if seeds else None
+
+    def _center(self, values: pd.Series) -> float | None:
+        """The mean alone, where nothing is said of its interval."""
+        seeds = self._by_seed(values)
+        return statistics.mean(seeds) if seeds else None
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Sizes that a single expert and a student have in the default variant."""
@@ -134,10 +148,10 @@ class StudySummary:
                 found = self._mean(self._of(self._values(variant, system, split), scope))
                 if found is None:
                     continue
-                others: dict[str, float | None] = {}
-                for key in ("token_accuracy", "nll", "option_accuracy", "label_accuracy"):
-                    mean = self._mean(self._of(self._values(variant, system, split, key), scope))
-                    others[key] = None if mean is None else mean.mean
+                others = {
+                    key: self._center(self._of(self._values(variant, system, split, key), scope))
+                    for key in ("token_accuracy", "nll", "option_accuracy", "label_accuracy")
+                }
                 yield SystemMean(task=scope, variant=variant, system=system, split=split, **dict(found), **others)
 
     def comparisons(self) -> Iterator[SystemDifference]:
@@ -259,13 +273,11 @@ class StudySummary:
 
     def _cost(self, scope: str, variant: str, system: str) -> Iterator[MeanCost]:
         def mean(column: str) -> float | None:
-            found = self._mean(self._of(self._values(variant, system, "id", column), scope))
-            return None if found is None else found.mean
+            return self._center(self._of(self._values(variant, system, "id", column), scope))
 
         def gain(split: str) -> float | None:
             own, base = (self._values(variant, name, split) for name in (system, BASE_ZERO_SHOT))
-            found = self._mean(self._of((own - base).dropna(), scope))
-            return None if found is None else found.mean
+            return self._center(self._of((own - base).dropna(), scope))
 
         def per_million(bought: float | None, tokens: float | None) -> float | None:
             return bought / tokens * MILLION if bought is not None and tokens else None

@@ -519,6 +519,13 @@ def test_keys_and_declared_lengths_are_looked_at_before_the_body(backend, limits
     assert big["status"] == 413
 
 
+def test_after_a_body_that_is_too_large_the_same_client_is_answered(url):
+    with requests.Session() as session:
+        large = session.post(f"{url}/v1/completions", json={"prompt": "x" * 3_000_000}, timeout=20)
+        assert (large.status_code, large.headers["Connection"]) == (413, "close")
+        assert session.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 1}, timeout=20).ok
+
+
 def test_too_many_at_a_time_are_told_when_to_come_back(url):
     answer = requests.post(f"{url}/v1/completions", json={"prompt": PROMPT, "n": 7}, timeout=20)
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")

@@ -17,6 +17,8 @@ import pytest
 import requests
 import yaml
 
+from .poison import BODIES, poison
+
 pytestmark = pytest.mark.ray
 
 CLIENTS = 64
@@ -133,7 +135,8 @@ def test_a_changed_folder_is_served_and_no_request_is_lost(endpoint, client, fol
 class Clients:
     """Send one request after another until they are told to stop, and remember how each ended."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, count: int = CLIENTS) -> None:
+        self.count = count
         self.url, self.ends, self.strange, self.answers = url, Counter(), [], {}
         self._until = 0.0
 
@@ -144,7 +147,7 @@ class Clients:
     async def _all(self) -> None:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(self.url, connector=connector) as session:
-            await asyncio.gather(*(self._one(session, random.Random(number)) for number in range(CLIENTS)))
+            await asyncio.gather(*(self._one(session, random.Random(number)) for number in range(self.count)))
 
     async def _one(self, session: aiohttp.ClientSession, numbers: random.Random) -> None:
         while time.monotonic() < self._until:
@@ -232,6 +235,19 @@ def check_load(endpoint, seconds: float, kills: int) -> None:
     print(f"the front: {grown:+.0f} MiB, {front(endpoint).num_fds() - files:+d} files")
     assert front(endpoint).num_fds() <= files + 8
     assert grown < 60
+
+
+def test_what_others_send_is_noticed_by_none_of_32_clients(endpoint):
+    clients = Clients(endpoint.url, 32)
+    working = threading.Thread(target=clients.run, args=(6,))
+    working.start()
+    ends = poison(endpoint.url)
+    working.join()
+    assert not [end for end in ends if end.startswith("5")], ends
+    assert ends["400"] > len(BODIES) / 2
+    assert clients.strange == []
+    assert set(clients.ends) == {"full", "left"}
+    assert nothing_is_under_way(endpoint)
 
 
 @pytest.mark.parametrize(
