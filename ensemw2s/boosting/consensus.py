@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemw2s.boosting.anchors import KNOWN
 from ensemw2s.storage.record import Record
 
 PASS = "pass.json"
@@ -23,6 +24,12 @@ SURE = 0.1
 TRUSTED = 0.75
 """Least precision on easy validation of what passes. Hard answers of the same agreement are less often right than easy
 ones, and members that learn from answers that are mostly wrong agree on what is wrong."""
+
+ALONE = 0.9
+"""The same where no second judge has a say: members that were trained on the same examples are wrong together."""
+
+CERTAIN = 1.645
+"""Standard normal quantile of the one-sided 95 % bound of a precision: a few answers that are all right show little."""
 
 LEAST = 0.1
 """Least share of the hard prompts whose answers must pass the gate."""
@@ -45,29 +52,46 @@ class Gate:
     precision: float | None = None
 
 
-def gate(agreement: Sequence[float], right: Sequence[bool], min_precision: float) -> Gate:
+def gate(agreement: Sequence[float], right: Sequence[bool], min_precision: float, trusted: float = TRUSTED) -> Gate:
     """Finds the lowest agreement at or above which validation answers are right often enough.
 
-    Often enough is `min_precision` of what the tenth of the highest agreement reaches, and `TRUSTED` at least. A fixed
-    precision would ask the same of members that can reach it and of members that cannot, however well their agreement
-    tells right from wrong.
+    Often enough is `min_precision` of what the tenth of the highest agreement reaches, and `trusted` at least, with a
+    confidence of 95 %. A fixed precision would ask the same of members that can reach it and of members that cannot,
+    however well their agreement tells right from wrong.
 
     Args:
-        agreement: Of each validation answer, `[n]`.
+        agreement: Of each validation answer that may pass, `[n]`.
         right: Whether it is right, `[n]`.
-        min_precision: See `consensus.min_precision`.
+        min_precision: See `consensus.min_precision`; 0: everything passes.
+        trusted: Least precision.
     """
+    if min_precision == 0:
+        return Gate(0.0, 0.0, 0.0, float(np.mean(right)) if len(right) else 0.0)
     if not len(agreement):
-        return Gate(0.0, TRUSTED)
+        return Gate(0.0, trusted)
     agreed, order = np.asarray(agreement, np.float64), np.argsort(-np.asarray(agreement, np.float64), kind="stable")
     agreed, hits = agreed[order], np.cumsum(np.asarray(right, bool)[order])
     last = np.flatnonzero(np.append(agreed[1:] != agreed[:-1], True))  # equal agreements pass together
-    precision = hits[last] / (last + 1)
-    best = float(precision[np.searchsorted(last + 1, SURE * len(agreed))])
-    needed = max(TRUSTED, min_precision * best)
-    if not (enough := np.flatnonzero(precision >= needed)).size:
+    hits, number = hits[last], last + 1
+    precision = hits / number
+    best = float(precision[np.searchsorted(number, SURE * len(agreed))])
+    needed = max(trusted, min_precision * best)
+    enough = np.flatnonzero((precision >= needed) & (lower_bound(hits, number) >= trusted))
+    if not enough.size:
         return Gate(best, needed)
     return Gate(best, needed, float(agreed[last[enough[-1]]]), float(precision[enough[-1]]))
+
+
+def lower_bound(hits: NDArray[np.integer], number: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Least share of right answers that so many hits of so many allow, with a confidence of 95 % (Wilson's bound)."""
+    share, z2 = hits / number, CERTAIN**2
+    spread = CERTAIN * np.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
+    return np.asarray((share + z2 / (2 * number) - spread) / (1 + z2 / number))
+
+
+def knows(bases_right: float, members_right: float) -> bool:
+    """Whether the bases know enough to judge their members' answers, by their shares of right easy answers."""
+    return bases_right > 0 and bases_right >= KNOWN * members_right
 
 
 def keep(agreement: Sequence[float], usable: Sequence[bool], threshold: float | None, fraction: float) -> Kept:
@@ -75,7 +99,7 @@ def keep(agreement: Sequence[float], usable: Sequence[bool], threshold: float | 
 
     Args:
         agreement: Of each hard prompt's answer, `[n]`.
-        usable: Whether it ended by itself and is not empty, `[n]`.
+        usable: Whether it ended by itself, is not empty, and is the second judge's answer too, if there is one, `[n]`.
         threshold: Of the gate; None: nothing passes.
         fraction: Largest share of all prompts to keep.
 
@@ -107,9 +131,11 @@ class PassRecord(Record):
         number: Counted from 1.
         anchor: λ at which the ensemble answered.
         agreement: `token` or `answer`.
+        judge: Who had to give the same answer: `bases`, or `none`.
+        seconded: Share of the hard answers that the second judge gives, too; None: there is no judge.
         validation: Number of easy validation answers.
         accuracy: Share of them that is right.
-        best: The same of those of the highest agreement.
+        best: The same of those of the highest agreement, of those that the second judge gives, too, if there is one.
         needed: Share that must be right above the gate.
         threshold: Least agreement that passes; None: none is enough.
         precision: Share of the validation answers at or above it that is right.
@@ -121,6 +147,8 @@ class PassRecord(Record):
     number: int
     anchor: float
     agreement: str
+    judge: str = "none"
+    seconded: float | None = None
     validation: int
     accuracy: float
     best: float

@@ -32,9 +32,15 @@ class ConsensusConfig(Section):
         description="token: the least share of votes over an answer's tokens. answer: the share of members whose own "
         "whole answer is this one (each member answers all prompts, too).",
     )
+    judge: Literal["auto", "bases", "none"] = Field(
+        "auto",
+        description="A second judge, who must give the same answer. bases: the vote of the untuned bases. auto: the "
+        "bases, if they answer a tenth as many easy validation examples as the ensemble does. Without a judge the "
+        "gate is stricter.",
+    )
     min_precision: Fraction = Field(
         0.95,
         description="The gate: only answers above the agreement at which easy validation answers are right so often, "
         "as a share of how often those of the highest agreement are right. Where fewer than a tenth of the prompts "
-        "pass, there is no pass.",
+        "pass, there is no pass. 0 lets everything pass.",
     )

@@ -284,7 +284,8 @@ class _Schedule:
         graph, asked = self.graph, (self.config.data.sizes.easy_validation, self.config.data.sizes.hard_unlabelled)
         tried = len(ANCHORS) * sum(min(PROMPTS, n) for n in asked)
         passes = sum(asked) * sum(p.answers.name in self.waiting for p in graph.passes)
-        answers = passes + (tried if graph.anchor and graph.anchor.name in self.waiting else 0)
+        answers = passes * (2 if self.config.consensus.judge != "none" else 1)  # the bases answer, too
+        answers += tried if graph.anchor and graph.anchor.name in self.waiting else 0
         busy = self._answer(answers, needs.team(graph.boosted, self.sizes))
         if self.config.consensus.agreement == "answer":
             busy += sum(self._answer(passes, needs.team([expert], self.sizes)) for expert in graph.boosted)
@@ -295,8 +296,7 @@ class _Schedule:
         waiting = [crowds[maker] for maker in makers if labels[maker].name in self.waiting]
         prompts, samples = self.config.data.sizes.hard_unlabelled, self.config.labeling.samples
         busy = sum(self._answer(prompts * samples, crowd.teams[0]) for crowd in waiting)
-        what = f"{len(waiting)} × {prompts * samples} answers"
-        row = self._decoding(name, what, busy, prompts * len(waiting))
+        row = self._decoding(name, f"{len(waiting)} × {prompts * samples} answers", busy, prompts * len(waiting))
         return [row] if waiting else []
 
     def _evaluation(self) -> list[Row]:

@@ -180,6 +180,8 @@ def of_passes(found: Sequence[PassResult]) -> str:
         "members agree most are kept, and new members learn from these and from the easy examples."
     )
     last = found[-1].record if found else None
+    if last is not None and last.judge == "bases":
+        what += " Only answers that the untuned bases give, too, may be kept."
     if last is None or last.took_place:
         return what
     return (

@@ -210,6 +210,7 @@ class _Builder(Foundations):
             **self._answering(),
             "consensus.anchor": consensus.anchor,
             "consensus.agreement": consensus.agreement,
+            "consensus.judge": consensus.judge != "none",
         }
         keeping = settings_of(consensus, "consensus", without=("passes", "anchor")) | matching(self.config.data)
         passes: list[Pass] = []

@@ -7,13 +7,14 @@ graph's data has the prompts alone, and what is right is known of easy validatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s.boosting.consensus import PassRecord, gate, keep
+from ensemw2s.boosting.consensus import ALONE, TRUSTED, PassRecord, gate, keep, knows
 from ensemw2s.boosting.records import BoostedExpert
 from ensemw2s.config.systems import ENSEMW2S
 from ensemw2s.data.answers import Key, answer_key
@@ -37,6 +38,9 @@ from ensemw2s.storage.store import read_table
 ANSWERS = "kept.parquet"
 """Table of the answers that a pass keeps: id, prompt, answer, agreement."""
 
+BASES = "bases"
+"""The untuned bases as a second judge, and the folder of their answers."""
+
 
 def run_passes(context: Context) -> None:
     """Makes the passes that are not done yet, up to the first one whose gate lets too little through."""
@@ -59,7 +63,8 @@ def run_passes(context: Context) -> None:
 
 def said_of(record: PassRecord) -> str:
     """One line about what a pass keeps, for people."""
-    gate_of = f"easy validation answers of the highest agreement are right in {record.best:.1%} of the cases"
+    judge = " that the untuned bases give, too," if record.judge == BASES else ""
+    gate_of = f"easy validation answers{judge} of the highest agreement are right in {record.best:.1%} of the cases"
     if record.took_place:
         return (
             f"  pass {record.number}: {record.kept} of {record.prompts} hard answers kept, {record.passing} passed the "
@@ -72,7 +77,7 @@ def said_of(record: PassRecord) -> str:
 
 
 def _make_answers(context: Context, p: Pass, rounds: tuple[Round, ...]) -> None:
-    """Has the ensemble answer easy validation examples and hard prompts, and each member, if their answers count."""
+    """Has the ensemble answer easy validation and hard prompts; its bases and each member, too, if asked for."""
     graph, config = context.graph, context.config
     wanted = config.consensus.anchor
     scale = found_anchor(graph) if wanted == "auto" else wanted
@@ -81,6 +86,8 @@ def _make_answers(context: Context, p: Pass, rounds: tuple[Round, ...]) -> None:
     splits = [read_table(graph.data.path / f"{name}.parquet", ["id", "prompt"]) for name in _SPLITS]
     prompts = write_prompts(p.answers.path, *splits)
     voters = [anchored_voter(graph, members, "ensemble", scale)]
+    if config.consensus.judge != "none":
+        voters.append(anchored_voter(graph, members, BASES, 0.0))
     if config.consensus.agreement == "answer":
         voters += _alone(graph, members, scale)
     answer(context, [LabelJob(v, prompts, p.answers.path / v.name) for v in voters], p.answers.name)
@@ -96,27 +103,54 @@ def _alone(graph: Graph, members: Sequence[BoostedExpert], scale: float) -> list
     return [anchored_voter(graph, [member], f"member-{k}", scale) for k, member in enumerate(voting)]
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """The ensemble's answer to one prompt.
+
+    Attributes:
+        agreed: How far its members agree on it.
+        usable: It ended by itself and is not empty.
+        seconded: The second judge, if it was asked, gives the same one.
+        right: Known of easy validation alone.
+        judge_right: Whether the judge's own answer is; False where it was not asked.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    agreed: float
+    usable: bool
+    seconded: bool
+    right: bool = False
+    judge_right: bool = False
+
+
 def _make_kept(context: Context, p: Pass) -> None:
     """Ranks the answers by agreement, and writes those that pass as a table of tokens, with the record of the pass."""
     graph, config = context.graph, context.config
     wanted, consensus = config.consensus.anchor, config.consensus
-    easy = read_table(graph.data.path / "easy_validation.parquet", ["id", "answer"])
-    truths = dict(zip(easy["id"].to_pylist(), easy["answer"].to_pylist(), strict=True))
-    key = answer_key(config.data.answer_match)
-    answers = _ranked(p.answers.path, consensus.agreement, key)
-    known = [row for row in answers.to_pylist() if row["id"] in truths]
-    right = [key(row["answer"]) == key(truths[row["id"]]) for row in known]
-    hard = answers.filter(pa.array([identity not in truths for identity in answers["id"].to_pylist()], pa.bool_()))
-    usable = [row["finish_reason"] == "stop" and row["answer"] != "" for row in hard.to_pylist()]
-    found = gate([row["agreed"] for row in known], right, consensus.min_precision)
-    chosen = keep(hard["agreed"].to_pylist(), usable, found.threshold, consensus.fraction)
-    kept = hard.take(pa.array(chosen.places)).select(["id", "prompt", "answer", "agreed"])
+    easy, hard = _answers(graph, p.answers.path, consensus.agreement, answer_key(config.data.answer_match))
+    accuracy = _share([row.right for row in easy])
+    asked = consensus.judge == "auto" and knows(_share([row.judge_right for row in easy]), accuracy)
+    judged = consensus.judge == BASES or asked
+    known = [row for row in easy if row.seconded or not judged]
+    found = gate(
+        [row.agreed for row in known],
+        [row.right for row in known],
+        consensus.min_precision,
+        TRUSTED if judged else ALONE,
+    )
+    usable = [row.usable and (row.seconded or not judged) for row in hard]
+    chosen = keep([row.agreed for row in hard], usable, found.threshold, consensus.fraction)
+    kept = pa.Table.from_pylist([asdict(hard[place]) for place in chosen.places], schema=_KEPT)
     record = PassRecord(
         number=p.number,
         anchor=found_anchor(graph) if wanted == "auto" else wanted,
         agreement=consensus.agreement,
-        validation=len(known),
-        accuracy=sum(right) / max(1, len(known)),
+        judge=BASES if judged else "none",
+        seconded=_share([row.seconded for row in hard]) if judged else None,
+        validation=len(easy),
+        accuracy=accuracy,
         best=found.best,
         needed=found.needed,
         threshold=found.threshold,
@@ -134,20 +168,47 @@ def _make_kept(context: Context, p: Pass) -> None:
         record.write(folder)
 
 
-def _ranked(folder: Path, kind: str, key: Callable[[str], Key]) -> pa.Table:
-    """The ensemble's answers with their agreement, column `agreed`; `key` says which answers are the same one."""
-    answers = read_labels(folder / "ensemble")
-    if kind == "token":
-        agreed = [min(shares, default=0.0) for shares in answers["token_agreement"].to_pylist()]
-    else:
-        names = sorted(name for name in remote.names(folder) if name.startswith("member-"))
-        own = [dict(_pairs(read_labels(folder / name), key)) for name in names]
-        agreed = [sum(o.get(i) == text for o in own) / len(own) for i, text in _pairs(answers, key)]
-    return answers.append_column("agreed", pa.array(agreed, pa.float64()))
+_KEPT = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("answer", pa.string()), ("agreed", pa.float64())])
 
 
-def _pairs(answers: pa.Table, key: Callable[[str], Key]) -> list[tuple[str, Key]]:
-    return list(zip(answers["id"].to_pylist(), map(key, answers["answer"].to_pylist()), strict=True))
+def _answers(graph: Graph, folder: Path, kind: str, key: Callable[[str], Key]) -> tuple[list[_Answer], list[_Answer]]:
+    """What the ensemble answers to easy validation and to hard prompts; `key` says which answers are the same one."""
+    easy = read_table(graph.data.path / "easy_validation.parquet", ["id", "answer"])
+    truths = dict(zip(easy["id"].to_pylist(), map(key, easy["answer"].to_pylist()), strict=True))
+    names = remote.names(folder)
+    judge = _own(folder / BASES, key) if BASES in names else {}
+    members = [_own(folder / name, key) for name in sorted(names) if name.startswith("member-")]
+    found: tuple[list[_Answer], list[_Answer]] = ([], [])
+    for row in read_labels(folder / "ensemble").to_pylist():
+        identity, said = row["id"], key(row["answer"])
+        known = identity in truths
+        agreed = (
+            min(row["token_agreement"], default=0.0)
+            if kind == "token"
+            else sum(own.get(identity) == said for own in members) / len(members)
+        )
+        answer = _Answer(
+            id=identity,
+            prompt=row["prompt"],
+            answer=row["answer"],
+            agreed=agreed,
+            usable=row["finish_reason"] == "stop" and row["answer"] != "",
+            seconded=judge.get(identity) == said,
+            right=known and said == truths[identity],
+            judge_right=known and judge.get(identity) == truths[identity],
+        )
+        found[0 if known else 1].append(answer)
+    return found
+
+
+def _own(folder: Path, key: Callable[[str], Key]) -> dict[str, Key]:
+    """What one voter answers to each prompt."""
+    answers = read_labels(folder).select(["id", "answer"]).to_pylist()
+    return {row["id"]: key(row["answer"]) for row in answers}
+
+
+def _share(happens: Sequence[bool]) -> float:
+    return sum(happens) / max(1, len(happens))
 
 
 def pass_results(graph: Graph, figures: Figures, hard_labels: pa.Table) -> tuple[PassResult, ...]:

@@ -160,10 +160,10 @@ def _anchor_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
 def _consensus_items(graph: Graph, _: dict[str, int]) -> Iterator[Item]:
     consensus, sizes = graph.config.consensus, graph.config.data.sizes
     for p in graph.passes:
-        answers = f"{sizes.easy_validation + sizes.hard_unlabelled} prompts, by the ensemble"
-        yield Item(
-            p.answers.name, answers + (" and each member" if consensus.agreement == "answer" else ""), (p.answers,)
-        )
+        others = [" and its untuned bases"] * (consensus.judge != "none")
+        others += [" and each member"] * (consensus.agreement == "answer")
+        answers = f"{sizes.easy_validation + sizes.hard_unlabelled} prompts, by the ensemble{''.join(others)}"
+        yield Item(p.answers.name, answers, (p.answers,))
         yield Item(p.kept.name, f"at most {_kept(graph.config)} answers", (p.kept,))
         for r in p.rounds:
             words = "; ".join(dict.fromkeys(f"{e.base.name}, at most {_recipe(e, graph.config)}" for e in r.experts))

@@ -209,7 +209,10 @@ def test_a_consensus_pass_is_paid_with_its_answers_and_trainings(make_config, ma
     more = rows(worked_out(config, found, measured))
     assert "consensus" not in plain
     prompts = 100 + config.data.sizes.easy_validation
-    assert more["consensus"].seconds == pytest.approx(prompts * 50 * 2 / 1000)
+    answered = prompts * 50 * 2 / 1000
+    assert more["consensus"].seconds == pytest.approx(2 * answered), "by the bases, too"
+    alone = make_config(consensus={"passes": 1, "anchor": 0.5, "judge": "none"})
+    assert rows(worked_out(alone, found, measured))["consensus"].seconds == pytest.approx(answered)
     kept = 1 + 0.4 * 100 / config.data.sizes.easy_train
     assert more["rounds"].seconds == pytest.approx((1 + kept) * plain["rounds"].seconds)
     assert more["evaluation"].seconds > plain["evaluation"].seconds, "the ensemble before the pass, too"

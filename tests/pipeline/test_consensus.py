@@ -55,6 +55,7 @@ class Run:
         self.asked: list[Any] = []
         self.rounds: list[str] = []
         self.easy_right, self.least = EASY, {"easy": 0.9, "hard": 0.9}
+        self.sure, self.bases = {"easy": 3, "hard": 3}, {"easy": EASY, "hard": HARD}
         data = self.graph.data.path
         data.mkdir(parents=True)
         easy = [{"id": f"easy-{i}", "prompt": f"e{i}", "answer": "1 2 "} for i in range(EASY)]
@@ -75,9 +76,11 @@ class Run:
     def answer(self, voter: Any, row: dict[str, Any]) -> dict[str, Any]:
         kind, number = row["id"].split("-")
         text = "1 2" if kind == "hard" or int(number) < self.easy_right else "3"
+        if voter.name == "bases" and int(number) >= self.bases[kind]:
+            text = "2 2"
         if voter.name == "member-1" and kind == "hard" and int(number) % 2:
             text = "2 1"
-        least = 0.95 if int(number) < 3 else self.least[kind]
+        least = 0.95 if int(number) < self.sure[kind] else self.least[kind]
         return {**row, "answer": text, "finish_reason": "stop", "agreement": 0.99, "token_agreement": [1.0, least, 1.0]}
 
     def each_round(self, _: Any, rounds: tuple[Round, ...]) -> list[Any]:
@@ -115,8 +118,8 @@ def test_every_pass_boosts_anew_on_what_the_members_of_the_one_before_agree_on(m
     run = make()
     consensus.run_passes(run)
     assert run.rounds == [f"consensus/{p}/rounds/{t}" for p in (1, 2) for t in (1, 2)]
-    assert [voter.anchor for voter in run.asked] == [0.5, 0.5]
-    assert "consensus/1/rounds/1/experts/0" in run.asked[1].models[0]
+    assert [(voter.name, voter.anchor) for voter in run.asked] == [("ensemble", 0.5), ("bases", 0.0)] * 2
+    assert "consensus/1/rounds/1/experts/0" in run.asked[2].models[0]
     assert "consensus" not in run.asked[0].models[0]
     record = run.record(1)
     assert (record.prompts, record.passing, record.kept) == (HARD, HARD, 6)
@@ -149,13 +152,44 @@ def test_what_is_done_is_not_done_again(make) -> None:
 
 def test_where_too_little_passes_there_is_no_pass_and_none_after_it(make) -> None:
     run = make()
-    run.easy_right, run.least = 3, {"easy": 0.2, "hard": 0.3}  # only three of each kind are sure, and right
+    run.easy_right, run.least = 9, {"easy": 0.2, "hard": 0.3}  # the sure ones are right, and few where it is hard
+    run.sure["easy"] = 9
     consensus.run_passes(run)
     assert run.rounds == []
     assert not run.record(1).took_place
     assert (run.record(1).threshold, run.record(1).passing) == (pytest.approx(0.95), 3)
     assert run.said[0].startswith(f"  pass 1: no pass, because 3 of {HARD} hard answers pass the gate")
     assert anchoring.final_rounds(run.graph) == run.graph.rounds
+
+
+def test_answers_that_the_untuned_bases_do_not_give_do_not_pass(make) -> None:
+    run = make(passes=1)
+    run.bases["hard"] = 5
+    consensus.run_passes(run)
+    record = run.record(1)
+    assert (record.judge, record.seconded, record.passing) == ("bases", 5 / HARD, 5)
+    kept = pq.read_table(run.graph.passes[0].kept.path / "kept.parquet")["id"].to_pylist()
+    assert kept == [f"hard-{i}" for i in range(5)]
+    assert "easy validation answers that the untuned bases give, too," in run.said[0]
+
+
+def test_bases_that_know_nothing_are_no_judge_and_the_gate_is_stricter(make) -> None:
+    run = make(passes=1)
+    run.bases = {"easy": 1, "hard": 0}  # of 20 that the ensemble has right
+    consensus.run_passes(run)
+    record = run.record(1)
+    assert (record.judge, record.seconded, record.needed) == ("none", None, 0.95)
+    assert not record.took_place  # 20 of 20 answers do not show that 90 % are right
+
+
+def test_who_judges_can_be_set(make) -> None:
+    run = make(passes=1, judge="none")
+    consensus.run_passes(run)
+    assert [voter.name for voter in run.asked] == ["ensemble"]
+    run = make(passes=1, judge="bases")
+    run.bases = {"easy": 0, "hard": 0}
+    consensus.run_passes(run)
+    assert (run.record(1).judge, run.record(1).passing, run.record(1).threshold) == ("bases", 0, None)
 
 
 def test_hard_answers_are_not_read_whatever_stands_there(make) -> None:
@@ -175,8 +209,8 @@ def test_hard_answers_are_not_read_whatever_stands_there(make) -> None:
 def test_agreement_of_whole_answers_asks_every_member(make) -> None:
     run = make(agreement="answer", passes=1)
     consensus.run_passes(run)
-    assert [voter.name for voter in run.asked] == ["ensemble", "member-0", "member-1"]
-    assert [len(voter.models) for voter in run.asked] == [2, 1, 1]
+    assert [voter.name for voter in run.asked] == ["ensemble", "bases", "member-0", "member-1"]
+    assert [len(voter.models) for voter in run.asked] == [2, 2, 1, 1]
     assert run.record(1).threshold == 1.0
     assert run.record(1).passing == (HARD + 1) // 2
     kept = pq.read_table(run.graph.passes[0].kept.path / "kept.parquet")["id"].to_pylist()
