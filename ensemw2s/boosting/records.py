@@ -64,10 +64,25 @@ class ExpertRecord(Record):
     temperature: float | None = only_where_known()
 
 
+def member_name(round: int, expert: str) -> str:
+    """What people call an expert, in reports, ensembles and votes: `round-2-expert-0`.
+
+    Args:
+        round: Number of its round, counted from 1.
+        expert: Name of its stage, such as `rounds/2/experts/0`.
+    """
+    return f"round-{round}-expert-{expert.rsplit('/', 1)[-1]}"
+
+
 class BoostedExpert(ExpertRecord):
     """An expert with the number of its round, counted from 1."""
 
     round: int
+
+    @property
+    def member(self) -> str:
+        """Its name as a member of an ensemble."""
+        return member_name(self.round, self.name)
 
 
 class WeightQuantiles(Record):

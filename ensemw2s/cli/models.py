@@ -17,6 +17,7 @@ from rich.text import Text
 from ensemw2s.config import Pretraining
 from ensemw2s.ensemble.manifest import MANIFEST, TOKENIZER, read_manifest
 from ensemw2s.evaluation.wording import NOTHING, amount
+from ensemw2s.labeling.inputs import refuse_run
 from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
 from ensemw2s.models.info import ADAPTER_CONFIG, ModelInfo, model_info
 from ensemw2s.models.tiny import CONTEXT, TINY_ARCHITECTURES, tiny_parameters
@@ -50,11 +51,13 @@ def facts(path: str, revision: str | None = None) -> list[ModelFacts]:
 
     Raises:
         ModelError: If it cannot be loaded.
+        ConfigError: If it is a whole run.
         ArtifactError: If the ensemble's own description is damaged.
     """
     folder = remote.pull(remote.local(path))
     if (folder / MANIFEST).exists():
         return _of_ensemble(folder)
+    refuse_run("model", folder)
     if (folder / ADAPTER_CONFIG).exists():
         return [_of_adapters(folder, tokenizer_hash(load_tokenizer(folder)))]
     info = model_info(path, revision)

@@ -6,6 +6,9 @@ or `labeling` stands for that key.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +18,7 @@ import typer
 from ensemw2s.cli import options
 from ensemw2s.cli.options import option
 from ensemw2s.cli.outcome import Output, before_work, outcome, say
-from ensemw2s.errors import ConfigError
+from ensemw2s.errors import ConfigError, EnsemW2SError
 from ensemw2s.storage import remote
 
 if TYPE_CHECKING:
@@ -193,6 +196,18 @@ class EvaluateOptions(SavedOptions):
     ] = None
 
 
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Around both commands: errors name options, where the same checks name keys of a config elsewhere."""
+    try:
+        yield
+    except EnsemW2SError as error:
+        said = re.sub(r"\bcolumns\.(prompt|answer|id|choices)\b", r"--\1-column", str(error))
+        said = re.sub(r"^where '", "--where '", said)
+        said = re.sub(r"^data path (.*?); correct it in paths of the source", r"--input \1", said)
+        raise type(error)(said) from error
+
+
 def label(given: LabelOptions, debug: options.Debug = False) -> None:
     """Label prompts with a saved ensemble.
 
@@ -212,7 +227,7 @@ def label(given: LabelOptions, debug: options.Debug = False) -> None:
         ensemw2s label --ensemble runs/quickstart/ensemble --input prompts.jsonl --output labels
         ensemw2s label --ensemble E --input s3://bucket/prompts --output s3://bucket/labels --min-agreement 0.8
     """
-    with outcome(debug=debug, resumable=True):
+    with outcome(debug=debug, resumable=True), as_options():
         from ensemw2s.cluster.connect import check_lasting
         from ensemw2s.labeling import label_files
         from ensemw2s.progress import Progress
@@ -241,7 +256,7 @@ def evaluate(given: EvaluateOptions, debug: options.Debug = False) -> None:
         ensemw2s evaluate --model runs/quickstart/ensemble --input test.jsonl
         ensemw2s evaluate --model runs/quickstart/students/student_ensemw2s --input test.jsonl --json student.json
     """
-    with outcome(debug=debug):
+    with outcome(debug=debug), as_options():
         from ensemw2s.cluster.connect import check_lasting
         from ensemw2s.evaluation import saved
         from ensemw2s.progress import Progress

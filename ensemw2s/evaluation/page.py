@@ -11,7 +11,7 @@ import functools
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ensemw2s.boosting.records import AnchorSearch, ExpertRecord, VoteFit
+from ensemw2s.boosting.records import AnchorSearch, ExpertRecord, VoteFit, member_name
 from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_ENSEMW2S, STUDENT_SINGLE, TABLE
 from ensemw2s.evaluation.plots import DARK, LIGHT
 from ensemw2s.evaluation.records import BySplit, ExampleShown, Interval, Metrics, Pgr, RunResults, TokenShown
@@ -245,15 +245,15 @@ def _round_rows(results: RunResults) -> list[dict[str, object]]:
             "reference": plain(record.reference_error, 4),
             "vote": "yes" if record.accepted else "no",
             "effective": percent(record.weights.effective_fraction),
-            "experts": [_expert(expert) for expert in record.experts],
+            "experts": [_expert(expert, member_name(record.round, expert.name)) for expert in record.experts],
         }
         for record in results.rounds
     ]
 
 
-def _expert(expert: ExpertRecord) -> dict[str, str]:
+def _expert(expert: ExpertRecord, name: str) -> dict[str, str]:
     return {
-        "name": expert.name,
+        "name": name,
         "base": expert.base,
         "alpha": plain(expert.alpha, 3),
         "weight": plain(expert.weight, 3),

@@ -83,8 +83,10 @@ def _with(section: SectionT, options: Mapping[str, object]) -> SectionT:
         return type(section).model_validate(section.model_dump() | given)
     except ValidationError as error:
         meant = _deepest(error)
-        option = f"--{meant['loc'][0] if meant['loc'] else ''}".replace("_", "-")
-        raise ConfigError(f"{option}: {meant['msg'].removeprefix('Value error, ')}") from None
+        said = meant["msg"].removeprefix("Value error, ")
+        keys = [str(meant["loc"][0])] if meant["loc"] else [key for key in given if key in said]  # a rule of several
+        named = ", ".join(f"--{key}".replace("_", "-") for key in keys)
+        raise ConfigError(f"{named}: {said}" if keys else said) from None
 
 
 def _deepest(error: ValidationError) -> ErrorDetails:

@@ -133,7 +133,7 @@ def make_ensemble(context: Context) -> None:
         context.progress.say(said_of_votes(members, fit))
     sources = [
         MemberSource(
-            name=f"round-{m.round}-expert-{m.name.rsplit('/', 1)[-1]}",
+            name=m.member,
             directory=remote.pull(context.graph.expert_folder(m.name)),
             alpha=m.alpha,
             weight=m.weight,

@@ -1,6 +1,7 @@
 """Commands on models that left their run: listing them, labelling and evaluating with them, and what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,47 @@ def test_figures_that_have_nowhere_to_go_are_refused_before_the_work(saved: Path
     result = call("evaluate", "--model", tmp_path / "empty", "--input", data)
     assert result.exit_code == 2
     assert "holds no tokenizer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--where", "split =="], "error: --where 'split ==' is not valid Jinja"),
+        (["--prompt-column", "{{ x"], "error: --prompt-column: template '{{ x' is not valid Jinja"),
+        (["--id-column", "key"], "has no column 'key' (--id-column)"),
+        (["--answer-match", "("], "error: --answer-match: "),
+        (["--samples", "3", "--temperature", "0"], "error: --samples, --temperature: samples is 3"),
+        (["--input", "none*.jsonl"], "error: --input none*.jsonl: no file has such a name"),
+    ],
+)
+def test_errors_name_the_option(saved: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "sort 1", "answer": "1"}])
+    result = call("label", "--ensemble", saved / "ensemble", "--output", tmp_path / "o", "--input", data, *arguments)
+    assert result.exit_code == 2
+    assert said in words(result.stderr)
+
+
+def test_files_are_named_by_a_pattern(saved: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"sort {name}", "answer": "1"}])
+    given = ["--input", tmp_path / "*.jsonl", "--where", "prompt == 'x'"]
+    result = call("label", "--ensemble", saved / "ensemble", "--output", tmp_path / "o", *given)
+    assert "no file has such a name" not in result.stderr
+    assert result.exit_code == 2
+
+
+def test_a_whole_run_in_place_of_a_model_gets_the_same_hint_everywhere(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "ensemble", tmp_path / "run/ensemble")
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "sort 1", "answer": "1"}])
+    for arguments in (
+        ["label", "--ensemble", tmp_path / "run", "--input", data, "--output", tmp_path / "o"],
+        ["evaluate", "--model", tmp_path / "run", "--input", data],
+        ["models", tmp_path / "run"],
+        ["serve", "--ensemble", tmp_path / "run"],
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert f"{tmp_path / 'run'} is a run; its ensemble is {tmp_path / 'run/ensemble'}" in words(result.stderr)
 
 
 def test_a_job_that_evaluates_says_where_its_nodes_find_the_input(saved: Path, tmp_path: Path, monkeypatch) -> None:

@@ -153,7 +153,7 @@ def _round(t: int) -> dict[str, Any]:
     error = 0.03 + 0.012 * t
     alpha = float(np.log((1 - error) / error))
     expert = {
-        "name": f"round-{t}-expert-0",
+        "name": f"rounds/{t}/experts/0",
         "base": f"weak-{t - 1}",
         "alpha": alpha,
         "weight": 0.2,

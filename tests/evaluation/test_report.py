@@ -140,6 +140,11 @@ class TestFullReport:
         assert "370 k" in text
         assert "n = 1000" in text
 
+    def test_an_expert_has_the_name_that_votes_and_ensembles_have_for_it(self, full, html):
+        assert full["rounds"][1]["experts"][0]["name"] == "rounds/2/experts/0"
+        assert '<td class="l">round-2-expert-0</td>' in html
+        assert "rounds/2/experts/0" not in html
+
     def test_says_what_the_task_is_with_an_example_of_each_kind(self, html):
         text = " ".join(Page(html).text.split())
         assert "The examples come from mine.jsonl. An example is easy if its level is at most 2, else hard." in text

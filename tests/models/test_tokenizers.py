@@ -60,6 +60,14 @@ def test_a_tokenizer_without_end_token_is_refused(folder):
         load_tokenizer(folder)
 
 
+def test_a_member_of_an_ensemble_says_where_its_tokenizer_is(folder, tmp_path):
+    member = tmp_path / "ensemble/members/round-1-expert-0"
+    member.mkdir(parents=True)
+    shutil.copytree(folder, tmp_path / "ensemble/tokenizer")
+    with pytest.raises(ModelError, match=r"this is a member of an ensemble; .* copy the files of .*ensemble/tokenizer"):
+        load_tokenizer(member)
+
+
 def test_a_folder_without_or_with_a_damaged_tokenizer_is_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"empty holds no tokenizer; expected one of tokenizer.json"):
