@@ -265,6 +265,52 @@ async def beside_a_long_one(url: str, short: int, long: int, count: int) -> dict
     }
 
 
+LARGE = {"refused_by_bytes": 1_000_000, "refused_by_tokens": 120_000}
+"""Characters of prompts that the endpoint refuses: the first before they are tokenized, the second after."""
+
+
+async def beside_large_ones(url: str, short: int, count: int, senders: int = 4) -> dict[str, Any]:
+    """Seconds of short requests, alone and while others send prompts that are refused, one after another."""
+    client = await Client.connect(url)
+    host, port = url.removeprefix("http://").split(":")
+
+    async def seconds(number: int) -> float:
+        row = await client.request(short, number)
+        return float(row["arrivals"][-1] - row["sent"])
+
+    async def send(message: bytes, sent: list[bytes]) -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            while True:
+                writer.write(message)
+                await writer.drain()
+                head = await reader.readuntil(b"\r\n\r\n")
+                found = re.search(rb"content-length: (\d+)", head.lower())
+                assert found is not None
+                await reader.readexactly(int(found[1]))
+                sent.append(head.split(maxsplit=2)[1])
+        finally:
+            writer.close()
+
+    told: dict[str, Any] = {"senders": senders, "alone_ms": percentiles([await seconds(n) for n in range(count)])}
+    for name, size in LARGE.items():
+        body = json.dumps({"model": MODEL, "prompt": "1 " * (size // 2), "max_tokens": 1})
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        message = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        sent: list[bytes] = []
+        others = [asyncio.create_task(send(message, sent)) for _ in range(senders)]
+        beside = [await seconds(number) for number in range(count)]
+        for other in others:
+            other.cancel()
+        ends = await asyncio.gather(*others, return_exceptions=True)
+        failed = [end for end in ends if not isinstance(end, asyncio.CancelledError)]
+        if failed or set(sent) != {b"400"}:
+            raise RuntimeError(f"large prompts were not refused one after another: {failed or set(sent)}")
+        told[name] = {"characters": size, "refused": len(sent), "beside_ms": percentiles(beside)}
+    client.close()
+    return told
+
+
 def main(
     base: Annotated[Path | None, typer.Option(help="Folder of a causal LM; none: the tiny family.")] = None,
     members: Annotated[int, typer.Option(help="Members.")] = 4,
@@ -294,6 +340,7 @@ def main(
                 rows.append(compare(engine, url, number, lengths_of(max(4, number) * rounds, new_tokens), turns))
             engine.close()
             mixed = asyncio.run(beside_a_long_one(url, 8, long_tokens, short_count))
+            large = asyncio.run(beside_large_ones(url, 8, 10 * short_count))
     result = {
         "machine": machine(threads),
         "base": base.name if base else "tiny family",
@@ -305,6 +352,7 @@ def main(
         "turns": turns,
         "rows": rows,
         "beside_a_long_request": mixed,
+        "beside_large_prompts": large,
     }
     write(result, output)
 
