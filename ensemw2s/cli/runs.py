@@ -179,6 +179,7 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
     from ensemw2s.cluster.connect import cluster_address
     from ensemw2s.cluster.resources import plan_resources
     from ensemw2s.pipeline import preflight
+    from ensemw2s.pipeline.begun import as_begun
     from ensemw2s.pipeline.build import build_graph
     from ensemw2s.pipeline.plan import lay_out, parameters, resources_for
     from ensemw2s.pipeline.plan_print import print_plan
@@ -186,6 +187,7 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
 
     with before_work():
         preflight.check(loaded)
+        loaded, said = as_begun(loaded)
         graph = build_graph(loaded)
         laid_out = lay_out(graph, survey(graph), parameters(graph))
         resources = resources_for(loaded, debug=debug)
@@ -197,6 +199,8 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
         record = PlanRecord.of(laid_out, resources=resources, division=division, free_bytes=free, address=address)
         say(record.model_dump_json(indent=2))
         return
+    if said:
+        say(said)
     print_plan(laid_out, Output(), resources=resources, division=division, free_bytes=free, address=address)
 
 
@@ -251,7 +255,8 @@ def study(
     A study file has a base config, tasks and variants (changes to the base, by dotted key), and seeds. Each
     combination is a cell: one whole run. Cells run one after another on one Ray. What they share is made once: data,
     pre-trained bases, equal rounds and baselines. Every cell has the standard baselines, whatever its config says:
-    bagging, the best single expert, and one expert with the training budget of all rounds.
+    the vote of the untuned bases, a deep ensemble, the best single expert, and one expert with the training budget of
+    all rounds.
 
     Results go to STORAGE/NAME: study.parquet (a row for each cell, system and split), study.json, study.html and
     cells/. The page has means with 95 % intervals over seeds, differences from the baselines with permutation tests,

@@ -101,6 +101,8 @@ class Config(Section):
             return self
         systems = [name for name in ALL_SYSTEMS if name in (*systems, *joining)]
         evaluation = self.evaluation.model_copy(update={"systems": systems})
+        if not named:
+            evaluation.model_fields_set.discard("systems")
         return self.model_copy(update={"evaluation": evaluation})
 
 

@@ -44,7 +44,8 @@ class System:
         learns_from: What a student learns from beside the easy examples: nothing (`easy`), `pseudo` labels, or the
             `true` labels of the hard examples. None for weak systems.
         labels_by: The system whose pseudo-labels a student learns from; of several generations, the first one's.
-        claims_over: The rivals that it must beat for the method to hold, the cheapest one first.
+        claims_over: The rivals that it must beat for the method to hold, the cheapest one first. Those that are not
+            compared by default count where they are asked for.
         also_against: Other systems that it is compared with.
         standard: Whether a report says so when this rival is missing.
         ours: Whether it is the method itself, which tables set in bold.
@@ -95,7 +96,8 @@ _ENTRIES = (
         in_a_sentence="the token-level ensemble of the untuned bases",
         kind="bases",
         vote="tokens",
-        by_default=False,
+        standard=True,
+        in_every_study=True,
     ),
     System(
         name=EXPERT_SINGLE,
@@ -119,8 +121,7 @@ _ENTRIES = (
         in_a_sentence="bagging of as many experts",
         kind="experts",
         vote="tokens",
-        standard=True,
-        in_every_study=True,
+        by_default=False,
     ),
     System(
         name=DEEP_ENSEMBLE,
@@ -128,7 +129,8 @@ _ENTRIES = (
         in_a_sentence="a deep ensemble of as many experts",
         kind="experts",
         vote="tokens",
-        by_default=False,
+        standard=True,
+        in_every_study=True,
     ),
     System(
         name=SEQUENCE_VOTE,
@@ -144,8 +146,8 @@ _ENTRIES = (
         in_a_sentence="the ensemble",
         kind="experts",
         vote="tokens",
-        claims_over=(EXPERT_SINGLE, COMPUTE_MATCHED, BAGGING),
-        also_against=(SEQUENCE_VOTE, BASE_ZERO_SHOT, BASE_ENSEMBLE, DEEP_ENSEMBLE),
+        claims_over=(BASE_ENSEMBLE, EXPERT_SINGLE, COMPUTE_MATCHED, BAGGING, DEEP_ENSEMBLE),
+        also_against=(SEQUENCE_VOTE, BASE_ZERO_SHOT),
         ours=True,
         in_every_study=True,
     ),
@@ -171,7 +173,6 @@ _ENTRIES = (
         kind="student",
         learns_from="pseudo",
         labels_by=BASE_ENSEMBLE,
-        by_default=False,
     ),
     System(
         name=STUDENT_BAGGING,
@@ -180,6 +181,7 @@ _ENTRIES = (
         kind="student",
         learns_from="pseudo",
         labels_by=BAGGING,
+        by_default=False,
     ),
     System(
         name=STUDENT_DEEP_ENSEMBLE,
@@ -188,7 +190,6 @@ _ENTRIES = (
         kind="student",
         learns_from="pseudo",
         labels_by=DEEP_ENSEMBLE,
-        by_default=False,
     ),
     System(
         name=STUDENT_ENSEMW2S,
@@ -197,8 +198,14 @@ _ENTRIES = (
         kind="student",
         learns_from="pseudo",
         labels_by=ENSEMW2S,
-        claims_over=(STUDENT_SINGLE, STUDENT_BAGGING),
-        also_against=(STUDENT_BASE_ENSEMBLE, STUDENT_DEEP_ENSEMBLE, STUDENT_EASY_ONLY, ENSEMW2S),
+        claims_over=(
+            STUDENT_EASY_ONLY,
+            STUDENT_SINGLE,
+            STUDENT_BASE_ENSEMBLE,
+            STUDENT_BAGGING,
+            STUDENT_DEEP_ENSEMBLE,
+        ),
+        also_against=(ENSEMW2S,),
         ours=True,
     ),
     System(
@@ -228,3 +235,18 @@ ALL_SYSTEMS = tuple(TABLE)
 
 SYSTEMS = tuple(entry.name for entry in _ENTRIES if entry.by_default)
 """Systems that are compared where a config names none. `GENERATIONS` joins them if `student.generations` is above 1."""
+
+SYSTEMS_BEFORE = (
+    BASE_ZERO_SHOT,
+    EXPERT_SINGLE,
+    COMPUTE_MATCHED,
+    BAGGING,
+    SEQUENCE_VOTE,
+    ENSEMW2S,
+    STUDENT_EASY_ONLY,
+    STUDENT_SINGLE,
+    STUDENT_BAGGING,
+    STUDENT_ENSEMW2S,
+    STUDENT_CEILING,
+)
+"""What `SYSTEMS` was until version 0.2. A run that began with these goes on with them."""

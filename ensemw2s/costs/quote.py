@@ -18,6 +18,7 @@ from ensemw2s.costs.lengths import lengths
 from ensemw2s.costs.show import print_estimate
 from ensemw2s.costs.throughput import read_measured
 from ensemw2s.data.sources import check_source
+from ensemw2s.pipeline.begun import as_begun
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.plan import Plan, lay_out
 from ensemw2s.pipeline.plan_print import print_plan
@@ -57,7 +58,7 @@ def prepare(
     found = read_cluster(path, prices)
     speeds = read_measured(measured) if measured is not None else None
     check_source(config.data)
-    graph = build_graph(config)
+    graph = build_graph(as_begun(config)[0])
     sizes = needs.shapes(graph)
     plan = lay_out(graph, survey(graph), {name: shape.parameters for name, shape in sizes.items()})
     mean = lengths(config, found.prices.assumptions.characters_a_token, *tokens)

@@ -17,6 +17,7 @@ from ensemw2s.evaluation.records import RESULTS, RunResults
 from ensemw2s.evaluation.report import print_table, write_report
 from ensemw2s.evaluation.task import Task
 from ensemw2s.pipeline import preflight
+from ensemw2s.pipeline.begun import BEGUN, as_begun
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph
@@ -55,11 +56,15 @@ def run(
     shown.run = config.name
     if not checked:
         preflight.check(config)
+    if not fresh:
+        config, said = as_begun(config)
+        if said:
+            shown.say(said)
     graph = build_graph(config)
     with store.only_one(graph.root):
         status = check_stages(graph, fresh=fresh)
-        (graph.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        remote.push(graph.root / "config.yaml")
+        (graph.root / BEGUN).write_text(dump_config(config), encoding="utf-8")
+        remote.push(graph.root / BEGUN)
         if status[graph.evaluation.name] and remote.exists(graph.root / RESULTS):
             shown.say(f"{remote.shown(graph.root)} is complete: nothing to do")
             results = RunResults.read(graph.root / RESULTS)

@@ -141,7 +141,7 @@ def systems(asked: list[str]) -> list[str]:
         name = waiting.pop()
         if name not in needed:
             needed.add(name)
-            waiting += TABLE[name].claims_over
+            waiting += [rival for rival in TABLE[name].claims_over if TABLE[rival].by_default]
             if TABLE[name].learns_from == "pseudo":  # labels that do harm show beside easy data alone
                 waiting.append(STUDENT_EASY_ONLY)
     return [name for name in TABLE if name in needed]

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ensemw2s.config.study import DEFAULT
-from ensemw2s.config.systems import BAGGING, ENSEMW2S, TABLE
+from ensemw2s.config.systems import BAGGING, DEEP_ENSEMBLE, ENSEMW2S, TABLE
 from ensemw2s.evaluation.plots import Plot, Theme, canvas, legend
 from ensemw2s.evaluation.records import VALIDATION
 from ensemw2s.evaluation.wording import SPLITS, points
 from ensemw2s.study.records import StudyFigures
-from ensemw2s.study.sheet import name_of, scope_name, scopes
+from ensemw2s.study.sheet import lower_first, name_of, scope_name, scopes
 from ensemw2s.study.summary import ALL, is_student
 
 MOST = 12
@@ -23,9 +23,10 @@ MOST = 12
 
 
 def _differences(summary: StudyFigures, theme: Theme) -> Figure | None:
-    """The ensemble minus its three rivals, for all tasks and each."""
-    rivals = tuple(reversed(TABLE[ENSEMW2S].claims_over))
-    entries = [e for e in summary.comparisons if e.variant == DEFAULT and e.a == ENSEMW2S and e.b in rivals]
+    """The ensemble minus the rivals that it must beat, for all tasks and each."""
+    own = [e for e in summary.comparisons if e.variant == DEFAULT and e.a == ENSEMW2S]
+    rivals = [name for name in reversed(TABLE[ENSEMW2S].claims_over) if any(e.b == name for e in own)]
+    entries = [e for e in own if e.b in rivals]
     if not entries:
         return None
     order = [(scope, rival) for rival in rivals for scope in scopes(summary)]
@@ -107,10 +108,12 @@ def _diagnosis(summary: StudyFigures, theme: Theme) -> Figure | None:
     titles = ("correlation of two members' errors", "same wrong token, where two are wrong")
     for axes, key, title in zip(panels, ("error_correlation", "same_wrong"), titles, strict=True):
         for split, (colour, name) in looks.items():
-            for system, marker in ((ENSEMW2S, "o"), (BAGGING, "x")):
+            for system, marker in ((ENSEMW2S, "o"), (DEEP_ENSEMBLE, "+"), (BAGGING, "x")):
                 own = [p for p in found if p.split == split and p.system == system and getattr(p, key) is not None]
+                if not own:
+                    continue
                 x, y = np.array([getattr(p, key) for p in own]), np.array([p.gain for p in own])
-                suffix = "" if system == ENSEMW2S else ", bagging"
+                suffix = "" if system == ENSEMW2S else f", {lower_first(name_of(system))}"
                 axes.plot(x, y, marker, color=colour, markersize=3.5, alpha=0.8, label=name + suffix)
         axes.axhline(0, color=theme.muted, linewidth=0.7)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: points(v)))

@@ -8,10 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from ensemw2s.config.study import DEFAULT
 from ensemw2s.config.systems import (
     BAGGING,
+    BASE_ENSEMBLE,
     COMPUTE_MATCHED,
+    DEEP_ENSEMBLE,
     ENSEMW2S,
     EXPERT_SINGLE,
     STUDENT_BAGGING,
+    STUDENT_BASE_ENSEMBLE,
+    STUDENT_DEEP_ENSEMBLE,
     STUDENT_EASY_ONLY,
     STUDENT_ENSEMW2S,
     STUDENT_SINGLE,
@@ -26,8 +30,11 @@ from ensemw2s.study.summary import ALL
 SAME_PRIOR = {"token": "boosting.prior=samme", "window": "window", "example": "example"}
 """Unit of the weights → the variant that has it with the prior samme."""
 
+TEAMS = (DEEP_ENSEMBLE, BAGGING)
+"""As many experts as the ensemble has, without boosting. Studies of version 0.2 have bagging alone."""
+
 FLOOR = 0.05
-"""Exact match under which two systems are too often wrong to be told apart."""
+"""Exact match under which systems are too often wrong to be told apart."""
 
 
 def answers(studies: Sequence[StudyResults], not_run: Collection[str]) -> Iterator[tuple[str, list[str]]]:
@@ -57,7 +64,7 @@ def _spread(study: StudyResults) -> str:
     """How many runs there are, and the means of the main systems with their intervals over seeds."""
     tasks = len([scope for scope in scopes(study) if scope != ALL])
     text = f"{len(study.seeds)} seeds, {tasks} task{'s' * (tasks > 1)}, {study.finished} runs"
-    for system in (EXPERT_SINGLE, BAGGING, ENSEMW2S, STUDENT_ENSEMW2S):
+    for system in (BASE_ENSEMBLE, EXPERT_SINGLE, BAGGING, DEEP_ENSEMBLE, ENSEMW2S, STUDENT_ENSEMW2S):
         where = {"task": scopes(study)[0], "variant": DEFAULT, "system": system}
         found = {title: find(study.systems, **where, split=split) for split, title in SPLITS.items()}
         if all(found.values()):
@@ -105,7 +112,7 @@ def _units(study: StudyResults) -> str:
 
 def _rounds(study: StudyResults) -> str:
     """T by validation, and how often it was as large as it could be."""
-    own = _against(CHOSEN, BAGGING)(study)
+    own = _against(CHOSEN, *TEAMS)(study)
     picked = [e for e in study.chosen if e.variant == DEFAULT]
     most = {c.task: c.rounds[-1] for c in study.curves if c.variant == DEFAULT}
     values = [(e.task, t) for e in picked for t in e.rounds]
@@ -126,10 +133,11 @@ def _other_data(wanted: str) -> Callable[[StudyResults], str]:
                 continue
             where = {"task": scope, "variant": found.variant}
             own = [e for e in study.comparisons if (e.task, e.variant) == (scope, found.variant)]
-            said += [_both(own, ENSEMW2S, rival) for rival in (BAGGING, COMPUTE_MATCHED)]
-            levels = [find(study.systems, **where, system=s, split="ood") for s in (ENSEMW2S, BAGGING)]
-            if all(level is not None and level.mean < FLOOR for level in levels):
-                said.append(f"OOD both are right in fewer than {percent(FLOOR)} of the cases, so OOD this says nothing")
+            said += [_both(own, ENSEMW2S, rival) for rival in (*TEAMS, COMPUTE_MATCHED)]
+            levels = [find(study.systems, **where, system=s, split="ood") for s in (ENSEMW2S, *TEAMS)]
+            known = [level.mean for level in levels if level is not None]
+            if len(known) > 1 and max(known) < FLOOR:
+                said.append(f"OOD all are right in fewer than {percent(FLOOR)} of the cases, so OOD this says nothing")
         return "; ".join(text for text in said if text)
 
     return answer
@@ -197,10 +205,16 @@ QUESTIONS: dict[str, Callable[[StudyResults], str]] = {
         "averages of log-probabilities", "ensemble.combine=log_probability", "log-probability"
     ),
     "How much do runs spread?": _spread,
-    "Is it better than a direct ensemble (bagging)?": _against(ENSEMW2S, BAGGING),
+    "Is it better than the vote of the untuned bases?": _against(ENSEMW2S, BASE_ENSEMBLE),
+    "Is it better than a direct ensemble (a deep ensemble, bagging)?": _against(ENSEMW2S, *TEAMS),
     "Is it better than one expert with the training of all rounds?": _against(ENSEMW2S, COMPUTE_MATCHED),
     "Does its student learn more than others' students?": _against(
-        STUDENT_ENSEMW2S, STUDENT_BAGGING, STUDENT_SINGLE, STUDENT_EASY_ONLY
+        STUDENT_ENSEMW2S,
+        STUDENT_DEEP_ENSEMBLE,
+        STUDENT_BAGGING,
+        STUDENT_BASE_ENSEMBLE,
+        STUDENT_SINGLE,
+        STUDENT_EASY_ONLY,
     ),
     "Weights of tokens or of examples?": _units,
     "And when T is chosen without a look at the test?": _rounds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ensemw2s.config.systems import BAGGING, ENSEMW2S
+from ensemw2s.config.systems import BAGGING, DEEP_ENSEMBLE, ENSEMW2S
 from ensemw2s.evaluation.records import VALIDATION
 from ensemw2s.evaluation.wording import (
     SPLITS,
@@ -32,7 +32,7 @@ def together(summary: StudyFigures) -> Sheet:
         "all_same_wrong_answer",
     )
     rows = []
-    for system in (ENSEMW2S, BAGGING):
+    for system in (ENSEMW2S, DEEP_ENSEMBLE, BAGGING):
         for split in (VALIDATION, *SPLITS):
             own = [p for p in summary.diagnosis.points if (p.system, p.split) == (system, split)]
             if own:

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemw2s.config.study import DEFAULT
-from ensemw2s.config.systems import BAGGING, COMPUTE_MATCHED, ENSEMW2S, STUDENT_ENSEMW2S
+from ensemw2s.config.systems import BAGGING, BASE_ENSEMBLE, COMPUTE_MATCHED, DEEP_ENSEMBLE, ENSEMW2S, STUDENT_ENSEMW2S
 from ensemw2s.evaluation.records import HARD_VALIDATION, VALIDATION
 from ensemw2s.evaluation.wording import (
     SPLITS,
     amount,
+    in_a_sentence,
+    listed,
 )
 from ensemw2s.study.records import StudyFigures, VariantDifference
 from ensemw2s.study.sheet import ALPHA, CHOICES, Sheet, difference, find, mean_text, name_of, ordered, p_value, scopes
 from ensemw2s.study.summary import ALL, is_student
+
+RIVALS = {
+    BAGGING: "bagging",
+    DEEP_ENSEMBLE: "deep ensemble",
+    COMPUTE_MATCHED: "full-budget expert",
+    BASE_ENSEMBLE: "bases' vote",
+}
+"""Rivals of a variant's ensemble, with their short names. Those that a study has are shown."""
 
 ROUNDING = 1e-9
 """A difference that is no more comes from the order of sums."""
@@ -99,20 +109,22 @@ def rivals(summary: StudyFigures) -> Sheet:
     """Every variant's ensemble minus the rivals that its own experts' budget pays for, in the order of `variants`."""
     scope = scopes(summary)[0]
     rows = []
+    held = {e.b for e in summary.comparisons if e.a == ENSEMW2S}
+    measured = [rival for rival in RIVALS if rival in held]
     named = {DEFAULT: DEFAULT} | {e.variant: _named(e.variant, e.tasks, summary) for e in summary.variants}
     for variant, name in named.items():
         cost = find(summary.costs, task=scope, variant=variant, system=ENSEMW2S)
         row = [name, amount(cost and cost.tokens_trained)]
-        for rival in (BAGGING, COMPUTE_MATCHED):
+        for rival in measured:
             for split in SPLITS:
                 own = {"task": scope, "variant": variant, "a": ENSEMW2S, "b": rival, "split": split}
                 found = find(summary.comparisons, **own)
                 row += [difference(found), p_value(found)]
         rows.append(tuple(row))
-    columns = [f"− {who}, {split}" for who in (BAGGING, "full-budget expert") for split in SPLITS.values()]
+    columns = [f"− {RIVALS[rival]}, {split}" for rival in measured for split in SPLITS.values()]
     headings = ("Variant", "tokens trained", *(text for title in columns for text in (title, "p")))
     note = (
-        "Points of exact match over bagging and over one expert with the training of all rounds, each with the "
+        f"Points of exact match over {listed([in_a_sentence(rival) for rival in measured])}, each with the "
         "settings and the budget of the variant itself: a gain counts only against those."
     )
     return Sheet("rivals", "Variants against their own rivals", headings, tuple(rows), note)

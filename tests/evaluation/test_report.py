@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from ensemw2s.config import SYSTEMS
+from ensemw2s.config.systems import SYSTEMS_BEFORE as SYSTEMS
 from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation import page as pages
 from ensemw2s.evaluation import plots

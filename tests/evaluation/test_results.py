@@ -5,7 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ensemw2s.config import SYSTEMS, parse_config
+from ensemw2s.config import parse_config
+from ensemw2s.config.systems import SYSTEMS_BEFORE as SYSTEMS
 from ensemw2s.data.examples import example_table
 from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.records import AgreementBin, Curves, SystemCost, TokenShown, TrainingCost

@@ -49,7 +49,8 @@ def test_a_clean_sweep_is_said_to_be_one():
 def test_rivals_that_were_not_run_are_named():
     contest = ensemble(comparisons=[bout("bagging", "id", 0.1, 0.05, 0.2)])
     assert contest.untested == (
-        "Not compared with one expert, one expert with the whole ensemble’s training budget and a sequence-level vote."
+        "Not compared with the token-level ensemble of the untuned bases, one expert, one expert with the whole "
+        "ensemble’s training budget, a deep ensemble of as many experts and a sequence-level vote."
     )
 
 

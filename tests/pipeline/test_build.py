@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ensemw2s.config import SYSTEMS, Config, parse_config
+from ensemw2s.config import Config, parse_config
+from ensemw2s.config.systems import SYSTEMS_BEFORE as SYSTEMS
 from ensemw2s.errors import ArtifactError
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.pipeline.graph import Graph, Stage, run_directory
@@ -43,7 +44,7 @@ EVERYTHING = {"data", "corpus", "tokens", *BASES} | AFTER_EXPERTS | TABLES
 
 
 def tree(**values: Any) -> dict[str, Any]:
-    """A config of all systems, with other values under dotted keys."""
+    """A config of many systems, with other values under dotted keys."""
     made: dict[str, Any] = {
         "name": "study",
         "data": {"source": {"kind": "reasoning_gym", "dataset": "number_sorting"}},
@@ -52,7 +53,10 @@ def tree(**values: Any) -> dict[str, Any]:
             "strong": {"base": "tiny-strong"},
         },
         "boosting": {"rounds": 2},
+        "evaluation": {"systems": [*SYSTEMS]},
     }
+    if values.get("student.generations", 1) > 1:
+        made["evaluation"]["systems"].append("student_generations")
     for key, value in values.items():
         *parents, last = key.split(".")
         node: Any = made

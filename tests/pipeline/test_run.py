@@ -38,13 +38,20 @@ def test_results_have_every_system_and_part(undisturbed) -> None:
             assert 0 <= low <= figures[split]["exact_match"] <= high <= 1
             assert (figures[split]["nll"] is None) == (name == "sequence_vote")
         assert figures["cost"]["tokens_decoded"] > 0
-        assert (figures["cost"]["tokens_trained"] > 0) == (name != "base_zero_shot")
-    assert set(results["pgr"]) == {"student_single", "student_bagging", "student_ensemw2s"}
+        assert (figures["cost"]["tokens_trained"] > 0) == (name not in ("base_zero_shot", "base_ensemble"))
+    assert set(results["pgr"]) == {
+        "student_single",
+        "student_base_ensemble",
+        "student_deep_ensemble",
+        "student_ensemw2s",
+    }
     for found in results["pgr"].values():
         assert (found["ood"]["value"] is None) == (found["ood"]["reason"] is not None)
-    assert {(c["a"], c["b"], c["split"]) for c in results["comparisons"]} >= {("ensemw2s", "bagging", "ood")}
+    assert {(c["a"], c["b"], c["split"]) for c in results["comparisons"]} >= {
+        ("ensemw2s", rival, "ood") for rival in ("base_ensemble", "deep_ensemble")
+    }
     assert set(results["bases"]) == {"weak-0", "weak-1"}
-    assert set(results["labels"]) == {"ensemw2s", "expert_single", "bagging"}
+    assert set(results["labels"]) == {"ensemw2s", "expert_single", "base_ensemble", "deep_ensemble"}
     assert all(facts["n"] == 60 for facts in results["labels"].values())
     assert len(results["examples"]) == 3
     assert all(len(token["votes"]) == 2 for example in results["examples"] for token in example["tokens"])

@@ -52,7 +52,7 @@ def specs_of(graph: Graph) -> list[TrainSpec]:
 
 def test_a_worker_needs_nothing_but_the_json_of_a_spec(graph, tmp_path):
     specs = specs_of(graph())
-    assert len(specs) == 3 + 2 + 4 + 5
+    assert len(specs) == 3 + 2 + 4 + 6
     for spec in specs:
         assert TrainSpec.model_validate_json(spec.model_dump_json()) == spec
         for path in (spec.output, *spec.tokens):
@@ -110,7 +110,7 @@ def test_the_matched_expert_has_the_budget_of_all_rounds_and_no_look_at_validati
 
 
 def test_bagged_experts_each_draw_their_own_examples(graph):
-    made = graph()
+    made = graph(evaluation={"systems": ["bagging"]})
     first, second = (expert_spec(made, expert).weights for expert in made.baselines["bagging"])
     assert (first.unit, first.weighting, first.bootstrap, first.masks) == ("example", "bootstrap", "count", [])
     assert first.seed != second.seed
@@ -144,7 +144,7 @@ def test_a_hub_id_stays_what_it_is_with_its_revision(graph, tmp_path):
 def test_students_differ_in_their_data_alone(graph):
     made = graph(student={"objective": "logconf", "confidence_weight": 0.25, "confidence_warmup": 0.5, "epochs": 3})
     specs = [student_spec(made, student) for student in made.students]
-    assert len({tuple(spec.tokens) for spec in specs}) == 5
+    assert len({tuple(spec.tokens) for spec in specs}) == 6
     assert len({(spec.seed, spec.start.path, spec.recipe.epochs) for spec in specs}) == 1
     objective = specs[0].objective
     assert (objective.kind, objective.confidence_weight, objective.confidence_warmup) == ("logconf", 0.25, 0.5)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from ensemw2s.config import SYSTEMS, parse_config
+from ensemw2s.config import parse_config
 from ensemw2s.config.systems import ALL_SYSTEMS
+from ensemw2s.config.systems import SYSTEMS_BEFORE as SYSTEMS
 from ensemw2s.errors import BoostingError
 from ensemw2s.pipeline import systems
 from ensemw2s.pipeline.build import build_graph

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from ensemw2s.config import SYSTEMS
+from ensemw2s.config.systems import SYSTEMS_BEFORE as SYSTEMS
 from ensemw2s.evaluation.records import VALIDATION
 from ensemw2s.study.records import StudyFigures
 from ensemw2s.study.rows import CHOSEN, SCHEMA

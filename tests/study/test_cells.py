@@ -49,15 +49,16 @@ def test_what_a_gain_counts_against_is_in_every_cell() -> None:
     evaluation = {"base": RUN | {"evaluation": {"systems": ["ensemw2s", "student_ensemw2s"]}}}
     [cell, _] = expand(study(**evaluation))
     assert cell.config.evaluation.systems == [
-        "base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s",
-        "student_easy_only", "student_single", "student_bagging", "student_ensemw2s",
+        "base_zero_shot", "base_ensemble", "expert_single", "expert_compute_matched", "deep_ensemble", "ensemw2s",
+        "student_easy_only", "student_single", "student_base_ensemble", "student_deep_ensemble", "student_ensemw2s",
     ]  # fmt: skip
     assert cells.systems(["bagging"]) == [
-        "base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s",
+        "base_zero_shot", "base_ensemble", "expert_single", "expert_compute_matched", "bagging", "deep_ensemble",
+        "ensemw2s",
     ]  # fmt: skip
     assert cells.systems(list(SYSTEMS)) == list(SYSTEMS)
     assert cells.systems(["student_generations"])[-4:] == [
-        "student_single", "student_bagging", "student_ensemw2s", "student_generations",
+        "student_base_ensemble", "student_deep_ensemble", "student_ensemw2s", "student_generations",
     ]  # fmt: skip
 
 
@@ -122,13 +123,14 @@ def test_cells_share_stages_that_are_the_same_and_no_others(tmp_path) -> None:
     assert (default.data.path, default.tokens.path) == (more.data.path, more.tokens.path)
     assert [b.stage.path for b in default.bases] == [b.stage.path for b in more.bases]
     assert [r.stage.path for r in default.rounds] == [r.stage.path for r in more.rounds[:5]]
-    assert [e.stage.path for e in default.baselines["bagging"]] == [e.stage.path for e in more.baselines["bagging"][:5]]
+    team = [expert.stage.path for expert in default.baselines["deep_ensemble"]]
+    assert team == [expert.stage.path for expert in more.baselines["deep_ensemble"][:5]]
     assert (
         default.baselines["expert_compute_matched"][0].stage.path
         != more.baselines["expert_compute_matched"][0].stage.path
     )
     assert default.rounds[0].experts[0].stage.path != unit.rounds[0].experts[0].stage.path
-    assert default.baselines["bagging"][0].stage.path == unit.baselines["bagging"][0].stage.path
+    assert team[0] == unit.baselines["deep_ensemble"][0].stage.path
     mine, theirs = ({stage.path for stage in graph.stages()} for graph in (default, other))
     assert not mine & theirs, "another seed shares nothing: it is a replication of everything"
 

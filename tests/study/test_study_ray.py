@@ -10,7 +10,9 @@ from ensemw2s.study.rows import CHOSEN, SCHEMA
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
-WEAK = {"base_zero_shot", "expert_single", "expert_compute_matched", "bagging", "ensemw2s", CHOSEN}
+WEAK = {
+    "base_zero_shot", "base_ensemble", "expert_single", "expert_compute_matched", "deep_ensemble", "ensemw2s", CHOSEN,
+}  # fmt: skip
 """Of every cell, whatever its config asks for."""
 
 SYSTEMS = ["base_zero_shot", "sequence_vote", "student_ensemw2s", "student_ceiling"]
@@ -85,7 +87,8 @@ def test_a_study_shares_stages_and_goes_on_after_a_kill(workplace, write, undist
 
 def check_rows(rows: list[dict]) -> None:
     """Both cells that finished have every system that a gain counts against, with costs and common errors."""
-    systems = WEAK | {*SYSTEMS, "student_single", "student_bagging"}
+    students = {"student_easy_only", "student_single", "student_base_ensemble", "student_deep_ensemble"}
+    systems = WEAK | {*SYSTEMS} | students
     for variant in ("default", "vote"):
         own = {(row["system"], row["split"]): row for row in rows if row["variant"] == variant}
         assert {system for system, split in own if split == "ood"} == systems
