@@ -38,12 +38,14 @@ class BoostingConfig(Section):
         "none: an error of one half. samme: guessing a token. pretrained: the base before training.",
     )
     weighting: Literal["loss", "bootstrap"] = Field(
-        "loss", description="loss: multiply each token's loss by its weight. bootstrap: draw tokens by weight."
+        "loss",
+        description="loss: multiply each token's loss by its weight. bootstrap: draw tokens by weight, as the paper "
+        "does.",
     )
     bootstrap: Literal["count", "mask"] = Field(
         "count",
         description="With weighting bootstrap, multiply the loss by how often a token was drawn (count), or by whether "
-        "it was (mask).",
+        "it was (mask, as in the paper).",
     )
     shrinkage: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="Factor on the weight update; the paper's is 1, smaller values damp it."

@@ -200,7 +200,10 @@ def _changed(what: str, *variants: str) -> Callable[[StudyResults], str]:
 
 
 QUESTIONS: dict[str, Callable[[StudyResults], str]] = {
-    "Are the defaults better than the paper's rule?": _changed("the paper's rule as printed", "paper"),
+    "Are the defaults better than the paper's printed rule?": _changed("the paper's printed rule", "paper-printed"),
+    "Are the defaults better than the paper's weights in the loss?": _changed(
+        "the paper's weights, as factors of the loss", "paper-loss", "paper"
+    ),
     "Averages of probabilities or of log-probabilities?": _changed(
         "averages of log-probabilities", "ensemble.combine=log_probability", "log-probability"
     ),

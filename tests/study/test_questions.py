@@ -21,7 +21,17 @@ def told(summary: StudyFigures, not_run: tuple[str, ...] = ()) -> dict[str, list
 @pytest.mark.parametrize(
     ("question", "variant", "what"),
     [
-        ("Are the defaults better than the paper's rule?", "paper", "the paper's rule as printed"),
+        ("Are the defaults better than the paper's printed rule?", "paper-printed", "the paper's printed rule"),
+        (
+            "Are the defaults better than the paper's weights in the loss?",
+            "paper-loss",
+            "the paper's weights, as factors of the loss",
+        ),
+        (
+            "Are the defaults better than the paper's weights in the loss?",
+            "paper",
+            "the paper's weights, as factors of the loss",
+        ),
         ("Averages of probabilities or of log-probabilities?", "log-probability", "averages of log-probabilities"),
         (
             "Averages of probabilities or of log-probabilities?",
