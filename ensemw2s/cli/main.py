@@ -54,7 +54,7 @@ def root(
 
 
 PANELS = {
-    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, runs.study),
+    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, runs.study, runs.clean),
     "Saved models": (saved.label, saved.evaluate, saved.models),
     "Serving": (serving.serve, serving.ask, serving.chat),
 }

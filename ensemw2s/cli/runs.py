@@ -351,3 +351,28 @@ def compare(
             return
         chosen = system or (ENSEMW2S if ENSEMW2S in names else names[0])
         comparing.print_comparison(found, Output(), system=chosen, shown=examples)
+
+
+def clean(
+    run_dir: options.RunFolder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be freed.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Free the disk of a finished run from weights that nobody needs any more.
+
+    Deletes the weights of experts below rounds/, consensus/, baselines/ and generations/, which are needed only on the
+    way to the figures. The ensemble has copies of its members. The ensemble, students, labels, records, figures and
+    the cache of pre-trained models are kept. So the run can still be served and reported, and `run` with the same
+    config has nothing to do. With another config, `run` trains again what it needs.
+
+        ensemw2s clean runs/quickstart --dry-run
+        ensemw2s clean runs/quickstart
+    """
+    with outcome(debug=debug):
+        from ensemw2s.pipeline import clean as cleaning
+
+        parts = cleaning.superfluous(run_dir) if dry_run else cleaning.clean(run_dir)
+        for part in parts:
+            say(f"{part.name}/  {part.size / 1e6:,.1f} MB  {part.what}")
+        total = sum(part.size for part in parts)
+        say(f"{'would free' if dry_run else 'freed'} {total / 1e6:,.1f} MB in {remote.shown(run_dir)}")

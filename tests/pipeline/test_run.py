@@ -9,6 +9,7 @@ import pytest
 from ensemw2s.config import SYSTEMS
 from ensemw2s.ensemble.artifact import Ensemble
 from ensemw2s.evaluation.wording import label
+from ensemw2s.pipeline.clean import clean
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -124,7 +125,8 @@ def test_the_manifest_says_what_made_the_run(undisturbed) -> None:
     assert not (undisturbed.run_folder / ".ray").exists()
 
 
-def test_the_same_command_again_does_no_work_and_says_so(taken_over, own_jsonl) -> None:
+def test_the_same_command_again_does_no_work_and_says_so_for_a_cleaned_run_too(taken_over, own_jsonl) -> None:
+    assert {part.name for part in clean(taken_over.run_folder)} == {"rounds", "baselines"}
     before = taken_over.files("**/*")
     finished = taken_over.done("run", taken_over.study(own_jsonl))
     assert "nothing to do" in finished.text

@@ -1,0 +1,81 @@
+"""Cleaning frees weights that a finished run does without, and nothing that serving or the same command reads."""
+
+from pathlib import Path
+
+import pytest
+
+from ensemw2s.errors import ConfigError, ResourceError
+from ensemw2s.pipeline.clean import clean, superfluous
+from ensemw2s.pipeline.graph import Graph
+from ensemw2s.storage import store
+
+from .test_build import graph
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Graph:
+    """A run whose stages are all done; every model has a hundred bytes of weights."""
+    made = graph(storage=str(tmp_path), **{"consensus.passes": 1, "student.generations": 2})
+    models = [e.stage for r in made.all_rounds for e in r.experts] + [e.stage for e in made.baseline_experts]
+    models += [s.stage for s in (*made.students, *made.learning_from(made.all_labels))]
+    names = {stage.name for stage in models}
+    for stage in made.stages():
+        if stage.name.startswith(("models/", "corpus")):  # in the cache, which is no part of the run
+            continue
+        with store.publish(stage.path, stage.description) as folder:
+            for member in [folder] if stage.name in names else [folder / "members" / "0"]:
+                if stage.name in names or stage.name.endswith("ensemble"):
+                    member.mkdir(parents=True, exist_ok=True)
+                    (member / WEIGHTS).write_bytes(bytes(100))
+            (folder / "record.json").write_text("{}")
+    (made.root / "config.yaml").write_text("name: study")
+    (made.root / "results.json").write_text("{}")
+    return made
+
+
+def weights(run: Path) -> set[str]:
+    return {str(path.parent.relative_to(run)) for path in run.rglob(WEIGHTS)}
+
+
+def test_what_is_served_and_what_is_read_again_stays(finished: Graph) -> None:
+    parts = clean(finished.root)
+    assert {part.name for part in parts} == {"rounds", "consensus", "baselines", "generations"}
+    students = {str(s.stage.path.relative_to(finished.root)) for s in finished.students}
+    assert weights(finished.root) == {"ensemble/members/0"} | students
+    assert store.is_done(finished.evaluation.path, finished.evaluation.description), "the same command would go on"
+    assert all((stage.path / "record.json").is_file() for stage in finished.stages() if stage.path.exists())
+
+
+def test_a_stage_without_its_weights_is_not_done_and_no_other_is_touched(finished: Graph) -> None:
+    parts = clean(finished.root)
+    done = {stage.name for stage in finished.stages() if store.is_done(stage.path, stage.description)}
+    assert done >= {"data", "tokens", "ensemble", "labels", "baselines/labels/bagging", "consensus/1/kept"}
+    assert done >= {student.stage.name for student in finished.students}
+    assert not done & {"rounds/1", "rounds/1/experts/0", "consensus/1/rounds/2", "baselines/bagging/0"}
+    assert not done & {"generations/1/ensemble", "generations/1/students/0"}
+    assert sum(part.size for part in parts) == 100 * sum(len(part.files) for part in parts)
+
+
+def test_a_dry_look_changes_nothing_and_a_second_time_frees_nothing(finished: Graph) -> None:
+    before = sorted(finished.root.rglob("*"))
+    found = superfluous(finished.root)
+    assert sorted(finished.root.rglob("*")) == before
+    assert clean(finished.root) == found
+    assert superfluous(finished.root) == ()
+
+
+def test_a_run_that_is_not_finished_keeps_everything(finished: Graph) -> None:
+    (finished.evaluation.path / store.MARKER).unlink()
+    with pytest.raises(ConfigError, match="not finished, so all of it is needed"):
+        clean(finished.root)
+    assert "rounds/1/experts/0" in weights(finished.root)
+
+
+def test_a_run_at_work_and_what_is_no_run_are_refused(finished: Graph, tmp_path: Path) -> None:
+    with store.only_one(finished.root), pytest.raises(ResourceError, match="another run is at work"):
+        clean(finished.root)
+    with pytest.raises(ConfigError, match="is no run"):
+        clean(tmp_path)
+    assert not (tmp_path / ".lock").exists()
