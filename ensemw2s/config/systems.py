@@ -21,6 +21,7 @@ DEEP_ENSEMBLE = "deep_ensemble"
 SEQUENCE_VOTE = "sequence_vote"
 ENSEMW2S = "ensemw2s"
 STUDENT_EASY_ONLY = "student_easy_only"
+STUDENT_EASY_MATCHED = "student_easy_matched"
 STUDENT_SINGLE = "student_single"
 STUDENT_BASE_ENSEMBLE = "student_base_ensemble"
 STUDENT_BAGGING = "student_bagging"
@@ -159,6 +160,14 @@ _ENTRIES = (
         learns_from="easy",
     ),
     System(
+        name=STUDENT_EASY_MATCHED,
+        label="Student, easy data, full steps",
+        in_a_sentence="a student of the easy data alone with as many steps",
+        kind="student",
+        learns_from="easy",
+        by_default=False,
+    ),
+    System(
         name=STUDENT_SINGLE,
         label="Student of one expert",
         in_a_sentence="a student of one expert’s labels",
@@ -205,7 +214,7 @@ _ENTRIES = (
             STUDENT_BAGGING,
             STUDENT_DEEP_ENSEMBLE,
         ),
-        also_against=(ENSEMW2S,),
+        also_against=(STUDENT_EASY_MATCHED, ENSEMW2S),
         ours=True,
     ),
     System(

@@ -72,7 +72,7 @@ def jobs(graph: Graph, plan: Plan) -> list[TrainingJob]:
     found += [TrainingJob("rounds", e.stage.name, e.base, e.recipe, 0) for e in boosted]
     found += [TrainingJob("baselines", e.stage.name, e.base, e.recipe, 0) for e in graph.baseline_experts]
     students = graph.learning_from([None, *graph.all_labels])
-    found += [TrainingJob("students", s.stage.name, graph.strong, graph.config.student, 0) for s in students]
+    found += [TrainingJob("students", s.stage.name, graph.strong, s.recipe(graph.config), 0) for s in students]
     return [replace(job, steps=steps[job.name]) for job in found if job.name in waiting]
 
 
@@ -305,7 +305,7 @@ def _answering(graph: Graph) -> dict[str, tuple[Expert, ...]]:
 
 
 def _as_expert(graph: Graph, student: Student) -> Expert:
-    return Expert(stage=student.stage, base=graph.strong, recipe=graph.config.student, seed=student.seed)
+    return Expert(stage=student.stage, base=graph.strong, recipe=student.recipe(graph.config), seed=student.seed)
 
 
 def _untuned(graph: Graph) -> tuple[Expert, ...]:

@@ -6,13 +6,14 @@ fingerprint: a key that changes here makes every run that exists do the stage ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from ensemw2s.config import Config, LabelFilter
-from ensemw2s.config.systems import ENSEMW2S, GENERATIONS, STUDENT_EASY_ONLY, TABLE, System
+from ensemw2s.config.systems import ENSEMW2S, GENERATIONS, STUDENT_EASY_MATCHED, STUDENT_EASY_ONLY, TABLE, System
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.pipeline.graph import Base, Student, StudentGeneration
 from ensemw2s.pipeline.identity import matching, settings_of
@@ -98,14 +99,22 @@ class StudentStages:
         read = self._learnt(labels[maker]) if maker is not None else ()
         settings = {**(self._table() if maker is None else self._chosen()), "student": system.name}
         table = self.make(f"tokens/students/{system.name}", settings, (self.data, self.strong.stage, *read))
+        epochs = self._matched() if system.name == STUDENT_EASY_MATCHED else None
         return Student(
             name=system.name,
             data=table,
-            stage=self._student(f"students/{system.name}", table, seed),
+            stage=self._student(f"students/{system.name}", table, seed, epochs),
             seed=seed,
             learns_from=system.learns_from,
             maker=maker,
+            epochs=epochs,
         )
+
+    def _matched(self) -> int:
+        """Epochs of easy data with at least as many examples as a student of labels reads, if none is dropped."""
+        student, sizes = self.config.student, self.config.data.sizes
+        examples = student.keep_fraction * sizes.hard_unlabelled + student.mix_easy * sizes.easy_train
+        return max(student.epochs, math.ceil(student.epochs * examples / sizes.easy_train))
 
     def _table(self) -> dict[str, object]:
         keys = ("mix_easy", "objective", *LabelFilter.model_fields)
@@ -120,8 +129,10 @@ class StudentStages:
         """The labels that a table of tokens is made from: these, and the strong model's own where they have a say."""
         return (labels,) if self.own_labels is None else (labels, self.own_labels)
 
-    def _student(self, name: str, table: Stage, seed: int) -> Stage:
+    def _student(self, name: str, table: Stage, seed: int, epochs: int | None = None) -> Stage:
         recipe = settings_of(self.config.student, "student", without=("labels", "generations", "generation_width"))
         lora = self.strong.lora.model_dump(mode="json") if self.strong.lora else None
+        if epochs is not None:
+            recipe["student.epochs"] = epochs
         settings = {**recipe, **self.training, "lora": lora, "seed": seed}
         return self.make(name, settings, (table, self.strong.stage))

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from ensemw2s.config import Config, Lora, Recipe
+from ensemw2s.config import Config, Lora, Recipe, StudentConfig
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
 
@@ -148,6 +148,7 @@ class Student:
         seed: Seed of the order of examples.
         learns_from: What it learns from beside the easy examples, as in `config.systems`.
         maker: Whose pseudo-labels it learns from, a key of `Graph.all_labels`; None: from no pseudo-labels.
+        epochs: Its epochs in place of the config's, for as many steps on fewer examples; None: the config's.
     """
 
     name: str
@@ -156,6 +157,11 @@ class Student:
     seed: int
     learns_from: Literal["easy", "pseudo", "true"]
     maker: str | None
+    epochs: int | None = None
+
+    def recipe(self, config: Config) -> StudentConfig:
+        """How it is trained."""
+        return config.student if self.epochs is None else config.student.model_copy(update={"epochs": self.epochs})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,7 +285,7 @@ def _student_items(graph: Graph, sizes: dict[str, int], makers: Collection[str |
 
 def _student_work(graph: Graph, student: Student, sizes: dict[str, int]) -> tuple[str, int]:
     """A student's training in words, and its optimizer steps."""
-    config, recipe = graph.config, graph.config.student
+    config, recipe = graph.config, student.recipe(graph.config)
     examples = 0
     if student.learns_from == "pseudo":
         examples += round(recipe.keep_fraction * config.data.sizes.hard_unlabelled)

@@ -67,7 +67,7 @@ def best_of(experts: Sequence[Expert]) -> Expert:
 
 def student_spec(graph: Graph, student: Student) -> TrainSpec:
     """Training of the strong base on a student's token table."""
-    config, strong = graph.config.student, graph.strong
+    config, strong = student.recipe(graph.config), graph.strong
     objective = Objective(
         kind=config.objective,
         confidence_weight=config.confidence_weight,

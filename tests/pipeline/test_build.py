@@ -395,6 +395,16 @@ def test_the_best_of_all_bases_is_trained_where_only_its_budget_is_asked_for():
     assert asked.baselines.keys() == {"expert_single", "expert_compute_matched"}
 
 
+def test_a_control_of_easy_data_alone_has_the_steps_of_a_student_of_labels():
+    sizes = {"data.sizes.easy_train": 100, "data.sizes.hard_unlabelled": 150, "student.epochs": 4}
+    [control] = graph(**sizes, **{"evaluation.systems": ["student_easy_matched"]}).students
+    assert control.recipe(config(**sizes)).epochs == control.stage.settings["student.epochs"] == 10
+    assert (control.maker, control.learns_from) == (None, "easy")
+    for changes, epochs in (({"student.keep_fraction": 0.5}, 7), ({"student.mix_easy": False}, 6)):
+        [control] = graph(**sizes, **changes, **{"evaluation.systems": ["student_easy_matched"]}).students
+        assert control.epochs == epochs, changes
+
+
 def test_epochs_that_validation_chooses_are_at_most_those_of_the_config():
     made = graph(**{"expert": {"epochs": "auto", "max_epochs": 9}, "boosting.members": [{}, {"epochs": 2}]})
     first, second = made.boosted
