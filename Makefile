@@ -18,6 +18,18 @@ UNTESTED := make: the page in the browser was not tested, because there is no Ch
 	(Debian, Ubuntu: apt-get install chromium), then run .venv/bin/pytest tests/serving/test_ui.py
 UNCOMPILED := /(tests?|_tests|rllib)/|/transformers/models/(?!auto|llama)
 UNITS := not processes and not ray and not e2e and not faults and not cluster and not browser and not gpu and not long
+# Makes .venv, where there is none, with an interpreter that can.
+define venv
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "setup: no $(PYTHON) here. Install Python 3.11 or 3.12 (Debian: apt-get install python3 python3-venv)," >&2; \
+		echo "       or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo "setup: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.11 or 3.12 is needed." >&2; \
+		echo "       Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "setup: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+endef
 # Compiles on all cores, which pip does not do, and without what nobody imports; some packages hold files of Python 2.
 define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '$(1)'
@@ -88,22 +100,17 @@ clean:  ## Remove .venv, caches and build output; runs/ stays.
 	find . -type d -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
-	@command -v "$(PYTHON)" >/dev/null || { \
-		echo "setup: no $(PYTHON) here. Install Python 3.11 or 3.12 (Debian: apt-get install python3 python3-venv)," >&2; \
-		echo "       or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
-		echo "setup: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.11 or 3.12 is needed." >&2; \
-		echo "       Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "setup: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	$(venv)
 	@echo "setup: installing the pinned versions into $(VENV); the first time takes some minutes"
 	$(call install,.)
 	@touch $@
 	@echo "setup: done"
 
-$(DEV): $(STAMP)
-	@echo "setup: adding what tests need; what is there stays"
+# Of a fresh clone everything is installed at once; of one that has run the demo, only what is missing.
+$(DEV): pyproject.toml constraints.txt
+	$(venv)
+	@echo "setup: installing the pinned versions and test tools into $(VENV); the first time takes some minutes"
 	$(call install,.[dev])
+	@touch $(STAMP)
 	@touch $@
 	@echo "setup: done"
