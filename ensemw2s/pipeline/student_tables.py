@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemw2s.config.systems import STUDENT_EASY_ONLY
+from ensemw2s.config.systems import BASE_ENSEMBLE, STUDENT_EASY_ONLY
 from ensemw2s.data.answers import answer_key
 from ensemw2s.data.tokens import WEIGHT, tokenize_examples
 from ensemw2s.errors import DataError
@@ -21,6 +22,8 @@ from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Graph, Student
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import read_table
+
+logger = logging.getLogger(__name__)
 
 
 def make_student_data(context: Context, student: Student) -> None:
@@ -67,13 +70,16 @@ def _chosen(context: Context, maker: str) -> Chosen:
     """The pseudo-labels of this maker that a student learns from.
 
     Raises:
-        DataError: If there are none, and easy examples cannot stand in for them.
+        DataError: If there are none, and easy examples cannot stand in for them. For labels of untuned bases they can.
     """
     config, graph = context.config, context.graph
     labels = read_labels(graph.all_labels[maker].path)
     own = read_labels(graph.labels[STUDENT_EASY_ONLY].path) if STUDENT_EASY_ONLY in graph.labels else None
     chosen = choose(labels, own, config.student, answer_key(config.data.answer_match))
     if len(chosen.labels):
+        return chosen
+    if maker == BASE_ENSEMBLE and config.student.mix_easy:  # untuned bases may answer nothing; others go on
+        logger.warning(f"no label of {maker} can be used: its student learns from easy examples alone")
         return chosen
     if config.student.labels == "all":
         raise DataError(

@@ -186,6 +186,12 @@ def test_no_usable_label_is_an_error_that_says_what_to_do(context):
         student_table(run)
 
 
+def test_bases_that_answer_nothing_leave_their_student_the_easy_examples_and_stop_no_run(context):
+    run = prepared(context())
+    write_labels(run, maker="base_ensemble", finish_reason=dict.fromkeys(range(10), "length"))
+    assert len(answers(run, student_table(run, "student_base_ensemble"))) == 12
+
+
 def test_a_student_may_learn_from_agreed_labels_alone_and_the_table_says_what_was_chosen(context):
     run = prepared(context(student={"labels": "agreed"}))
     write_labels(run)
