@@ -18,7 +18,7 @@ from ensemw2s.config import Pretraining
 from ensemw2s.ensemble.manifest import MANIFEST, TOKENIZER, read_manifest
 from ensemw2s.evaluation.wording import NOTHING, amount
 from ensemw2s.labeling.inputs import refuse_run
-from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
+from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, base_info, read_adapter_config
 from ensemw2s.models.info import ADAPTER_CONFIG, ModelInfo, model_info
 from ensemw2s.models.tiny import CONTEXT, TINY_ARCHITECTURES, tiny_parameters
 from ensemw2s.models.tokenizers import load_tokenizer, tokenizer_hash
@@ -82,10 +82,10 @@ def _of_ensemble(folder: Path) -> list[ModelFacts]:
 
 def _of_adapters(folder: Path, tokenizer: str) -> ModelFacts:
     rank = getattr(read_adapter_config(folder), "r", "?")
-    base = adapter_base(folder)
+    base, info = adapter_base(folder), base_info(folder)
     size = (folder / ADAPTER_WEIGHTS).stat().st_size if (folder / ADAPTER_WEIGHTS).exists() else 0
     kind = f"LoRA of rank {rank} ({size / 1e6:.2g} MB) on {base['path']}"
-    return ModelFacts(str(folder), kind, model_info(base["path"], base["revision"]), tokenizer)
+    return ModelFacts(str(folder), kind, info, tokenizer)
 
 
 def as_json(found: list[ModelFacts]) -> str:

@@ -66,9 +66,9 @@ def run(
 ) -> None:
     """Run a config to its end, or continue an earlier run of it.
 
-    Before anything starts, it checks the config, the data, models and tokenizers that it names, and whether the work
-    fits on this machine. Results go to the folder STORAGE/NAME: ensemble/, labels/, students/, results.json,
-    report.html, plots/ and the other stages (docs/run-directory.md).
+    Before anything starts, it checks the config, every row of the data, the models and tokenizers that it names, and
+    whether the work fits on this machine. Results go to the folder STORAGE/NAME: ensemble/, labels/, students/,
+    results.json, report.html, plots/ and the other stages (docs/run-directory.md).
 
     Finished stages are never repeated. The same command continues a run that was killed, and does nothing for a
     complete one. If a stage was made with another config, the run stops and says what changed; --fresh deletes that
@@ -134,8 +134,9 @@ def plan(
     """Show what `run` would do: stages, sizes, resources, and what is done already.
 
     Lists every stage in order as done, to do, or changed (made with another config, and what differs). Each has its
-    examples, models, parameters, epochs and optimizer steps where they are known. It makes the same checks as `run`.
-    It changes nothing on disk and starts no Ray. The resources are those of this machine; if the config or RAY_ADDRESS
+    examples, models, parameters, epochs and optimizer steps where they are known. It makes the same checks as `run`:
+    it reads all rows, at most 100,000 of a source, with every tokenizer that is here, and says how far it came. It
+    changes nothing on disk and starts no Ray. The resources are those of this machine; if the config or RAY_ADDRESS
     names a cluster, that cluster is asked.
 
     With --cluster, the resources are those that the cluster file allows, and nothing of the cluster needs to be up. The
@@ -186,7 +187,7 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
     from ensemw2s.pipeline.survey import survey
 
     with before_work():
-        preflight.check(loaded)
+        scan = preflight.check(loaded)
         loaded, said = as_begun(loaded)
         graph = build_graph(loaded)
         laid_out = lay_out(graph, survey(graph), parameters(graph))
@@ -201,7 +202,15 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
         return
     if said:
         say(said)
-    print_plan(laid_out, Output(), resources=resources, division=division, free_bytes=free, address=address)
+    print_plan(
+        laid_out,
+        Output(),
+        resources=resources,
+        division=division,
+        free_bytes=free,
+        address=address,
+        rows=scan.words(),
+    )
 
 
 def tune(

@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -302,8 +303,14 @@ def file_identity(filesystem: pafs.FileSystem, file: pafs.FileInfo) -> dict[str,
     """Path and size of a file; SHA-256 of a local one, time of the last change of a remote one."""
     facts: dict[str, object] = {"path": file.path, "size": file.size}
     if isinstance(filesystem, pafs.LocalFileSystem):
-        with open(file.path, "rb") as stream:
-            facts["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+        facts["sha256"] = _sha256(file.path, file.size, file.mtime_ns)
     else:
         facts["modified_ns"] = file.mtime_ns
     return facts
+
+
+@cache
+def _sha256(path: str, size: int, changed_ns: int) -> str:
+    """Hash of a file; one that did not change is read once per process."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

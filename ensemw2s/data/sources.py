@@ -6,7 +6,9 @@ Its own module because this is the same for every kind of source.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -23,6 +25,9 @@ RowCheck = Callable[[str, Fields], str | None]
 """From where an example comes and the example to why it is dropped, `too_long` or `unreadable`; None: it is not."""
 
 AnySource = ReasoningGymSource | FilesSource | HuggingFaceSource
+
+MISTAKES = 5
+"""Rows that cannot be used, after which no more are read."""
 
 PARTS: tuple[Part, Part] = ("easy", "hard")
 SIZE_KEYS: dict[Part, tuple[str, ...]] = {
@@ -82,19 +87,20 @@ def read_source(
         DataError: A row cannot be used, an id occurs twice, or there are fewer distinct examples than asked for.
     """
     seen = _Known(dict.fromkeys(exclude), set(taken), check=check)
-    reader = make_reader(source)
-    if isinstance(source, ReasoningGymSource):
-        examples = []
-        for part, n in zip(PARTS, (n_easy, n_hard), strict=True):
-            fresh = _distinct(source, reader.rows(part, seed), seen, float(part == "hard"), answer_optional)
-            examples += _draw(fresh, n, f"reasoning_gym {source.dataset}", part)
-    else:
-        seen.tally = tally
-        fresh = _distinct(source, reader.rows("easy", seed), seen, 0.0, answer_optional)
-        examples = [example for example in fresh if example is not None]
-        if tally is not None and isinstance(reader, WhereReader) and reader.unmatched:
-            tally.add("unmatched", reader.unmatched)
-    _check_ids(examples)
+    reader = make_reader(source, seen.refuse)
+    with seen.telling_all():
+        if isinstance(source, ReasoningGymSource):
+            examples = []
+            for part, n in zip(PARTS, (n_easy, n_hard), strict=True):
+                fresh = _distinct(source, reader.rows(part, seed), seen, float(part == "hard"), answer_optional)
+                examples += _draw(fresh, n, f"reasoning_gym {source.dataset}", part)
+        else:
+            seen.tally = tally
+            fresh = _distinct(source, reader.rows("easy", seed), seen, 0.0, answer_optional)
+            examples = [example for example in fresh if example is not None]
+            if tally is not None and isinstance(reader, WhereReader) and reader.unmatched:
+                tally.add("unmatched", reader.unmatched)
+        _check_ids(examples, seen)
     return example_table(examples)
 
 
@@ -107,41 +113,76 @@ class _Known:
         ids: Ids.
         tally: Counts rows that repeat one, or are dropped by `check`.
         check: As in `read_source`.
+        mistakes: What is wrong with rows that cannot be used.
     """
 
     keys: dict[str, tuple[str, str | None] | None] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     tally: Tally | None = None
     check: RowCheck | None = None
+    mistakes: list[str] = field(default_factory=list)
+
+    def refuse(self, mistake: DataError) -> None:
+        """Notes a row that cannot be used; raises when there are `MISTAKES` of them."""
+        self.mistakes.append(str(mistake))
+        if len(self.mistakes) == MISTAKES:
+            raise DataError(f"the first {MISTAKES} rows that cannot be used:" + _listed(self.mistakes))
+
+    @contextmanager
+    def telling_all(self) -> Iterator[None]:
+        """Around the reading of rows: raises what was noted, together with what stops the reading."""
+        try:
+            yield
+        except DataError as error:
+            if not self.mistakes or len(self.mistakes) == MISTAKES:
+                raise
+            self.mistakes.append(str(error))
+        if len(self.mistakes) == 1:
+            raise DataError(self.mistakes[0])
+        if self.mistakes:
+            raise DataError(f"{len(self.mistakes)} rows cannot be used:" + _listed(self.mistakes))
+
+
+def _listed(mistakes: list[str]) -> str:
+    return "".join(f"\n  {mistake}" for mistake in mistakes)
 
 
 def _distinct(
     source: AnySource, rows: Iterator[OriginRow], seen: _Known, difficulty: float, answer_optional: bool
 ) -> Iterator[Fields | None]:
-    """Examples of new content, and None for each row that repeats one; `seen` grows by them."""
+    """Examples of new content, and None for each row that is none; `seen` grows by them."""
     for origin, row in rows:
-        example = render_row(source.columns, row, origin=origin, answer_optional=answer_optional)
-        key = content_key(example["prompt"])
-        if key in seen.keys:
-            if seen.tally is not None:
-                first = seen.keys[key] or ("an easy row", example["answer"])
-                seen.tally.repeat(origin, example["answer"], first)
+        try:
+            yield _example(source, origin, row, seen, difficulty, answer_optional)
+        except DataError as mistake:
+            seen.refuse(mistake)
             yield None
-            continue
-        if seen.check is not None and (why := seen.check(origin, example)) is not None:
-            if seen.tally is not None:
-                seen.tally.add(why)
-            yield None
-            continue
-        seen.keys[key] = (origin, example["answer"])
-        if example["id"] is None:
-            example["id"] = made = example_id(example["prompt"], seen.ids)
-            seen.ids.add(made)
-        if example["difficulty"] is None:
-            if source.columns.difficulty is not None:
-                raise DataError(f"{origin}: the difficulty (columns.difficulty {source.columns.difficulty!r}) is null")
-            example["difficulty"] = difficulty
-        yield example
+
+
+def _example(
+    source: AnySource, origin: str, row: Row, seen: _Known, difficulty: float, answer_optional: bool
+) -> Fields | None:
+    """The example that a row makes; None for one that repeats another or is dropped."""
+    example = render_row(source.columns, row, origin=origin, answer_optional=answer_optional)
+    key = content_key(example["prompt"])
+    if key in seen.keys:
+        if seen.tally is not None:
+            first = seen.keys[key] or ("an easy row", example["answer"])
+            seen.tally.repeat(origin, example["answer"], first)
+        return None
+    if seen.check is not None and (why := seen.check(origin, example)) is not None:
+        if seen.tally is not None:
+            seen.tally.add(why)
+        return None
+    seen.keys[key] = (origin, example["answer"])
+    if example["id"] is None:
+        example["id"] = made = example_id(example["prompt"], seen.ids)
+        seen.ids.add(made)
+    if example["difficulty"] is None:
+        if source.columns.difficulty is not None:
+            raise DataError(f"{origin}: the difficulty (columns.difficulty {source.columns.difficulty!r}) is null")
+        example["difficulty"] = difficulty
+    return example
 
 
 def _draw(examples: Iterator[Fields | None], n: int, name: str, part: Part) -> list[Fields]:
@@ -163,16 +204,25 @@ def _draw(examples: Iterator[Fields | None], n: int, name: str, part: Part) -> l
     return found
 
 
-def _check_ids(examples: list[Fields]) -> None:
+def _check_ids(examples: list[Fields], seen: _Known) -> None:
     first: dict[str, str] = {}
     for example in examples:
         identity, prompt = str(example["id"]), example["prompt"]
         if identity in first:
-            raise DataError(
-                f"id {identity} belongs to two examples, {shorten(first[identity])!r} and {shorten(prompt)!r}: "
-                "ids must be unique; name another column or a template in columns.id, or leave it out"
+            seen.refuse(
+                DataError(
+                    f"id {identity} belongs to two examples, {_shown(first[identity], seen)} and "
+                    f"{_shown(prompt, seen)}: ids must be unique; name another column or a template in columns.id, or "
+                    "leave it out"
+                )
             )
         first[identity] = prompt
+
+
+def _shown(prompt: str, seen: _Known) -> str:
+    """A prompt's beginning and its row."""
+    place = seen.keys.get(content_key(prompt))
+    return repr(shorten(prompt)) + (f" ({place[0]})" if place is not None else "")
 
 
 def shorten(text: str, width: int = 60) -> str:
@@ -190,12 +240,8 @@ def check_source(config: DataConfig) -> pa.Table:
         DataError: An unknown reasoning_gym data set or setting, a path that cannot be read, a column that is missing,
             a template that fails, a value that cannot be used, or a source without rows.
     """
-    if config.hard_source is not None:
-        checks: list[tuple[AnySource, tuple[Part, ...]]] = [(config.source, ("easy",)), (config.hard_source, ("hard",))]
-    else:
-        checks = [(config.source, PARTS if isinstance(config.source, ReasoningGymSource) else ("easy",))]
     examples: list[Fields] = []
-    for source, parts in checks:
+    for source, parts in _parts(config):
         optional = allows_missing_answers(config, source)
         reader = make_reader(source)
         sampled = 0
@@ -203,13 +249,54 @@ def check_source(config: DataConfig) -> pa.Table:
             rows = list(reader.sample(part))
             if optional and source is not config.hard_source:
                 _check_answers(source, rows)
-            for example in _distinct(source, iter(rows), _Known(), float(part == "hard"), optional):
-                sampled += 1
-                if example is not None:
-                    examples.append(example)
+            seen = _Known()
+            with seen.telling_all():
+                for example in _distinct(source, iter(rows), seen, float(part == "hard"), optional):
+                    sampled += 1
+                    if example is not None:
+                        examples.append(example)
         if sampled == 0:
             raise DataError(f"the {source.kind} source holds no rows: {_where(source)}")
     return example_table(examples)
+
+
+def check_first(
+    config: DataConfig, *, seed: int, most: int, generated: int, check: RowCheck, only_hard: bool = False
+) -> int:
+    """Checks the first rows of the configured sources, where not all can be read before a run.
+
+    Args:
+        config: Sources and columns.
+        seed: Of generated rows.
+        most: Rows of a source that are read at most.
+        generated: Rows of each part that a generator makes.
+        check: As in `read_source`.
+        only_hard: The hard source only.
+
+    Returns:
+        How many rows were read.
+
+    Raises:
+        DataError: Rows cannot be used.
+    """
+    read = 0
+    for source, parts in _parts(config):
+        if only_hard and source is not config.hard_source:
+            continue
+        optional, seen = allows_missing_answers(config, source), _Known(check=check)
+        n = generated if isinstance(source, ReasoningGymSource) else most
+        with seen.telling_all():
+            for part in parts:
+                rows = itertools.islice(make_reader(source, seen.refuse).rows(part, seed), n)
+                read += sum(1 for _ in _distinct(source, rows, seen, float(part == "hard"), optional))
+    return read
+
+
+def _parts(config: DataConfig) -> list[tuple[AnySource, tuple[Part, ...]]]:
+    """The sources with the parts that are read of each."""
+    if config.hard_source is not None:
+        return [(config.source, ("easy",)), (config.hard_source, ("hard",))]
+    return [(config.source, PARTS if isinstance(config.source, ReasoningGymSource) else ("easy",))]
 
 
 def _check_answers(source: AnySource, rows: list[OriginRow]) -> None:

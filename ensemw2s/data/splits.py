@@ -244,9 +244,11 @@ def _check_answers(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
     """Raises `DataError` when an example of a labelled split has no answer."""
     if easy["answer"].null_count:
         row = easy.filter(easy["answer"].is_null()).slice(0, 1).to_pylist()[0]
+        missing = easy["answer"].null_count
+        more = f" ({missing} easy ones do)" if missing > 1 else ""
         raise DataError(
             f"example {row['id']} ({shorten(row['prompt'])!r}) is easy (difficulty {row['difficulty']:g}) and has no "
-            "answer; only hard examples may lack one"
+            f"answer; only hard examples may lack one{more}"
         )
     answered = hard.num_rows - hard["answer"].null_count
     wanted = _total(config.sizes, HARD_SPLITS[:2])

@@ -107,10 +107,14 @@ def prepare(work: EvaluateWork) -> Voter:
         _check_rows(work, RowReader("the ensemble", load_tokenizer(folder / TOKENIZER), None))
         return Voter(name="model", ensemble=str(folder.resolve()))
     refuse_run("--model", folder)
-    tokenizer, context = load_tokenizer(work.model), None
-    if not (folder / ADAPTER_CONFIG).exists():
-        context = model_info(work.model).context
-    _check_rows(work, RowReader("the model", tokenizer, context))
+    tokenizer = load_tokenizer(work.model)
+    if (folder / ADAPTER_CONFIG).exists():
+        from ensemw2s.models.adapters import base_info  # costs seconds to import, with torch
+
+        info = base_info(folder)
+    else:
+        info = model_info(work.model)
+    _check_rows(work, RowReader("the model", tokenizer, info.context))
     return Voter(name="model", models=[str(folder.resolve()) if folder.is_dir() else work.model], weights=[1.0])
 
 

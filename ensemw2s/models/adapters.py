@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
-from ensemw2s.models.info import ADAPTER_CONFIG, check_readable
+from ensemw2s.models.info import ADAPTER_CONFIG, ModelInfo, check_readable, model_info
 from ensemw2s.storage import remote
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -179,6 +179,22 @@ def adapter_base(directory: Path, config: PeftConfig | None = None) -> BaseRefer
     if remote.uri(base := remote.local(path)) is not None:
         path = str(remote.pull(base))
     return BaseReference(path=path, revision=config.revision)
+
+
+def base_info(directory: Path) -> ModelInfo:
+    """Facts of an adapter's base.
+
+    Raises:
+        ModelError: It is not where the adapter says; the message says where that is written.
+    """
+    base = adapter_base(directory)
+    try:
+        return model_info(base["path"], base["revision"])
+    except ModelError as error:
+        raise ModelError(
+            f"adapter {directory} is for a base that cannot be read: {error}. If the base has moved, write its place "
+            f"into {directory / ADAPTER_CONFIG}, under base_model_name_or_path"
+        ) from error
 
 
 def has_adapters(model: torch.nn.Module) -> bool:

@@ -20,6 +20,11 @@ from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
 
 
+def cache_of(config: Config) -> Path:
+    """Folder of a storage that all its runs share."""
+    return remote.local(config.storage) / "cache"
+
+
 class Foundations:
     """Stages that others depend on are properties, so that each is made once."""
 
@@ -27,7 +32,7 @@ class Foundations:
         self.config = config
         self.shared = shared is not None
         self.root = run_directory(config) if shared is None else shared
-        self.cache = remote.local(config.storage) / "cache"
+        self.cache = cache_of(config)
         systems = config.evaluation.systems
         self.needed = {*systems, *(maker for name in systems if (maker := TABLE[name].labels_by) is not None)}
         """The systems, and those whose labels their students learn from."""

@@ -19,6 +19,7 @@ def print_plan(
     division: ResourcePlan,
     free_bytes: int | None,
     address: str | None,
+    rows: str | None = None,
 ) -> None:
     """Prints a plan.
 
@@ -29,6 +30,7 @@ def print_plan(
         division: How it would be divided.
         free_bytes: Bytes free on the disk of the run; None where it is not a disk of this machine.
         address: Address of the cluster that was asked; None where the resources are those of this machine.
+        rows: How far the rows were read; None: they were not.
     """
     _line(console, plan.config.name, f", seed {plan.config.seed}, in {plan.where}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -61,6 +63,8 @@ def print_plan(
         else f"{d.min_actors} to {division.actors} actors"
     )
     _line(console, "Decoding", f"   {count} {actor}, {together}")
+    if rows is not None:
+        _line(console, "Rows", f"       {rows}")
     _line(console, "", f"\n{_verdict(plan)}")
 
 

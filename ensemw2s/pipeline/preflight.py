@@ -1,4 +1,4 @@
-"""Finds what is wrong before Ray starts: data, models, tokenizers, the run's folder, the resources of this machine."""
+"""Finds what is wrong before Ray starts: rows, models, tokenizers, the run's folder, the resources of this machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from ensemw2s.cluster.connect import check_lasting, cluster_address
 from ensemw2s.cluster.resources import local_resources, plan_resources
 from ensemw2s.config import Config, ModelConfig, Recipe
 from ensemw2s.data.answers import answer_key
-from ensemw2s.data.limits import RowReader, RunCheck
 from ensemw2s.data.sources import check_source
 from ensemw2s.data.tokens import render
 from ensemw2s.errors import ConfigError, ModelError, ResourceError
-from ensemw2s.models import corpus, tiny
-from ensemw2s.models.hub import is_here
+from ensemw2s.models import corpus
 from ensemw2s.models.info import model_info
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 from ensemw2s.pipeline.graph import run_directory
+from ensemw2s.pipeline.scan import Scan, check_rows
 from ensemw2s.storage import remote
 
 logger = logging.getLogger(__name__)
@@ -30,16 +29,22 @@ logger = logging.getLogger(__name__)
 LARGE = 10_000_000
 """Parameters above which the defaults for tiny models are most likely wrong."""
 
+RESIZE = "save a copy of one after model.resize_token_embeddings"
+"""What to do about output layers of different sizes."""
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> Scan:
     """Checks a config against the world.
+
+    Returns:
+        How far the rows were read.
 
     Raises:
         ConfigError: If models do not fit together, or a package is missing.
-        DataError: If a source cannot be used.
+        DataError: If a source or a row cannot be used.
         ModelError: If a model cannot be found or tokenizers differ.
         ResourceError: If the run's folder cannot be written, or if Ray would start here and this machine can never hold
             the work.
@@ -54,6 +59,7 @@ def check(config: Config) -> None:
         corpus.check(config.data, config.models.pretraining.corpus)
     if cluster_address(config.cluster) is None:
         plan_resources(config, local_resources(config.cluster))
+    return check_rows(config)  # the last, as it takes longest
 
 
 def check_storage(config: Config) -> None:
@@ -101,6 +107,7 @@ def check_models(config: Config) -> None:
         _check_chat(config, [*own, *([strong] if strong is not None else [])])
     if config.student.objective == "soft":
         _check_soft(own[0] if own else None, strong)
+    _check_vocabularies(config)
 
 
 def _tokenizer(name: str, model: ModelConfig, sizes: list[int]) -> PreTrainedTokenizerBase:
@@ -150,20 +157,36 @@ def _check_soft(weak: PreTrainedTokenizerBase | None, strong: PreTrainedTokenize
         )
 
 
-def run_check(config: Config) -> RunCheck:
-    """Checks rows against the tokenizers and contexts of all models of a run, but those that are not here yet.
+def _check_vocabularies(config: Config) -> None:
+    """Models of one tokenizer may have output layers of different sizes: some families pad them.
 
     Raises:
-        ModelError: A model is damaged.
+        ModelError: Where votes, soft labels or drafts of one size do not fit another.
     """
-    readers: dict[str, RowReader] = {}
-    for model in (*config.models.weak, config.models.strong):
-        if model.is_tiny:
-            readers[model.base] = RowReader(model.base, None, tiny.CONTEXT)
-        elif model.base not in readers and is_here(model.base, model.revision):
-            context = model_info(model.base, model.revision).context
-            readers[model.base] = RowReader(model.base, load_tokenizer(model.base, model.revision), context)
-    return RunCheck(tuple(readers.values()), config.data)
+    weak = zip(config.models.weak_names, config.models.weak, strict=True)
+    sizes = [(name, model_info(m.base, m.revision).vocabulary) for name, m in weak if not m.is_tiny]
+    if not sizes:
+        return
+    first, size = sizes[0]
+    for name, other in sizes[1:]:
+        if other != size:
+            raise ModelError(
+                f"models: the output layer of {name} has {other} tokens, that of {first} {size}. Experts vote on token "
+                f"ids, so these must be equal: {RESIZE}"
+            )
+    model, draft = config.models.strong, config.labeling.speculation
+    if config.student.objective == "soft" and not model.is_tiny:
+        strong = model_info(model.base, model.revision).vocabulary
+        if strong < size:
+            raise ModelError(
+                f"models: the output layer of strong has {strong} tokens, that of {first} {size}, and soft labels are "
+                f"distributions over these: use student.objective logconf or xent, or {RESIZE}"
+            )
+    if Path(draft).expanduser().is_dir() and (own := model_info(draft).vocabulary) != size:
+        raise ModelError(
+            f"labeling.speculation: the output layer of {draft} has {own} tokens, that of {first} {size}, and a draft "
+            f"needs as many: take another draft, or {RESIZE}"
+        )
 
 
 def free_bytes(path: Path) -> int:

@@ -24,6 +24,7 @@ from ensemw2s.pipeline.graph import Graph
 from ensemw2s.pipeline.manifest import Logbook, versions
 from ensemw2s.pipeline.outlook import outlook
 from ensemw2s.pipeline.phases import evaluate, run_stages
+from ensemw2s.pipeline.scan import remember
 from ensemw2s.progress import Progress
 from ensemw2s.storage import remote, store
 
@@ -63,6 +64,7 @@ def run(
     graph = build_graph(config)
     with store.only_one(graph.root):
         status = check_stages(graph, fresh=fresh)
+        remember(config)
         (graph.root / BEGUN).write_text(dump_config(config), encoding="utf-8")
         remote.push(graph.root / BEGUN)
         if status[graph.evaluation.name] and remote.exists(graph.root / RESULTS):

@@ -32,9 +32,9 @@ from ensemw2s.pipeline.answers import write_answers, write_forced
 from ensemw2s.pipeline.consensus import pass_results
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import StudentGeneration
-from ensemw2s.pipeline.preflight import run_check
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
+from ensemw2s.pipeline.scan import TOKENIZER, check_trained, remember, run_check
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
 from ensemw2s.pipeline.student_tables import choices, make_student_data
 from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
@@ -68,6 +68,7 @@ def make_data(context: Context) -> None:
         pq.write_table(splits.hard_labels, folder / "hard_labels.parquet")
         if splits.dropped:
             splits.dropped.write_file(folder / DROPPED)
+    remember(config)
     for sentence in splits.dropped.sentences():
         context.progress.say(f"  data: {sentence}")
 
@@ -97,8 +98,9 @@ def make_corpus(context: Context) -> None:
     read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
     tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary, also=characters(config.data, splits))
     say_unknown(context.graph.data.path, tokenizer)
+    check_trained(config, tokenizer, context.graph.data.path)
     with store.publish(stage.path, stage.description) as folder:
-        tokenizer.save_pretrained(folder / "tokenizer")
+        tokenizer.save_pretrained(folder / TOKENIZER)
         for role, part in texts.items():
             pq.write_table(corpus.tokenize_documents(part, tokenizer, context=tiny.CONTEXT), folder / f"{role}.parquet")
 

@@ -25,7 +25,7 @@ from ensemw2s.config.messages import explain
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.errors import ArtifactError, ConfigError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import refuse_run
-from ensemw2s.models.info import check_folder
+from ensemw2s.models.info import ADAPTER_CONFIG, check_folder
 from ensemw2s.serving.bodies import ModelObject
 from ensemw2s.serving.settings import FRONT, HostedSettings, ServeSettings
 
@@ -41,6 +41,7 @@ def check(settings: ServeSettings) -> ServeSettings:
     Raises:
         ConfigError: If a folder is no model, or the file of API keys cannot be used.
     """
+    from ensemw2s.models.adapters import base_info
     from ensemw2s.serving.app import api_keys
 
     api_keys(settings.api_keys_file)
@@ -56,8 +57,8 @@ def check(settings: ServeSettings) -> ServeSettings:
         try:
             if (folder / MANIFEST).exists():
                 read_manifest(folder)
-            elif not (folder / "adapter_config.json").exists():
-                check_folder(folder)
+            else:
+                (base_info if (folder / ADAPTER_CONFIG).exists() else check_folder)(folder)
         except (ArtifactError, ModelError) as error:
             raise ConfigError(f"model {model.name}: {error}") from error
         models.append(model.model_copy(update={"path": str(folder.resolve()), "version": version(folder)}))

@@ -146,6 +146,9 @@ def pull(path: Path, *, last: str = MARKER) -> Path:
     if (place := _place(path)) is None:
         return path
     store, key = place
+    with _told(path):
+        if not path.exists() and _find(store, key) is None:  # nothing to do, and no lock to leave behind
+            return path
     with _told(path), _alone(path):
         found = _find(store, key)
         if found is None:

@@ -43,6 +43,7 @@ def study(tmp_path: Path, **sections: Any) -> Path:
         "data": {
             "source": {"kind": "files", "paths": [str(tmp_path / "own.jsonl")], "columns": {"difficulty": "level"}},
             "split": {"difficulty_from": "column"},
+            "sizes": {"easy_train": 8, "easy_validation": 4, "id_test": 4, "hard_unlabelled": 8, "ood_test": 4},
         },
         "models": {"weak": [{"base": "tiny-weak"}], "strong": {"base": "tiny-strong"}},
         "cluster": {"cpus": 2, "gpus": 0},
@@ -207,8 +208,22 @@ def test_a_plan_starts_no_ray_and_writes_nothing(tmp_path: Path, monkeypatch: py
     assert result.exit_code == 0, result.stderr
     assert "rounds/1 … 2" in result.stdout
     assert "this machine: 1 node, 2 CPUs, 0 GPUs" in result.stdout
+    assert "all 36 rows can be used" in result.stdout
     assert "Nothing is done yet" in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_and_run_refuse_a_bad_row_with_the_same_words_and_code_2(tmp_path: Path) -> None:
+    path = study(tmp_path)
+    file = tmp_path / "own.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[20] = json.dumps(json.loads(lines[20]) | {"level": None})
+    file.write_text("\n".join(lines), encoding="utf-8")
+    planned, ran = call("plan", path), call("run", path)
+    assert (planned.exit_code, ran.exit_code) == (2, 2)
+    assert "own.jsonl row 21: the difficulty" in planned.stderr
+    assert planned.stderr == ran.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ensemw2s" / "recipes").glob("*.yaml")), ids=lambda path: path.name)

@@ -43,7 +43,21 @@ def test_of_equal_prompts_the_first_is_kept_even_when_answers_conflict(tmp_path)
 
 def test_an_id_for_two_examples_is_an_error(tmp_path):
     rows = [{"n": 1, "prompt": "a", "answer": "x"}, {"n": 1, "prompt": "b", "answer": "x"}]
-    with pytest.raises(DataError, match="id 1 belongs to two examples, 'a' and 'b': ids must be unique"):
+    with pytest.raises(DataError, match=r"id 1 belongs to two examples, 'a' \(.*row 1\) and 'b' \(.*row 2\)"):
+        read(files(tmp_path, rows, id="n"))
+
+
+def test_several_mistakes_are_told_at_once_and_reading_ends_after_a_few(tmp_path):
+    rows = [{"n": i, "prompt": f"a{i}", "answer": "x"} for i in range(9)]
+    rows[2]["answer"], rows[4]["prompt"], rows[6]["n"] = None, " ", 1
+    with pytest.raises(DataError) as told:
+        read(files(tmp_path, rows, id="n"))
+    first, *others = str(told.value).splitlines()
+    assert first == "3 rows cannot be used:"
+    assert ["row 3" in others[0], "row 5" in others[1], "(" in others[2] and "row 7" in others[2]] == [True] * 3
+    for row in rows:
+        row["answer"] = None
+    with pytest.raises(DataError, match=r"the first 5 rows that cannot be used:(\n.*row [1-5]: .*){5}$"):
         read(files(tmp_path, rows, id="n"))
 
 

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from ensemw2s.config import ClusterConfig, FilesSource
 from ensemw2s.data.limits import RowReader
-from ensemw2s.errors import ConfigError, DataError
+from ensemw2s.errors import ConfigError, DataError, ModelError
 from ensemw2s.evaluation import saved
 from ensemw2s.evaluation.saved import EvaluateWork, figures
 from ensemw2s.labeling.inputs import refuse_run, settings_for
@@ -28,6 +29,15 @@ def test_a_row_that_is_too_long_is_named_with_its_file_and_an_option_of_this_com
     with pytest.raises(DataError, match=r"row 2: prompt and answer have \d+ tokens, the model takes 512"):
         saved._check_rows(longer, reader)
     saved._check_rows(longer, RowReader("the model", tokenizer, None))
+
+
+def test_a_student_whose_base_has_moved_is_refused_before_ray_starts(tmp_path):
+    tiny.train_tokenizer(["sort 1 2 3 a"] * 9, 64).save_pretrained(tmp_path / "student")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "/old/place"}
+    (tmp_path / "student/adapter_config.json").write_text(json.dumps(config))
+    given = replace(work(tmp_path, "sort 1"), model=str(tmp_path / "student"), cluster=ClusterConfig(cpus=2))
+    with pytest.raises(ModelError, match=r"/old/place.*base_model_name_or_path"):
+        saved.prepare(given)
 
 
 def test_a_wrong_option_is_named(tmp_path):

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 
 from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
-from ensemw2s.models import loading, tiny
+from ensemw2s.models import adapters, loading, tiny
 from ensemw2s.storage import remote
 
 IDS = torch.tensor([[5, 9, 3, 30, 12]])
@@ -191,3 +191,12 @@ def test_adapters_of_a_base_in_object_storage_find_it_from_another_machine(
     monkeypatch.setenv("ENSEMW2S_SCRATCH", str(tmp_path / "other machine"))
     again = loading.load_trained(remote.local(f"{store}/expert"))
     torch.testing.assert_close(again(IDS).logits, trained(IDS).logits)
+
+
+def test_a_base_that_moved_is_named_with_the_place_where_to_say_so(tmp_path):
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "/old/place"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as told:
+        adapters.base_info(tmp_path)
+    for part in (f"adapter {tmp_path} is for a base", "/old/place", "base_model_name_or_path", "adapter_config.json"):
+        assert part in str(told.value)

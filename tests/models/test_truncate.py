@@ -1,3 +1,4 @@
+import string
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from ensemw2s.study.cells import expand
 def model(tmp_path_factory) -> Path:
     """A model of the family of SmolLM2 with three layers."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = tiny.train_tokenizer(["Sort these words in ascending order: one, two"] * 3, 200)
+    words = ["Sort these words in ascending order: one, two"] * 3
+    tokenizer = tiny.train_tokenizer(words, 200, also=string.printable + "’")
     tiny.create_tiny("tiny-strong", tokenizer, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -66,6 +68,7 @@ def test_the_study_of_a_pretrained_student_takes_local_folders(model, tmp_path, 
     overrides = [
         f"set.models.strong.base={model}",
         "set.models.weak=[{base: weak-bases/layers-1, lora: {rank: 2}}, {base: weak-bases/layers-2, lora: {rank: 2}}]",
+        "set.data.max_prompt_tokens=400",  # this tokenizer knows few words
     ]
     cell = expand(load_study("smollm2", overrides))[0]
     preflight.check(cell.config)

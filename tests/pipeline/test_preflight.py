@@ -13,7 +13,10 @@ import pytest
 from ensemw2s.config import Config, parse_config
 from ensemw2s.errors import ConfigError, DataError, ModelError, ResourceError
 from ensemw2s.models import loading, tiny
+from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline import preflight, run
+
+DIGITS = "0 1 2 3 4 5 6 7 8 9 + ="
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +30,7 @@ def at_home(monkeypatch):
 def models(tmp_path_factory) -> dict[str, str]:
     """Two ready models of one tokenizer, and one of another."""
     root = tmp_path_factory.mktemp("models")
-    for name, text in (("one", "0 1 2 3 sort"), ("two", "0 1 2 3 sort"), ("odd", "quite other words")):
+    for name, text in (("one", DIGITS + " sort"), ("two", DIGITS + " sort"), ("odd", DIGITS + " quite other words")):
         tokenizer = tiny.train_tokenizer([text] * 9, 64)
         loading.save_trained(tiny.create_tiny("tiny-weak", tokenizer, 0), tokenizer, root / name)
     return {name: str(root / name) for name in ("one", "two", "odd")}
@@ -43,6 +46,7 @@ def make(tmp_path):
         data = {
             "source": {"kind": "files", "paths": [str(file)], "columns": {"difficulty": "level"}},
             "split": {"mode": "difficulty", "difficulty_from": "column"},
+            "sizes": {"easy_train": 4, "easy_validation": 2, "id_test": 2, "hard_unlabelled": 4, "ood_test": 2},
         }
         return parse_config(
             {
@@ -226,3 +230,28 @@ def test_a_driver_that_starts_nothing_imports_no_ray_and_no_torch():
         "import ensemw2s.training.checkpoints"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def padded(models, tmp_path_factory) -> str:
+    """The first model with 32 rows more in its output layer than its tokenizer has tokens."""
+    tokenizer = load_tokenizer(models["one"])
+    model = tiny.create_tiny("tiny-weak", tokenizer, 0)
+    model.resize_token_embeddings(len(tokenizer) + 32)
+    path = tmp_path_factory.mktemp("padded") / "one"
+    loading.save_trained(model, tokenizer, path)
+    return str(path)
+
+
+def test_padded_output_layers_are_refused_where_votes_soft_labels_or_drafts_need_one_size(make, models, padded):
+    soft = {"student": {"objective": "soft"}, "labeling": {"soft_top_k": 4}}
+    draft = {"labeling": {"speculation": padded}}
+    preflight.check_models(make([padded, padded], models["one"]))
+    preflight.check_models(make([models["one"]], padded, **soft))
+    for wrong, said in (
+        (make([models["one"], padded], models["one"]), "Experts vote on token ids"),
+        (make([padded], models["one"], **soft), "soft labels are distributions over these"),
+        (make([models["one"]], models["one"], **draft), "a draft needs as many"),
+    ):
+        with pytest.raises(ModelError, match=rf"{said}.*resize_token_embeddings"):
+            preflight.check_models(wrong)

@@ -44,6 +44,15 @@ def test_a_model_without_a_name_or_a_folder(name):
     assert f"--model {name}: expected NAME=DIR" in refusal("--model", name)
 
 
+def test_adapters_whose_base_has_moved(tmp_path):
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "/old/place"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    told = refusal("--model", f"student={tmp_path}")
+    assert "model student: " in told
+    assert "/old/place" in told
+    assert "base_model_name_or_path" in told
+
+
 def test_options_of_models_that_are_not_named_here(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("models: [{name: a, path: b}]")
