@@ -26,9 +26,9 @@ class EvaluationConfig(Section):
         "or expert.max_epochs where expert.epochs is auto.",
     )
     single_base: Literal["first", "best"] = Field(
-        "first",
-        description="What expert_single and expert_compute_matched start from: the base of the first expert, or the "
-        "best of all bases. With best, expert_single is trained from each, and easy validation chooses.",
+        "best",
+        description="What expert_single and expert_compute_matched start from: the best of all bases, or the base of "
+        "the first expert. With best, expert_single is trained from each, and easy validation chooses.",
     )
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = Field(
         2000, description="Bootstrap resamples per confidence interval."

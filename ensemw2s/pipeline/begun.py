@@ -40,8 +40,13 @@ def _former(config: Config, begun: Mapping[str, object]) -> dict[str, object]:
     """Key → former default of the section `evaluation`, where the run began with it and the config leaves it open."""
     named, kept = config.evaluation.model_fields_set, dict[str, object]()
     systems = begun.get("systems")
-    if "systems" not in named and isinstance(systems, list):
+    if not isinstance(systems, list):
+        return kept
+    if "systems" not in named:
         wanted = {*SYSTEMS_BEFORE, *({GENERATIONS} & set(config.evaluation.systems))}
         if set(systems) - {GENERATIONS} == set(SYSTEMS_BEFORE):
             kept["systems"] = [name for name in ALL_SYSTEMS if name in wanted]
+    several = len(config.models.weak) > 1
+    if several and "single_base" not in named and begun.get("single_base", "first") == "first":
+        kept["single_base"] = "first"
     return kept

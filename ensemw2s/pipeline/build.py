@@ -335,7 +335,8 @@ class _Builder(Foundations):
         students: tuple[Student, ...],
     ) -> Stage:
         config = self.config
-        without = ("single_base",) if config.evaluation.single_base == "first" else ()  # older runs had no choice
+        chosen = self._candidates and EXPERT_SINGLE in baselines  # where it changes anything; older runs had no choice
+        without = () if chosen else ("single_base",)
         settings = {
             **settings_of(config.evaluation, "evaluation", without=without),
             **matching(config.data),

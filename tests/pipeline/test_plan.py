@@ -43,7 +43,10 @@ def config(tmp_path: Path, **changes: Any) -> Config:
         "expert": {"epochs": 3, "batch_size": 32},
         "boosting": {"rounds": 3},
         "student": {"epochs": 2, "batch_size": 64},
-        "evaluation": {"systems": ["expert_single", "bagging", "ensemw2s", "student_ensemw2s", "student_easy_only"]},
+        "evaluation": {
+            "systems": ["expert_single", "bagging", "ensemw2s", "student_ensemw2s", "student_easy_only"],
+            "single_base": "first",
+        },
     }
     for key, value in changes.items():
         node = tree

@@ -33,6 +33,7 @@ def graph(tmp_path, monkeypatch):
                     },
                     "expert": {"epochs": 4},
                     "boosting": {"rounds": 2},
+                    "evaluation": {"single_base": "first"},
                     **sections,
                 }
             )

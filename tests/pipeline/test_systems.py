@@ -30,7 +30,7 @@ def graph(tmp_path):
                         "strong": {"base": "tiny-strong"},
                     },
                     "boosting": {"rounds": 3},
-                    "evaluation": {"systems": list(systems or SYSTEMS)},
+                    "evaluation": {"systems": list(systems or SYSTEMS), "single_base": "first"},
                     **sections,
                 }
             )
