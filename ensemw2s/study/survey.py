@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.pipeline import steps
-from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.plan import training_steps
 from ensemw2s.storage.record import Record
 from ensemw2s.storage.store import Stage
 from ensemw2s.study.cells import Cell
@@ -42,12 +42,14 @@ class StudyPlan:
         stages: Number of different stages of the cells that are not complete.
         models: Models among these that are still to be trained.
         waiting: Stages among these that are to be made.
+        steps: Optimizer steps of the models that are still to be trained, at most.
     """
 
     cells: tuple[CellState, ...]
     stages: int
     models: int
     waiting: int
+    steps: int
 
 
 class PlannedCell(Record):
@@ -70,6 +72,7 @@ class StudyPlanRecord(Record):
         stages: Number of different stages of the cells that are not complete.
         stages_left: Stages among these that are to be made.
         models_left: Models among these that are to be trained.
+        steps_left: Their optimizer steps in all, at most.
     """
 
     name: str
@@ -77,6 +80,7 @@ class StudyPlanRecord(Record):
     stages: int
     stages_left: int
     models_left: int
+    steps_left: int
 
     @classmethod
     def of(cls, name: str, plan: StudyPlan) -> StudyPlanRecord:
@@ -92,13 +96,20 @@ class StudyPlanRecord(Record):
             )
             for state in plan.cells
         )
-        return cls(name=name, cells=cells, stages=plan.stages, stages_left=plan.waiting, models_left=plan.models)
+        return cls(
+            name=name,
+            cells=cells,
+            stages=plan.stages,
+            stages_left=plan.waiting,
+            models_left=plan.models,
+            steps_left=plan.steps,
+        )
 
 
 def survey(cells: list[Cell]) -> StudyPlan:
     """Looks up what is done. Reads markers only."""
     known: dict[Path, bool] = {}
-    trained: set[Path] = set()
+    trained: dict[Path, int] = {}
     left: set[Path] = set()
 
     def done(stage: Stage) -> bool:
@@ -113,15 +124,11 @@ def survey(cells: list[Cell]) -> StudyPlan:
         states.append(state)
         if not state.complete:
             left |= {stage.path for stage in stages}
-            trained |= {stage.path for stage in _models(cell.graph)}
+            of = training_steps(cell.graph)
+            trained |= {stage.path: of[stage.name] for stage in stages if stage.name in of}
     waiting = {path for path in left if not known[path]}
-    return StudyPlan(tuple(states), len(left), len(waiting & trained), len(waiting))
-
-
-def _models(graph: Graph) -> list[Stage]:
-    experts = (*(expert for r in graph.all_rounds for expert in r.experts), *graph.baseline_experts)
-    trained = (*(base.stage for base in graph.pretrained), *(expert.stage for expert in experts))
-    return [*trained, *(student.stage for student in graph.learning_from([None, *graph.all_labels]))]
+    training = [n for path, n in trained.items() if path in waiting]
+    return StudyPlan(tuple(states), len(left), len(training), len(waiting), sum(training))
 
 
 def print_plan(plan: StudyPlan, console: Console) -> None:
@@ -137,7 +144,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     complete = sum(state.complete for state in plan.cells)
     console.print(
         f"\n{complete} of {len(plan.cells)} cells are done. The others share {plan.stages} stages, "
-        f"{plan.waiting} of them to do, with {plan.models} models to train.",
+        f"{plan.waiting} of them to do, with {plan.models} models to train in {plan.steps} steps.",
         soft_wrap=True,
         highlight=False,
     )
