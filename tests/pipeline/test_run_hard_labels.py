@@ -51,8 +51,8 @@ def test_wrong_hard_answers_and_a_kill_change_the_ceiling_and_nothing_else(undis
 
     before, after = undisturbed.files(*MADE), workplace.files(*MADE)
     assert before.keys() == after.keys()
-    assert sum(name.startswith("students/") for name in before) == 5
-    assert sum(name.startswith("baselines/") and name.endswith(".safetensors") for name in before) == 4
+    assert sum(name.startswith("students/") for name in before) == 6
+    assert sum(name.startswith("baselines/") and name.endswith(".safetensors") for name in before) == 5
     assert {name for name in before if before[name] != after[name]} == {
         "tokens/students/student_ceiling/train.parquet",
         "students/student_ceiling/model.safetensors",
