@@ -151,6 +151,28 @@ def test_plain_transformers_gives_our_answers_token_for_token(kind, place, make_
         assert found.tolist() == answer
 
 
+@pytest.mark.parametrize("kind", ["adds", "has", "none", "sentencepiece"])
+def test_the_harness_reads_our_prompts_and_gives_our_answers(kind, make_model, tmp_path):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    loading.save_trained(make_model(3, vocabulary=64), kinds_of_tokenizer()[kind], tmp_path)
+    [loaded] = load_voters([Voter(name="one", models=[str(tmp_path)], weights=[1.0])], device="cpu")
+    texts = ["sort these numbers 3 1 2", "please order 9 8"]
+    data = DataConfig(source=FilesSource(paths=["-"]), split=SplitConfig(mode="random"))
+    prompts = tokenize_prompts(texts, loaded.tokenizer, data)
+    ours = decode(loaded.model, prompts, max_new_tokens=20, eos_ids=loaded.ends(data), batch_size=2)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    harness = HFLM(AutoModelForCausalLM.from_pretrained(tmp_path), tokenizer=read, device="cpu", max_length=512)
+    settings = {"until": ["</s>"], "max_gen_toks": 20, "do_sample": False}
+    asked = [Instance("generate_until", {}, (text, settings), i) for i, text in enumerate(texts)]
+    assert [harness.tok_encode(text) for text in texts] == prompts
+    assert harness.generate_until(asked, disable_tqdm=True) == [
+        read.decode(g.token_ids, skip_special_tokens=True) for g in ours
+    ]
+
+
 def test_every_token_that_a_members_generation_config_names_ends_an_answer(make_model, tokenizer):
     first, second = make_model(1), make_model(2)
     first.generation_config.eos_token_id = [2, 17]
