@@ -67,11 +67,12 @@ class Task(Record):
                 f"The weak models learn from {n['easy_train']} easy examples with answers. Their ensemble answers "
                 f"{n['hard_unlabelled']} hard prompts that have none, and the strong model learns from these answers."
             )
-        found.append(
-            f"ID (in distribution) means {n['id_test']} easy examples that no model has seen, OOD (out of "
-            f"distribution) {n['ood_test']} hard ones. Weak models have never seen a hard answer, so OOD is what the "
-            "method is for."
-        )
+        if "id_test" in n and "ood_test" in n:
+            found.append(
+                f"ID (in distribution) means {n['id_test']} easy examples that no model has seen, OOD (out of "
+                f"distribution) {n['ood_test']} hard ones. Weak models have never seen a hard answer, so OOD is what "
+                "the method is for."
+            )
         return found
 
 

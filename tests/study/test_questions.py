@@ -53,7 +53,7 @@ def test_each_question_is_answered_with_the_studys_figures(summary) -> None:
     spread = said["How much do runs spread?"]
     assert spread.startswith("small: 3 seeds, 2 tasks, 12 runs; one expert ID 46.0 (43.5–48.5), OOD 36.0 (33.5–38.5);")
     assert "; the ensemble ID 52.0 (47.0–57.0), OOD 42.0" in spread
-    bagging = said["Is it better than a direct ensemble (bagging)?"]
+    bagging = said["Is it better than a direct ensemble (a deep ensemble, bagging)?"]
     assert bagging.startswith("small: ID +3.0 (+0.5 to +5.5), p = 0.031, OOD +3.0")
     full = said["Is it better than one expert with the training of all rounds?"]
     assert full.startswith("small: ID +5.0")
