@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.long), "lora"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["full", "lora"])
 def test_decode_compares_ways_that_give_the_same_answers(kind, tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "decode.py"), "--kind", kind, "--members", "2"]
     sizes = ["--batches", "2", "--new-tokens", "4", "--turns", "1", "--threads", "1", "--mixed", "16"]
@@ -28,6 +29,7 @@ def test_decode_compares_ways_that_give_the_same_answers(kind, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.long
 def test_train_compares_the_loop_with_a_bare_one(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--stages", "1", "--steps", "8", "--turns", "1"]
     file = tmp_path / "train.json"

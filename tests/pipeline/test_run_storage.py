@@ -64,6 +64,7 @@ def study(module_workplace: Any, undisturbed: Any, own_jsonl: Path, bucket: Any)
     return module_workplace.study(own_jsonl, storage=f"s3://{bucket.name}/runs", **own)
 
 
+@pytest.mark.long
 def test_a_run_that_died_inside_a_round_is_gone_on_with_on_another_machine(
     module_workplace: Any, undisturbed: Any, study: Path, bucket: Any, machine: Callable[[], None]
 ) -> None:

@@ -89,6 +89,7 @@ def test_committees_of_experts_on_windows_with_a_round_that_fails_and_is_tried_a
     assert 0 < len(learned) <= round(0.5 * usable)
 
 
+@pytest.mark.long
 def test_adapters_on_a_local_model_that_warm_start_and_soft_labels(undisturbed, workplace, own_jsonl) -> None:
     """LoRA, two workers with ZeRO 2, prior pretrained, warm start, a skipped round, fitted votes, soft labels."""
     pretrained = undisturbed.json("manifest.json")["fingerprints"]["models/weak-0"][:16]
