@@ -1,6 +1,7 @@
 """Threads that share an engine: each gets what it would get alone, and nobody waits for ever."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -71,12 +72,15 @@ def test_slots_that_one_list_leaves_are_taken_by_the_next(shared):
 
 
 def test_a_short_list_does_not_wait_for_a_long_one(shared, monkeypatch):
-    """The long list is held in its tenth step until the short one, which came after its first, has ended."""
+    """The long list is held in its first step until the short one has come, and in its tenth until that has ended."""
     begun, short_ended, real = threading.Event(), threading.Event(), shared.engine.step
     steps: list[bool] = []
 
     def step():
         begun.set()
+        end = time.monotonic() + 20
+        while not steps and not shared._arrived and time.monotonic() < end:
+            time.sleep(0.001)
         steps.append(short_ended.wait(20) if len(steps) >= 10 else False)
         return real()
 
