@@ -79,6 +79,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_client_that_sends_too_much_or_too_slowly_is_told_so_and_leaves(free_port, case):
     pieces, status = CASES[case]
