@@ -7,10 +7,12 @@ training and scoring. Its own module because here it is decided what a *sample* 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +75,8 @@ def tokenize_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizer
     Raises:
         DataError: The tokenizer cannot write the text of a control token as text.
     """
-    marked = any(added in message["content"] for message in messages for added in tokenizer.added_tokens_encoder)
+    added = _patterns(tokenizer).added
+    marked = added is not None and any(added.search(message["content"]) for message in messages)
     try:
         found: Any = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=marked
@@ -101,16 +104,15 @@ def encode_text(
     """
     if not texts:
         return []
-    control = control_tokens(tokenizer)
+    pattern = _patterns(tokenizer).special
     ids = tokenizer(
         [before + text + after for text in texts],
         add_special_tokens=False,
         return_attention_mask=False,
         verbose=False,
     )["input_ids"]
-    if not control:
+    if pattern is None:
         return list(ids)
-    pattern = re.compile("|".join(map(re.escape, control)))
     return [
         _encode_as_text(before, text, after, pattern, tokenizer) if pattern.search(text) else found
         for text, found in zip(texts, ids, strict=True)
@@ -128,10 +130,36 @@ def _encode_as_text(
         raise DataError(f"{error}; take it out of the text") from None
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts of all tokens that are not for text, the longest first."""
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted(special | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
+class _Patterns(NamedTuple):
+    """What finds the texts of tokens that are not for text, the longest first; None: there are none.
+
+    Attributes:
+        size: Number of tokens that the tokenizer had.
+        special: Finds those that are marked as special.
+        added: Finds all that were added to the vocabulary, such as those around tool calls, too.
+    """
+
+    size: int
+    special: re.Pattern[str] | None
+    added: re.Pattern[str] | None
+
+
+_PATTERNS: WeakKeyDictionary[PreTrainedTokenizerBase, _Patterns] = WeakKeyDictionary()
+"""Patterns by tokenizer: every prompt needs them, and some tokenizers have thousands of such tokens."""
+
+
+def _patterns(tokenizer: PreTrainedTokenizerBase) -> _Patterns:
+    size, known = len(tokenizer), _PATTERNS.get(tokenizer)
+    if known is None or known.size != size:
+        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        special = {text for text, is_special in added.items() if is_special} | set(tokenizer.all_special_tokens)
+        known = _PATTERNS[tokenizer] = _Patterns(size, _any_of(special), _any_of(added))
+    return known
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> list[int]:

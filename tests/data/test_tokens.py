@@ -11,6 +11,7 @@ from ensemw2s.data.tokens import (
     TOKENS_SCHEMA,
     TokenData,
     check_answers_fit,
+    encode_text,
     render,
     tokenize_chat,
     tokenize_examples,
@@ -110,6 +111,15 @@ def test_the_text_of_a_control_token_stays_text_and_templates_may_write_one(toke
     assert tokenizer.decode(prompt[2:]) == "a<eos><bos>b"
     assert (answer[-1], tokenizer.decode(answer[:-1])) == (2, " 1<eos>2")
     assert not {0, 1, 2} & set(answer[:-1])
+
+
+def test_a_control_token_that_is_added_later_stays_text_too():
+    tokenizer = make_tokenizer()
+    text = "9 <turn> 2"
+    encode_text([text], tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<turn>"]})
+    [ids] = encode_text([text], tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<turn>") not in ids
 
 
 def test_the_text_of_a_message_does_not_begin_another_turn(chat_tokenizer):
