@@ -246,7 +246,8 @@ def test_what_others_send_is_noticed_by_none_of_32_clients(endpoint):
     assert not [end for end in ends if end.startswith("5")], ends
     assert ends["400"] > len(BODIES) / 2
     assert clients.strange == []
-    assert set(clients.ends) == {"full", "left"}
+    assert clients.ends["full"] > 0
+    assert clients.ends.keys() <= {"full", "left"}, "an ordinary request was refused, or broke"
     assert nothing_is_under_way(endpoint)
 
 
