@@ -139,6 +139,9 @@ def plan(
     changes nothing on disk and starts no Ray. The resources are those of this machine; if the config or RAY_ADDRESS
     names a cluster, that cluster is asked.
 
+    For this machine it also estimates time and memory, from finished trainings in the same storage or from a product
+    that it times (docs/costs.md says how far off that was).
+
     With --cluster, the resources are those that the cluster file allows, and nothing of the cluster needs to be up. The
     plan then also has the memory of each process by ZeRO stage, and the nodes, GPU-hours and money of each stage
     (docs/costs.md). Settings that do not fit are refused, with the nearest ones that do. No weights are read: a
@@ -179,6 +182,7 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
     """Prints the plan for this machine, or for the cluster that the config names."""
     from ensemw2s.cluster.connect import cluster_address
     from ensemw2s.cluster.resources import plan_resources
+    from ensemw2s.costs.here import on_this_machine
     from ensemw2s.pipeline import preflight
     from ensemw2s.pipeline.begun import as_begun
     from ensemw2s.pipeline.build import build_graph
@@ -193,12 +197,15 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
         laid_out = lay_out(graph, survey(graph), parameters(graph))
         resources = resources_for(loaded, debug=debug)
         division = plan_resources(loaded, resources)
-    free, address = preflight.free_bytes(graph.root), cluster_address(loaded.cluster)
+        address = cluster_address(loaded.cluster)
+        here = on_this_machine(graph, laid_out, resources) if address is None else None
+    free = preflight.free_bytes(graph.root)
     if as_json:
+        from ensemw2s.costs.here import PlanHere
         from ensemw2s.pipeline.plan_record import PlanRecord
 
-        record = PlanRecord.of(laid_out, resources=resources, division=division, free_bytes=free, address=address)
-        say(record.model_dump_json(indent=2))
+        plan_record = PlanRecord.of(laid_out, resources=resources, division=division, free_bytes=free, address=address)
+        say(PlanHere(**dict(plan_record), rows=scan, here=here).model_dump_json(indent=2))
         return
     if said:
         say(said)
@@ -209,7 +216,7 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
         division=division,
         free_bytes=free,
         address=address,
-        rows=scan.words(),
+        more={"Rows": scan.words()} | (here.lines() if here is not None else {}),
     )
 
 
@@ -291,12 +298,14 @@ def study(
         with before_work():
             cells = studies.check(loaded)
         if plan:
-            from ensemw2s.study.survey import StudyPlanRecord, print_plan, survey
+            from ensemw2s.study.survey import StudyPlanRecord, here_of, print_plan, survey
 
+            with before_work():
+                here = here_of(cells)
             if json:
-                say(StudyPlanRecord.of(loaded.name, survey(cells)).model_dump_json(indent=2))
+                say(StudyPlanRecord.of(loaded.name, survey(cells), here).model_dump_json(indent=2))
             else:
-                print_plan(survey(cells), Output())
+                print_plan(survey(cells), Output(), here)
         elif only_report:
             studies.show(studies.write(loaded, cells, {}), loaded, Output())
         else:

@@ -156,8 +156,7 @@ class _Schedule:
 
     def phases(self, todo: Sequence[TrainingJob]) -> list[list[Row]]:
         """Stages that run at the same time, phase after phase."""
-        names = ("models", "rounds", "baselines", "students")
-        part = {name: [job for job in todo if job.part == name] for name in names}
+        part = {name: [j for j in todo if j.part == name] for name in ("models", "rounds", "baselines", "students")}
         lanes = self.lanes
         beside = self.division.keep_lanes and lanes > self.config.boosting.width and bool(part["rounds"])
         turns = (self._rounds(part["rounds"]), self._scoring(part["rounds"]), self._answers(), self._votes())
@@ -228,16 +227,17 @@ class _Schedule:
 
     def _seconds(self, job: TrainingJob) -> float:
         """Time of a training."""
-        tokens = job.steps * job.recipe.batch_size * self.lengths.whole
-        measured = self.measured.student if job.part == "students" else self.measured.expert
+        tokens, assumed = job.steps * job.recipe.batch_size * self.lengths.whole, self.found.prices.assumptions
+        shape = self.sizes[job.base.name]
+        adapters = shape.adapters(job.base.lora) if job.part != "models" else 0
+        known = self.measured.student if job.part == "students" else self.measured.expert
+        measured, beside = self.measured.of_size(adapters or shape.parameters) or known, assumed.seconds_a_training
         if measured is None:
-            t, shape = self.config.training, self.sizes[job.base.name]
+            t = self.config.training
             share = self._share(self.trainer, t.precision, t.cpus_per_worker, min(1.0, t.gpus_per_worker))
-            adapters = shape.adapters(job.base.lora) if job.part != "models" else 0
-            measured = training_rate(
-                shape, adapters, share, self.found.prices.assumptions, checkpointing=t.gradient_checkpointing
-            )
-        return tokens / measured / self.workers
+            measured = training_rate(shape, adapters, share, assumed, checkpointing=t.gradient_checkpointing)
+            beside += job.steps * assumed.seconds_a_step
+        return beside + tokens / measured / self.workers
 
     def _trainings(self, name: str, todo: Sequence[TrainingJob], lanes: int) -> list[Row]:
         if not todo:
@@ -304,8 +304,8 @@ class _Schedule:
             return []
         s, rounds = self.config.data.sizes, self.graph.rounds
         tests, crowds = s.id_test + s.ood_test, needs.evaluation_crowds(self.graph, self.sizes)
-        earlier = [needs.team(self.graph.boosted, self.sizes)] * len(self.graph.passes)  # before each pass
-        teams = [*(team for crowd in crowds for team in crowd.teams), *earlier]
+        teams = [team for crowd in crowds for team in crowd.teams]
+        teams += [needs.team(self.graph.boosted, self.sizes)] * len(self.graph.passes)  # before each pass
         busy = sum(self._answer(tests, team) + self._read(tests, team) for team in teams)
         # without decoding: weak systems on easy validation, all on hard, ensembles of the first rounds on the rest
         busy += sum(
@@ -361,7 +361,7 @@ class _Schedule:
         use: dict[str, list[float]] = {}
         for node, parts in ((self.trainer, trains), (self.actor, decodes)):
             use[node.name] = [a + b for a, b in zip(use.get(node.name, [0.0] * len(parts)), parts, strict=True)]
-        found = []
+        found: list[Bill] = []
         for node in {node.name: node for node in (self.trainer, self.actor)}.values():
             counts = [min(node.most, math.ceil(parts - 1e-9)) for parts in use[node.name]]
             most = max(counts, default=0)

@@ -67,6 +67,12 @@ class Assumptions(Section):
     startup_minutes: Annotated[float, Field(ge=0)] = Field(description="From the wish for a node to its first work.")
     spot_share: Fraction = Field(description="Spot price as a share of the on-demand price, where it is not given.")
     characters_a_token: Positive = Field(description="Where no tokenizer is at hand.")
+    seconds_a_step: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Time of a training step beside its arithmetic, whatever the batch."
+    )
+    seconds_a_training: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Time of a training beside its steps: loading, saving and starting."
+    )
 
 
 class Prices(Section):

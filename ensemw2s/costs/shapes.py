@@ -13,7 +13,7 @@ from ensemw2s.config import Lora
 from ensemw2s.errors import ModelError
 from ensemw2s.models.hub import locate
 from ensemw2s.models.info import load_error
-from ensemw2s.models.tiny import tiny_config
+from ensemw2s.models.tiny import CONTEXT, TINY_ARCHITECTURES, tiny_parameters
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,26 @@ class Shape:
 
 
 def tiny_shape(name: str, vocabulary: int) -> Shape:
-    """Sizes of a tiny model; `vocabulary` is that of its tokenizer."""
-    return measure(tiny_config(name, vocabulary))
+    """Sizes of a tiny model; `vocabulary` is that of its tokenizer. Written out, so that no torch is imported."""
+    tiny = TINY_ARCHITECTURES[name]
+    hidden, inside = tiny.hidden, tiny.feed_forward
+    layer = [(f"self_attn.{part}_proj", hidden, hidden) for part in "qkvo"]
+    layer += [(f"mlp.{part}_proj", inside, hidden) for part in ("gate", "up")]
+    layer += [("mlp.down_proj", hidden, inside)]
+    parameters = tiny_parameters(name, vocabulary)
+    return Shape(
+        parameters=parameters,
+        multiplied=parameters,  # the embedding is the output layer, too
+        largest=tiny.hidden * max(vocabulary, tiny.feed_forward),
+        linears=tuple((f"model.layers.{i}.{part}", a, b) for i in range(tiny.layers) for part, a, b in layer),
+        layers=tiny.layers,
+        hidden=tiny.hidden,
+        feed_forward=tiny.feed_forward,
+        queries=tiny.hidden,
+        keys=tiny.hidden,
+        vocabulary=vocabulary,
+        context=CONTEXT,
+    )
 
 
 @lru_cache(maxsize=32)

@@ -6,8 +6,9 @@ the factors are the table's (`hardware.Assumptions`). Where a finished run was m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -15,9 +16,12 @@ from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE
 from ensemw2s.costs.hardware import Assumptions, Processor
 from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import Shape
-from ensemw2s.errors import ConfigError
+from ensemw2s.errors import ArtifactError, ConfigError
 from ensemw2s.evaluation.records import RESULTS, RunResults, SystemCost
 from ensemw2s.training.records import TRAINED, TrainRecord
+
+ABOUT = 0.1
+"""Models whose trained weights differ by no more than this share train equally fast."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,19 @@ class Measured:
         student: The same of a student.
         members: Tokens a second that an actor decoded with the ensemble, each member's counted.
         alone: Tokens a second that an actor decoded with one expert.
+        trained: Tokens a second that a worker trained of any model, by the number of its trained weights.
     """
 
     expert: float | None = None
     student: float | None = None
     members: float | None = None
     alone: float | None = None
+    trained: Mapping[int, float] = field(default_factory=dict)
+
+    def of_size(self, weights: int) -> float | None:
+        """Tokens a second of a training of about so many weights; None: there was none."""
+        near = min(self.trained, key=lambda size: abs(size - weights), default=None)
+        return None if near is None or abs(near - weights) > ABOUT * weights else self.trained[near]
 
 
 def read_measured(run: Path) -> Measured:
@@ -124,6 +135,22 @@ def read_measured(run: Path) -> Measured:
         members=_decoded(results.cost(ENSEMW2S)),
         alone=_decoded(results.cost(EXPERT_SINGLE)),
     )
+
+
+def trained_in(storage: Path) -> dict[int, float]:
+    """Speeds of all finished trainings below a storage: weights that were trained → tokens a second of a worker.
+
+    What cannot be read is skipped: it is a hint, and nothing depends on it.
+    """
+    rates: dict[int, list[float]] = {}
+    for pattern in ("cache/*", "*/rounds/*/experts/*", "*/students/*"):
+        for path in sorted(storage.glob(f"{pattern}/{TRAINED}")):
+            with suppress(ArtifactError, OSError):
+                record = TrainRecord.read(path.parent)
+                if record.seconds:
+                    rate = record.tokens_trained / record.seconds / record.workers
+                    rates.setdefault(record.trained_parameters, []).append(rate)
+    return {size: median(found) for size, found in rates.items()}
 
 
 def _trained(run: Path, pattern: str) -> float | None:

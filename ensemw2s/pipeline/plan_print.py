@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +21,7 @@ def print_plan(
     division: ResourcePlan,
     free_bytes: int | None,
     address: str | None,
-    rows: str | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> None:
     """Prints a plan.
 
@@ -30,7 +32,7 @@ def print_plan(
         division: How it would be divided.
         free_bytes: Bytes free on the disk of the run; None where it is not a disk of this machine.
         address: Address of the cluster that was asked; None where the resources are those of this machine.
-        rows: How far the rows were read; None: they were not.
+        more: Further lines below the resources, by their heading.
     """
     _line(console, plan.config.name, f", seed {plan.config.seed}, in {plan.where}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -63,8 +65,8 @@ def print_plan(
         else f"{d.min_actors} to {division.actors} actors"
     )
     _line(console, "Decoding", f"   {count} {actor}, {together}")
-    if rows is not None:
-        _line(console, "Rows", f"       {rows}")
+    for heading, text in (more or {}).items():
+        _line(console, heading, f"{'':{11 - len(heading)}}{text}")
     _line(console, "", f"\n{_verdict(plan)}")
 
 

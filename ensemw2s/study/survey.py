@@ -9,8 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemw2s.cluster.connect import cluster_address
+from ensemw2s.cluster.resources import local_resources
+from ensemw2s.costs.here import Here, on_this_machine, together
 from ensemw2s.pipeline import steps
-from ensemw2s.pipeline.plan import training_steps
+from ensemw2s.pipeline.plan import lay_out, parameters, training_steps
+from ensemw2s.pipeline.survey import StageState
 from ensemw2s.storage.record import Record
 from ensemw2s.storage.store import Stage
 from ensemw2s.study.cells import Cell
@@ -73,6 +77,7 @@ class StudyPlanRecord(Record):
         stages_left: Stages among these that are to be made.
         models_left: Models among these that are to be trained.
         steps_left: Their optimizer steps in all, at most.
+        here: Time and memory on this machine; None for a cluster, or if nothing is left.
     """
 
     name: str
@@ -82,8 +87,10 @@ class StudyPlanRecord(Record):
     models_left: int
     steps_left: int
 
+    here: Here | None = None
+
     @classmethod
-    def of(cls, name: str, plan: StudyPlan) -> StudyPlanRecord:
+    def of(cls, name: str, plan: StudyPlan, here: Here | None = None) -> StudyPlanRecord:
         """Writes a plan down."""
         cells = tuple(
             PlannedCell(
@@ -103,7 +110,28 @@ class StudyPlanRecord(Record):
             stages_left=plan.waiting,
             models_left=plan.models,
             steps_left=plan.steps,
+            here=here,
         )
+
+
+def here_of(cells: list[Cell]) -> Here | None:
+    """Time and memory of what is left of all cells on this machine; what cells share is counted with the first."""
+    known: dict[Path, bool] = {}
+    parts = []
+    for cell in cells:
+        config, stages = cell.graph.config, list(cell.graph.stages())
+        if cluster_address(config.cluster) is not None:
+            return None
+        found: dict[str, StageState] = {}
+        for stage in stages:
+            if stage.path not in known:
+                known[stage.path] = steps.done(stage)
+            found[stage.name] = StageState("done" if known[stage.path] else "to do", "")
+        known |= {stage.path: True for stage in stages}  # the next cell finds them made
+        plan = lay_out(cell.graph, found, parameters(cell.graph))
+        part = on_this_machine(cell.graph, plan, local_resources(config.cluster))
+        parts += [part] if part is not None else []
+    return together(parts)
 
 
 def survey(cells: list[Cell]) -> StudyPlan:
@@ -131,7 +159,7 @@ def survey(cells: list[Cell]) -> StudyPlan:
     return StudyPlan(tuple(states), len(left), len(training), len(waiting), sum(training))
 
 
-def print_plan(plan: StudyPlan, console: Console) -> None:
+def print_plan(plan: StudyPlan, console: Console, here: Here | None = None) -> None:
     """Prints every cell with its state, and what is left to do in all."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("Task", "Variant", "Seed", "State"):
@@ -148,3 +176,5 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    for heading, text in (here.lines() if here is not None else {}).items():
+        console.print(f"{heading}  {text}.", soft_wrap=True, highlight=False, markup=False)

@@ -10,16 +10,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from ensemw2s.data.tokens import WEIGHT, TokenData
 from ensemw2s.errors import DataError
 from ensemw2s.storage.store import read_table
+
+if TYPE_CHECKING:
+    import torch
 
 BUCKET = 50
 """Batches whose examples are sorted by length together: long enough to save padding, short enough to stay random."""
@@ -161,6 +163,8 @@ def collate(data: TrainingSet, rows: NDArray[np.int64], *, pad_id: int, total: f
         to predict, -100 where none; `weights` [batch, seq] float32; with soft targets `soft_ids` and
         `soft_probabilities` [batch, seq, k].
     """
+    import torch  # here, because `plan` needs only `Layout`
+
     tokens = data.tokens
     sequences = [
         np.concatenate([tokens.prompt_ids[i], tokens.answer_ids[i]]) if i >= 0 else np.array([pad_id]) for i in rows

@@ -252,8 +252,11 @@ def test_a_recipe_is_planned_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     result = call("plan", "quickstart", "--set", "boosting.rounds=2")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("quickstart, seed 0, in runs/quickstart")
+    assert "Time       about" in result.stdout
+    assert "Memory     at most about" in result.stdout
     result = call("study", "tiny", "--plan", "--set", "seeds=[0]")
     assert result.exit_code == 0, result.stderr
+    assert "Time  about" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,9 +267,14 @@ def test_plans_are_printed_for_programs_too(tmp_path: Path, monkeypatch: pytest.
     stages = {stage["name"]: stage for line in plan["lines"] for stage in line["stages"]}
     assert stages["rounds/2"]["state"] == stages["evaluation"]["state"] == "to do"
     assert sum(stage["steps"] or 0 for stage in stages.values()) == plan["steps_left"] > 0
+    assert plan["rows"] == {"rows": 200, "whole": False}, "of each part that is generated, a hundred"
+    assert {stage["name"] for stage in plan["here"]["stages"]} >= {"models", "rounds", "students", "evaluation"}
+    assert plan["here"]["seconds"] > 6
+    assert plan["here"]["memory_gib"] > 1
     study = json.loads(call("study", "tiny", "--plan", "--json", "--set", "seeds=[0]").stdout)
     assert study["cells"][0]["seed"] == 0
     assert not any(cell["complete"] for cell in study["cells"])
+    assert study["here"]["seconds"] > plan["here"]["seconds"], "six tasks"
     assert 0 < study["models_left"] < study["stages_left"] == study["stages"]
     assert call("study", "tiny", "--json").stderr == "error: --json: give --plan, too\n"
 

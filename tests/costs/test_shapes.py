@@ -6,7 +6,7 @@ import pytest
 from transformers import GPT2Config, LlamaConfig
 
 from ensemw2s.config import Lora
-from ensemw2s.costs.shapes import shape_of, tiny_shape
+from ensemw2s.costs.shapes import measure, shape_of, tiny_shape
 from ensemw2s.errors import ModelError
 from ensemw2s.models import tiny
 from ensemw2s.models.adapters import attach_lora
@@ -53,6 +53,7 @@ def test_adapters_are_as_many_weights_as_peft_makes(tmp_path, targets):
 def test_tied_embeddings_count_once_and_are_multiplied():
     for name in tiny.TINY_ARCHITECTURES:
         shape = tiny_shape(name, 64)
+        assert shape == measure(tiny.tiny_config(name, 64)), "as torch counts them"
         assert shape.parameters == shape.multiplied == tiny.tiny_parameters(name, 64)
         assert shape.context == tiny.CONTEXT
 
