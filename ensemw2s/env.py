@@ -101,6 +101,11 @@ RAY_IDLE = Setting(
     "Milliseconds after which an idle process ends on a lone machine: longer than the training between two rounds.",
     "600000",
 )
+RAY_LOG_LEVEL = Setting(
+    "RAY_BACKEND_LOG_LEVEL",
+    "Ray's core in the process of a command says only what ends it; not with `--debug`. Other processes log as usual.",
+    "fatal",
+)
 RAY_NO_GPU = Setting(
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "Ray leaves CUDA_VISIBLE_DEVICES alone where it gives no GPU.", "0"
 )

@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import psutil
 from ensemw2s import env
 from ensemw2s.cluster import join
 from ensemw2s.cluster.forks import forked_workers
-from ensemw2s.cluster.own import own_session, own_token, temporary_folder
+from ensemw2s.cluster.own import own_session, own_token, quiet_core, temporary_folder
 from ensemw2s.cluster.resources import DRIVER, Node, Resources, local_resources, with_autoscaling
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import ConfigError, ResourceError
@@ -112,7 +112,8 @@ def _start(config: ClusterConfig, where: str | None, debug: bool) -> None:
     start = partial(ray.init, log_to_driver=debug, logging_level=level)
     try:
         if where is not None:
-            start(address=where)
+            with nullcontext() if debug else quiet_core():
+                start(address=where)
         else:
             local = local_resources(config)
             for setting in (env.RAY_WATCHER, env.RAY_STARTS, env.RAY_IDLE):
@@ -127,7 +128,7 @@ def _start(config: ClusterConfig, where: str | None, debug: bool) -> None:
                 resources={DRIVER: 1000},
                 include_dashboard=False,
             )
-            with own_session():
+            with own_session(), nullcontext() if debug else quiet_core():
                 _patiently(start_here)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(f"Ray at {where or 'this machine'} cannot be used: {error}") from error

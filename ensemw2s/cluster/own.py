@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ensemw2s import env
 from ensemw2s.errors import ConfigError
@@ -74,12 +75,37 @@ def own_token() -> Iterator[None]:
 
 @contextmanager
 def own_session() -> Iterator[None]:
-    """Lets the processes of a Ray that is started in this block lead sessions of their own."""
+    """Lets the processes of a Ray that is started in this block lead sessions of their own, with their usual logs."""
     from ray._private import services
 
-    usual = services.ConsolePopen
-    services.ConsolePopen = partial(usual, start_new_session=True)  # type: ignore[misc, assignment]
+    usual, level = services.ConsolePopen, env.RAY_LOG_LEVEL.get()
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        options["env"] = _with_usual_logs(options.get("env"), level)
+        return usual(*arguments, start_new_session=True, **options)
+
+    services.ConsolePopen = start  # type: ignore[misc, assignment]
     try:
         yield
     finally:
         services.ConsolePopen = usual  # type: ignore[misc]
+
+
+def _with_usual_logs(given: Mapping[str, str] | None, level: str | None) -> dict[str, str]:
+    """An environment with the log level that the user chose, and not the one of `quiet_core`."""
+    values = env.copy() if given is None else dict(given)
+    values.pop(env.RAY_LOG_LEVEL.name, None)
+    return values if level is None else values | {env.RAY_LOG_LEVEL.name: level}
+
+
+@contextmanager
+def quiet_core() -> Iterator[None]:
+    """Lets Ray's core in this process, if it starts in this block, write only what ends it.
+
+    Else its note that an actor could not be restarted without its arguments stands between the lines of every run and
+    looks like a crash. This core writes to standard error whatever its level allows; there is no other way to choose.
+    Ray's other processes log as usual if they are started in `own_session`.
+    """
+    with env.kept(env.RAY_LOG_LEVEL):
+        env.RAY_LOG_LEVEL.set_default()
+        yield

@@ -5,6 +5,8 @@ import subprocess
 import psutil
 import pytest
 
+from ensemw2s import env
+from ensemw2s.cluster import connect
 from ensemw2s.cluster.connect import TOO_SLOW, _patiently, check_lasting, cluster_address
 from ensemw2s.config import ClusterConfig
 from ensemw2s.errors import ConfigError, ResourceError
@@ -67,3 +69,14 @@ def test_other_faults_of_a_start_are_not_tried_again():
     with pytest.raises(RuntimeError, match="no such version"):
         _patiently(start)
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize(("debug", "level"), [(False, "fatal"), (True, None)])
+def test_notes_of_rays_core_are_shown_with_debug_alone(monkeypatch, debug, level):
+    seen = []
+    monkeypatch.delenv(env.RAY_LOG_LEVEL.name, raising=False)
+    monkeypatch.setattr("ray.init", lambda **_: seen.append(env.RAY_LOG_LEVEL.get()))
+    connect._start(ClusterConfig(), "somewhere:6379", debug)
+    connect._start(ClusterConfig(), None, debug)
+    assert seen == [level, level]
+    assert env.RAY_LOG_LEVEL.get() is None, "the next Ray of this process may be another one"

@@ -67,3 +67,20 @@ def test_processes_of_ray_lead_sessions_of_their_own():
     with subprocess.Popen(["sleep", "60"]) as process:
         assert os.getsid(process.pid) == os.getsid(0)
         process.kill()
+
+
+@pytest.mark.parametrize("chosen", [None, "debug"])
+def test_a_quiet_core_leaves_the_logs_of_rays_processes_as_the_user_has_them(monkeypatch, chosen):
+    from ray._private import services
+
+    name = own.env.RAY_LOG_LEVEL.name
+    monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(name, chosen)
+    with own.own_session(), own.quiet_core():
+        assert os.environ[name] == (chosen or "fatal")
+        shell = ["sh", "-c", f"echo ${name}"]
+        for environment in (None, dict(os.environ)):
+            with services.ConsolePopen(shell, env=environment, stdout=subprocess.PIPE) as process:
+                assert process.stdout.read().decode().strip() == (chosen or "")
+    assert os.environ.get(name) == chosen
