@@ -87,7 +87,9 @@ def outcome(*, debug: bool, resumable: bool = False) -> Iterator[None]:
         _end(FAILED, f"error: {_line(error)}", debug=debug)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        _end(FAILED, f"error: {where}{error.strerror or _line(error)}", debug=debug)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; free some, then give the same command again" if full else ""
+        _end(FAILED, f"error: {where}{error.strerror or _line(error)}{advice}", debug=debug)
     except Exception as error:
         hint = "" if debug else "; run with --debug for the trace"
         _end(FAILED, f"internal error: {type(error).__name__}: {_line(error)}{hint}", debug=debug)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -98,7 +99,26 @@ def _read(location: Location) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(location.path, **location.options())
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         reason = " ".join(str(error).split())
+        if library := _missing_library(location, reason):
+            raise ModelError(
+                f"the tokenizer of {location.path} needs a package that is not installed: pip install {library}"
+            ) from error
         raise ModelError(f"the tokenizer of {location.path} cannot be loaded: {reason[:300]}") from error
+
+
+def _missing_library(location: Location, reason: str) -> str | None:
+    """The package whose absence is why a tokenizer could not be read; None if that is not why.
+
+    transformers asks for tiktoken, whatever the file, where it finds neither. A file of SentencePiece is a protocol
+    buffer and begins with a line feed; one of tiktoken is text.
+    """
+    names = [name for name in ("sentencepiece", "tiktoken") if name in reason.lower() and find_spec(name) is None]
+    for file in ("tokenizer.model", "spiece.model"):
+        path = Path(location.path) / file
+        if names and location.is_folder and path.exists():
+            with path.open("rb") as stream:
+                names = ["sentencepiece" if stream.read(1) == b"\n" else "tiktoken"]
+    return next((name for name in names if find_spec(name) is None), None)
 
 
 class _Identity(TypedDict):

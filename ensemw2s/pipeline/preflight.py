@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 LARGE = 10_000_000
 """Parameters above which the defaults for tiny models are most likely wrong."""
 
+LEAST = 2**20
+"""Bytes that have to be free where a run begins: less is a full disk."""
+
 RESIZE = "save a copy of one after model.resize_token_embeddings"
 """What to do about output layers of different sizes."""
 
@@ -67,7 +70,7 @@ def check_storage(config: Config) -> None:
 
     Raises:
         ConfigError: If it would not outlive a job, or the curves of MLflow would not get there.
-        ResourceError: If it cannot be written, or object storage cannot be reached.
+        ResourceError: If it cannot be written, its disk is full, or object storage cannot be reached.
     """
     check_lasting(config.storage, "storage")
     elsewhere = config.tracking.uri or env.MLFLOW_URI.get()
@@ -79,6 +82,11 @@ def check_storage(config: Config) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ResourceError(
             f"storage {config.storage}: {existing} is not a writable folder; set storage to another one"
+        )
+    if free_bytes(existing) < LEAST:
+        raise ResourceError(
+            f"storage {config.storage}: there is no space left on the disk of {existing}; free some, or set storage "
+            "to a folder on another disk"
         )
 
 

@@ -191,7 +191,8 @@ def test_a_mistake_of_ours_is_one_line_and_a_trace_only_when_asked(run_raises) -
 def test_a_full_disk_is_no_mistake_of_ours(run_raises) -> None:
     result = run_raises(OSError(28, "No space left on device", "runs/study/config.yaml"))
     assert result.exit_code == 1
-    assert result.stderr == "error: runs/study/config.yaml: No space left on device\n"
+    words = "No space left on device; free some, then give the same command again"
+    assert result.stderr == f"error: runs/study/config.yaml: {words}\n"
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(run_raises) -> None:

@@ -1,13 +1,14 @@
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ensemw2s.errors import ModelError
-from ensemw2s.models import tiny
+from ensemw2s.models import tiny, tokenizers
 from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
 
 TEXT = "sort these numbers in ascending order please 0 1 2 3 4 5 6 7 8 9"
@@ -104,3 +105,18 @@ def test_another_way_to_split_text_is_another_tokenizer(folder, tokenizer, tmp_p
     (changed / "tokenizer.json").write_text(json.dumps(tree))
     with pytest.raises(ModelError, match="same vocabulary, but they split text differently"):
         check_same_tokenizer([("a", tokenizer), ("b", load_tokenizer(changed))])
+
+
+@pytest.mark.parametrize(
+    ("library", "content"),
+    [("sentencepiece", b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"), ("tiktoken", b"YQ== 0\nYg== 1\n")],
+)
+def test_a_tokenizer_whose_library_is_not_here_names_its_package(tmp_path, monkeypatch, library, content):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    for name in ("sentencepiece", "tiktoken"):  # absent for us and for transformers
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(tokenizers, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match=f"needs a package that is not installed: pip install {library}$"):
+        load_tokenizer(tmp_path)

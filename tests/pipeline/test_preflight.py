@@ -170,6 +170,12 @@ def test_storage_that_is_a_file_is_refused(make, tmp_path):
             preflight.check(make(storage=str(tmp_path / storage)))
 
 
+def test_a_full_disk_is_refused(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "free_bytes", lambda path: 0 if path == tmp_path else 1)
+    with pytest.raises(ResourceError, match=rf"storage .*: there is no space left on the disk of {tmp_path};"):
+        preflight.check(make())
+
+
 def test_storage_that_cannot_be_written_is_refused(make, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(ResourceError, match=rf"storage .*: {tmp_path} is not a writable folder"):
