@@ -65,11 +65,13 @@ def facts(path: str, revision: str | None = None) -> list[ModelFacts]:
 
 
 def _of_ensemble(folder: Path) -> list[ModelFacts]:
-    manifest = read_manifest(folder)
-    tokenizer = tokenizer_hash(load_tokenizer(folder / TOKENIZER))
+    manifest = read_manifest(folder, mixed=True)
+    places = manifest.tokenizers or [TOKENIZER]
+    hashes = {place: tokenizer_hash(load_tokenizer(folder / place)) for place in places}
     total, rows = sum(member.weight for member in manifest.voters), []
     for member in manifest.voters:
         where = folder / str(member.path)
+        tokenizer = hashes[member.tokenizer or TOKENIZER]
         found = (
             _of_adapters(where, tokenizer)
             if (where / ADAPTER_CONFIG).exists()

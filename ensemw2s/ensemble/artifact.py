@@ -6,6 +6,8 @@ refused with the reason when it is not what it says. `manifest` has its layout.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import re
 import shutil
@@ -17,11 +19,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ensemw2s.ensemble.anchor import Anchor
+from ensemw2s.ensemble.bytewise.answers import ByteAnswer
+from ensemw2s.ensemble.bytewise.mixture import AnyPrompt, ByteMixture, VoiceModel
 from ensemw2s.ensemble.combine import RULES, Rule
-from ensemw2s.ensemble.load import load_parts
+from ensemw2s.ensemble.load import Parts, load_voices
 from ensemw2s.ensemble.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    MIXED_VERSION,
     TOKENIZER,
     BaseEntry,
     Manifest,
@@ -30,6 +35,7 @@ from ensemw2s.ensemble.manifest import (
     write_manifest,
 )
 from ensemw2s.ensemble.model import EnsembleForCausalLM
+from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.errors import ArtifactError, ModelError
 from ensemw2s.models.adapters import ADAPTER_WEIGHTS, adapter_base, read_adapter_config
 from ensemw2s.models.anchoring import anchor_saved
@@ -70,7 +76,7 @@ def save_ensemble(
     *,
     members: Sequence[MemberSource],
     rule: Rule,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Manifest:
     """Writes an ensemble artifact. Members without a vote are recorded, their weights are left out.
 
@@ -79,8 +85,9 @@ def save_ensemble(
     Args:
         directory: Target folder; made if missing.
         members: The experts, in the order of their rounds.
-        rule: Combination rule.
-        tokenizer: The tokenizer of all members.
+        rule: Combination rule; `probability` where members have different tokenizers.
+        tokenizer: The tokenizer of all members; None: each has that of its own folder, and where these differ, the
+            ensemble is a mixed one, which votes over bytes.
 
     Returns:
         What ensemble.json says.
@@ -91,15 +98,30 @@ def save_ensemble(
     """
     target = Path(directory)
     _check_sources(target, members, rule)
-    _check_tokenizers(members, tokenizer)
+    found = _tokenizers(members, tokenizer)
+    hash_of = {name: tokenizer_hash(own) for name, own in found.items()}
+    hashes = list(dict.fromkeys(hash_of.values()))
+    mixed = len(hashes) > 1
+    if mixed and rule != "probability":
+        raise ArtifactError(
+            f"the members have {len(hashes)} tokenizers and the rule {rule}; over bytes, the rule is probability"
+        )
     target.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(target / TOKENIZER)
+    places = {one: f"{TOKENIZER}s/{index}" if mixed else TOKENIZER for index, one in enumerate(hashes)}
+    for one, place in places.items():
+        next(own for name, own in found.items() if hash_of[name] == one).save_pretrained(target / place)
     bases: dict[tuple[str, str | None], BaseEntry] = {}
     entries = [_save_member(target, member, bases) for member in members]
+    if mixed:
+        entries = [
+            entry.model_copy(update={"tokenizer": places[hash_of[entry.name]]}) if entry.name in hash_of else entry
+            for entry in entries
+        ]
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=MIXED_VERSION if mixed else FORMAT_VERSION,
         base_models=list(bases.values()),
-        tokenizer_hash=tokenizer_hash(tokenizer),
+        tokenizer_hash=hashlib.sha256(" ".join(hashes).encode()).hexdigest() if mixed else hashes[0],
+        tokenizers={place: one for one, place in places.items()} if mixed else {},
         combine=rule,
         members=entries,
     )
@@ -133,7 +155,7 @@ class Ensemble:
         rounds: int | None = None,
         verify: bool = True,
     ) -> Ensemble:
-        """Loads an artifact, or the ensemble of its first rounds.
+        """Loads an artifact, or the ensemble of its first rounds; one of several tokenizers as a `MixedEnsemble`.
 
         Args:
             path: The folder.
@@ -145,8 +167,80 @@ class Ensemble:
         Raises:
             ArtifactError: If the artifact is damaged (and in what), from a newer release, or has no vote in `rounds`.
         """
-        parts = load_parts(path, device=device, dtype=dtype, rounds=rounds, verify=verify)
-        return cls(EnsembleForCausalLM.of_parts(parts), parts.tokenizer, parts.manifest, parts.entries)
+        voices = load_voices(path, device=device, dtype=dtype, rounds=rounds, verify=verify)
+        if len(voices) > 1 or voices[0].manifest.tokenizers:
+            return MixedEnsemble(voices)
+        [parts] = voices
+        return Ensemble(EnsembleForCausalLM.of_parts(parts), parts.tokenizer, parts.manifest, parts.entries)
+
+    def by_bytes(
+        self, *, epsilon: float = 1e-3, contexts: int = 8, texts: int = 4, sit_out: bool = False
+    ) -> ByteMixture:
+        """The ensemble as a mixture over bytes, with settings of its own (docs/bytewise.md).
+
+        Args:
+            epsilon: Contexts with less than this share of a tokenizer's mass are dropped; 0 keeps all.
+            contexts: Contexts that a tokenizer's models keep of one text at most.
+            texts: Texts that are written at the same time.
+            sit_out: Whether models sit out that cannot read a prompt; else it is refused.
+
+        Raises:
+            ModelError: If the rule is not `probability`, or the bytes of a tokenizer's tokens are not known.
+        """
+        return ByteMixture.of_models(self._voices(), epsilon=epsilon, contexts=contexts, texts=texts, sit_out=sit_out)
+
+    def generate(
+        self, prompts: Sequence[AnyPrompt], *, max_new_bytes: int, sampling: Sampling | None = None, seed: int = 0
+    ) -> list[ByteAnswer]:
+        """Answers texts, byte by byte; see `ByteMixture.generate`. With one tokenizer, `Engine` is quicker."""
+        return self._by_bytes.generate(prompts, max_new_bytes=max_new_bytes, sampling=sampling, seed=seed)
+
+    def score(self, prompts: Sequence[AnyPrompt], answers: Sequence[str], *, end: bool = True) -> list[ByteAnswer]:
+        """Probabilities of answers, byte by byte; see `ByteMixture.score`."""
+        return self._by_bytes.score(prompts, answers, end=end)
+
+    @functools.cached_property
+    def _by_bytes(self) -> ByteMixture:
+        return self.by_bytes()
+
+    def _voices(self) -> list[VoiceModel]:
+        return [VoiceModel(self.model, self.tokenizer, 1.0)]
+
+
+class MixedEnsemble(Ensemble):
+    """A loaded ensemble whose members have several tokenizers: `generate` and `score` work, over bytes.
+
+    There are no token ids that all members share, so it has no `model` and no `tokenizer`.
+    """
+
+    _made: list[VoiceModel]
+
+    def __init__(self, voices: Sequence[Parts]) -> None:
+        """Args: what `load.load_voices` gives."""
+        models = [EnsembleForCausalLM.of_parts(parts) for parts in voices]
+        made = [
+            VoiceModel(model, parts.tokenizer, sum(parts.weights)) for model, parts in zip(models, voices, strict=True)
+        ]
+        set_once = functools.partial(object.__setattr__, self)  # its base is frozen
+        set_once("manifest", voices[0].manifest)
+        set_once("members", [entry for parts in voices for entry in parts.entries])
+        set_once("_made", made)
+
+    def __getattr__(self, name: str) -> object:
+        """Refuses what only an ensemble of one tokenizer has."""
+        if name in ("model", "tokenizer"):
+            raise ModelError(
+                f"this ensemble has {len(self._made)} tokenizers, so it has no {name}: Engine, generate() of "
+                "transformers and serving need one tokenizer. Its own generate and score work, over bytes"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        """The members' names."""
+        return f"{type(self).__name__}({', '.join(entry.name for entry in self.members)})"
+
+    def _voices(self) -> list[VoiceModel]:
+        return list(self._made)
 
 
 def _check_sources(target: Path, members: Sequence[MemberSource], rule: str) -> None:
@@ -164,9 +258,16 @@ def _check_sources(target: Path, members: Sequence[MemberSource], rule: str) -> 
         raise ArtifactError(f"none of the {len(names)} members has a positive weight and alpha; nothing could vote")
 
 
-def _check_tokenizers(members: Sequence[MemberSource], tokenizer: PreTrainedTokenizerBase) -> None:
-    beside = [m for m in members if _votes(m) and (Path(m.directory) / "tokenizer.json").exists()]
+def _tokenizers(
+    members: Sequence[MemberSource], tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizer of each member that votes, by name."""
+    voters = [member for member in members if _votes(member)]
+    if tokenizer is None:
+        return {member.name: load_tokenizer(member.directory) for member in voters}
+    beside = [m for m in voters if (Path(m.directory) / "tokenizer.json").exists()]
     check_same_tokenizer([("the ensemble", tokenizer), *((m.name, load_tokenizer(m.directory)) for m in beside)])
+    return {member.name: tokenizer for member in voters}
 
 
 def _votes(member: MemberSource) -> bool:

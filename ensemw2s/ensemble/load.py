@@ -29,7 +29,7 @@ class Parts:
         manifest: What ensemble.json says, members without a vote included.
         entries: Entries of the members that were loaded.
         models: Their models, in the same order.
-        tokenizer: The tokenizer of all members.
+        tokenizer: The tokenizer of these members.
     """
 
     folder: Path
@@ -79,17 +79,43 @@ def load_parts(
     Raises:
         ArtifactError: If the artifact is damaged (and in what), from a newer release, or has no vote in `rounds`.
     """
+    [parts] = load_voices(path, device=device, dtype=dtype, rounds=rounds, verify=verify, mixed=False)
+    return parts
+
+
+def load_voices(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rounds: int | None = None,
+    verify: bool = True,
+    mixed: bool = True,
+) -> list[Parts]:
+    """Reads an artifact of one tokenizer or of several, or what belongs to its first rounds.
+
+    Args and errors are those of `load_parts`; `mixed` says whether several tokenizers are read, too.
+
+    Returns:
+        What belongs to each tokenizer, in the order of the first members.
+    """
     folder = remote.pull(remote.local(path))
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, mixed=mixed)
     entries = _of_rounds(folder, manifest, rounds)
     if verify:
         _verify(folder, manifest, entries)
-    tokenizer = _tokenizer(folder, manifest)
-    try:
-        models = load_members([folder / str(entry.path) for entry in entries], dtype=dtype, device=device)
-    except ModelError as error:
-        raise damaged(folder, error) from error
-    return Parts(folder, manifest, entries, models, tokenizer)
+    parts = []
+    for place in dict.fromkeys(entry.tokenizer for entry in entries):
+        own = [entry for entry in entries if entry.tokenizer == place]
+        tokenizer = _tokenizer(
+            folder, place or TOKENIZER, manifest.tokenizers.get(place or "", manifest.tokenizer_hash)
+        )
+        try:
+            models = load_members([folder / str(entry.path) for entry in own], dtype=dtype, device=device)
+        except ModelError as error:
+            raise damaged(folder, error) from error
+        parts.append(Parts(folder, manifest, own, models, tokenizer))
+    return parts
 
 
 def damaged(folder: Path, why: object) -> ArtifactError:
@@ -116,17 +142,17 @@ def _verify(folder: Path, manifest: Manifest, entries: list[MemberEntry]) -> Non
             check_files(folder, base.path, base.files)
 
 
-def _tokenizer(folder: Path, manifest: Manifest) -> PreTrainedTokenizerBase:
-    if not (folder / TOKENIZER).is_dir():
-        raise damaged(folder, f"{TOKENIZER}/ is missing; copy it again")
+def _tokenizer(folder: Path, place: str, expected: str) -> PreTrainedTokenizerBase:
+    if not (folder / place).is_dir():
+        raise damaged(folder, f"{place}/ is missing; copy it again")
     try:
-        tokenizer = load_tokenizer(folder / TOKENIZER)
+        tokenizer = load_tokenizer(folder / place)
     except ModelError as error:
         raise damaged(folder, error) from error
-    if (actual := tokenizer_hash(tokenizer)) != manifest.tokenizer_hash:
+    if (actual := tokenizer_hash(tokenizer)) != expected:
         raise damaged(
             folder,
-            f"its tokenizer has hash {actual[:12]}…, ensemble.json says {manifest.tokenizer_hash[:12]}…; "
+            f"its tokenizer has hash {actual[:12]}…, ensemble.json says {expected[:12]}…; "
             "the members were trained with another tokenizer",
         )
     return tokenizer

@@ -3,7 +3,8 @@
 Apart from loading models so that a damaged artifact is refused before any weight is read into memory.
 
     ensemble.json       this file, written last
-    tokenizer/          the one tokenizer of all members
+    tokenizer/          the one tokenizer of all members; of a mixed ensemble instead:
+    tokenizers/<n>/     the tokenizers, each of some members
     members/<name>/     safetensors, or adapters; only of members that vote
     base/<n>/           bases of the adapters, where they were local folders
 """
@@ -28,6 +29,11 @@ from ensemw2s.errors import ArtifactError
 from ensemw2s.storage import remote, store
 
 FORMAT_VERSION = 1
+"""Of an ensemble of one tokenizer, which older releases read, too."""
+
+MIXED_VERSION = 2
+"""Of an ensemble whose members have several tokenizers; the newest that this release reads."""
+
 MANIFEST = "ensemble.json"
 TOKENIZER = "tokenizer"
 
@@ -65,6 +71,7 @@ class MemberEntry(Entry):
         temperature: What its logits are divided by. Left out of the file where it is 1, so that releases without
             temperatures read it.
         base: Path of the `BaseEntry` that it is adapters for; None for a full model.
+        tokenizer: Folder of its tokenizer in a mixed ensemble; None, and left out of the file, in any other.
         files: SHA-256 of each file of the folder.
     """
 
@@ -76,6 +83,7 @@ class MemberEntry(Entry):
     weighted_error: float | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     base: str | None = None
+    tokenizer: str | None = None
     files: dict[str, str] = {}
 
     @model_serializer(mode="wrap")
@@ -83,6 +91,8 @@ class MemberEntry(Entry):
         tree: dict[str, object] = written(self)
         if self.temperature == 1:
             del tree["temperature"]
+        if self.tokenizer is None:
+            del tree["tokenizer"]
         return tree
 
 
@@ -92,7 +102,9 @@ class Manifest(Entry):
     Attributes:
         format_version: Of this file and the layout around it.
         base_models: Bases of adapters; empty when all members are full models.
-        tokenizer_hash: `models.tokenizers.tokenizer_hash` of the tokenizer.
+        tokenizer_hash: `models.tokenizers.tokenizer_hash` of the tokenizer; if mixed: SHA-256 of all hashes.
+        tokenizers: Of a mixed ensemble: folder of each tokenizer to its hash. Empty, and left out of the file, in any
+            other.
         combine: Combination rule.
         members: In the order of their rounds.
     """
@@ -100,8 +112,16 @@ class Manifest(Entry):
     format_version: int
     base_models: list[BaseEntry]
     tokenizer_hash: str
+    tokenizers: dict[str, str] = {}
     combine: Rule
     members: list[MemberEntry]
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        tree: dict[str, object] = written(self)
+        if not self.tokenizers:
+            del tree["tokenizers"]
+        return tree
 
     @property
     def voters(self) -> list[MemberEntry]:
@@ -115,11 +135,15 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, *, mixed: bool = False) -> Manifest:
     """Reads and checks ensemble.json itself.
 
+    Args:
+        directory: The artifact.
+        mixed: Whether the caller can do with members of several tokenizers.
+
     Raises:
-        ArtifactError: If it is missing, not readable, from a newer release, or incomplete.
+        ArtifactError: If it is missing, not readable, from a newer release, or incomplete, or mixed where it must not.
     """
     file = remote.pull(directory / MANIFEST)
     try:
@@ -129,9 +153,9 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"ensemble {directory}: {MANIFEST} cannot be read: {error}") from None
     version = tree.get("format_version") if isinstance(tree, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > MIXED_VERSION:
         raise ArtifactError(
-            f"ensemble {directory} has format version {version}, this release reads up to {FORMAT_VERSION}; "
+            f"ensemble {directory} has format version {version}, this release reads up to {MIXED_VERSION}; "
             "update ensemw2s"
         )
     try:
@@ -141,6 +165,12 @@ def read_manifest(directory: Path) -> Manifest:
         key = ".".join(str(part) for part in first["loc"]) or MANIFEST
         raise ArtifactError(f"ensemble {directory}: {MANIFEST} is damaged: {key}: {first['msg'].lower()}") from None
     _check_consistent(directory, manifest)
+    if manifest.tokenizers and not mixed:
+        raise ArtifactError(
+            f"ensemble {remote.shown(directory)} has members of {len(manifest.tokenizers)} tokenizers, so there are no "
+            "token ids to vote on: labelling, evaluation, serving and Engine need one tokenizer. "
+            "Ensemble.from_pretrained(...) loads it, and its generate and score work, over bytes"
+        )
     return manifest
 
 
@@ -180,10 +210,17 @@ def _check_consistent(directory: Path, manifest: Manifest) -> None:
             )
         if member.base is not None and member.base not in bases:
             raise ArtifactError(f"ensemble {directory}: {MANIFEST} is damaged: member {member.name} has no base entry")
+        if (member.tokenizer is not None) != bool(manifest.tokenizers) or (
+            member.tokenizer is not None and member.tokenizer not in manifest.tokenizers
+        ):
+            raise ArtifactError(
+                f"ensemble {directory}: {MANIFEST} is damaged: tokenizer {member.tokenizer} of member {member.name} is "
+                f"none of {list(manifest.tokenizers)}"
+            )
     inside = [member.path for member in manifest.voters] + [base.path for base in manifest.base_models if base.files]
     listed = [entry.files for entry in manifest.members] + [entry.files for entry in manifest.base_models]
     names = [name for files in listed for name in files]
-    for path in [*inside, *names]:
+    for path in [*inside, *manifest.tokenizers, *names]:
         parts = PurePosixPath(str(path))
         if parts.is_absolute() or ".." in parts.parts:
             raise ArtifactError(f"ensemble {directory}: {MANIFEST} names {path}, which is outside the artifact")

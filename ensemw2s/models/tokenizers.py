@@ -88,7 +88,8 @@ def check_same_tokenizer(tokenizers: Sequence[tuple[str, PreTrainedTokenizerBase
         if actual != expected:
             raise ModelError(
                 f"{name} and {first_name} have different tokenizers: {_difference(actual, expected)}. "
-                "Experts vote on token ids, so all models of an ensemble must share one tokenizer"
+                "In a run, experts vote on token ids, so all its models must share one tokenizer. Trained models of "
+                "different tokenizers can vote over bytes: Ensemble.generate and Ensemble.score (docs/bytewise.md)"
             )
 
 

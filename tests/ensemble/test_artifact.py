@@ -172,7 +172,7 @@ def flip_a_byte(file: Path) -> None:
         (lambda p: (p / "ensemble.json").write_text("[]"), "ensemble.json is damaged"),
         (lambda p: edit(p, lambda t: t.pop("combine")), "ensemble.json is damaged: combine: field required"),
         (lambda p: edit(p, lambda t: t.update(combine="mean")), "ensemble.json is damaged: combine"),
-        (lambda p: edit(p, lambda t: t.update(format_version=2)), "format version 2, this release reads up to 1"),
+        (lambda p: edit(p, lambda t: t.update(format_version=3)), "format version 3, this release reads up to 2"),
         (lambda p: edit(p, lambda t: t["members"][0].update(path=None)), "member expert-0 votes, but has no path"),
         (lambda p: edit(p, lambda t: t["members"][0].update(path="../full")), "outside the artifact"),
         (lambda p: edit(p, lambda t: t["members"][0].update(base="base/0")), "member expert-0 has no base entry"),
