@@ -41,8 +41,10 @@ MODEL = "ensemble"
 
 
 @contextmanager
-def endpoint(ensemble: Path, slots: int, threads: int, limit: int, interval: float = 0.05) -> Iterator[str]:
-    """Address of an `ensemw2s serve` that is up."""
+def endpoint(
+    ensemble: Path, slots: int, threads: int, limit: int, interval: float = 0.05, code: Path | None = None
+) -> Iterator[str]:
+    """Address of an `ensemw2s serve` that is up, of the installed package or of that in the folder `code`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,7 +57,8 @@ def endpoint(ensemble: Path, slots: int, threads: int, limit: int, interval: flo
     file.write_text(json.dumps(settings), encoding="utf-8")
     program = Path(sys.executable).with_name("ensemw2s")
     command = [program, "serve", "--settings", file, "--port", port, "--cpus", threads]
-    process = subprocess.Popen([str(part) for part in command], stdout=sys.stderr)
+    paths = {"PYTHONPATH": str(code)} if code else {}
+    process = subprocess.Popen([str(part) for part in command], stdout=sys.stderr, env={**os.environ, **paths})
     try:
         url = f"http://127.0.0.1:{port}"
         end = time.time() + 180

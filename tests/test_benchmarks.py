@@ -68,3 +68,19 @@ def test_serve_compares_the_endpoint_with_the_engine(tmp_path):
     assert row["served_over_engine"] > 0
     assert row["time_to_first_token_ms"]["p50"] <= row["time_to_first_token_ms"]["p99"]
     assert result["beside_a_long_request"]["requests_beside"] >= 1
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_serve_against_compares_two_versions_of_the_endpoint(tmp_path):
+    """The other version is this one, as a folder."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "serve_against.py"), str(ROOT), "--members", "2"]
+    sizes = ["--slots", "2", "--streams", "2", "--new-tokens", "6", "--rounds", "1", "--turns", "1"]
+    file = tmp_path / "against.json"
+    done = subprocess.run(
+        [*command, *sizes, "--output", str(file)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads(file.read_text())["rows"]
+    assert row["here_over_other"] > 0
+    assert len(row["here_over_other_by_turn"]) == 1

@@ -6,6 +6,7 @@ out with more than a reference to the log.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -28,6 +29,12 @@ WITH_KEY = ("/v1", "/tokenize", "/detokenize")
 """Where paths begin that ask for a key."""
 
 METRICS = "/metrics"
+SMALL_BODY = 2**17
+"""Bytes of a body that are read at once."""
+
+LARGE_RATE = 2**25
+"""Bytes per second of all larger bodies together: reading and parsing them takes the time in which others wait."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -91,11 +98,25 @@ def incident(error: BaseException, what: str) -> ApiError:
     return ApiError(500, f"{what}: an error in the endpoint, whose log has it under the reference {reference}")
 
 
+class Pace:
+    """Bounds the rate at which large bodies are read, over all clients. Slow senders take nothing from others."""
+
+    def __init__(self) -> None:
+        self._free = 0.0
+
+    async def wait(self, size: int) -> None:
+        """Returns when so many more bytes fit in."""
+        now = asyncio.get_running_loop().time()
+        self._free = max(self._free, now) + size / LARGE_RATE
+        await asyncio.sleep(self._free - now)
+
+
 class Guard:
     """Lets requests through to an app, or not."""
 
     def __init__(self, app: ASGIApp, access: Access, body_bytes: int) -> None:
         self.app, self.access, self.body_bytes = app, access, body_bytes
+        self._pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,6 +135,8 @@ class Guard:
             whole = not message.get("more_body", False)
             if seen > self.body_bytes:
                 raise HTTPException(413, f"the body has more than {self.body_bytes} bytes")
+            if seen > SMALL_BODY and message.get("body"):
+                await self._pace.wait(len(message["body"]))
             return message
 
         async def answered(message: Message) -> None:

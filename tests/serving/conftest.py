@@ -68,9 +68,9 @@ LIMITS = Limits(max_tokens=64, body_bytes=20_000, prompt_bytes=10_000, prompt_to
 class Local:
     """Holds models in this process."""
 
-    def __init__(self, folders) -> None:
+    def __init__(self, folders, limits: Limits = LIMITS) -> None:
         self.held = {
-            name: HostedModel(HostedSettings(name=name, path=str(folders / name), slots=4), LIMITS)
+            name: HostedModel(HostedSettings(name=name, path=str(folders / name), slots=4), limits)
             for name in ("ensemble", "student")
         }
 
