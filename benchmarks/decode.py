@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py                                  # the embedded tiny family
     python benchmarks/decode.py --base DIR --dtype bfloat16      # any causal LM in a folder, with LoRA members
+    python benchmarks/decode.py --batches 0 --mixed-tokenizers DIR,DIR   # models with different tokenizers
 
 (a) standard: one Hugging Face model a member, adapters merged, each with its own cache, one forward each a token.
 (b) alone: one of these models.
@@ -27,6 +28,7 @@ from transformers import DynamicCache
 
 from ensemw2s.config import Lora
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
+from ensemw2s.ensemble.bytewise.mixture import ByteMixture, VoiceModel
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.members import load_members
 from ensemw2s.ensemble.model import EnsembleForCausalLM
@@ -206,6 +208,56 @@ def mixed_lengths(folders: list[Path], options: dict[str, Any], slots: int, turn
     }
 
 
+def tiny_families(root: Path) -> list[Path]:
+    """Folders of two tiny models with different tokenizers."""
+    folders = [root / "tiny-40", root / "tiny-80"]
+    for seed, (folder, vocabulary) in enumerate(zip(folders, (40, 80), strict=True)):
+        tokenizer = tiny.train_tokenizer([TEXT] * 9, vocabulary)
+        loading.save_trained(tiny.create_tiny("tiny-weak", tokenizer, seed), tokenizer, folder)
+    return folders
+
+
+def mixed_tokenizers(folders: list[Path], options: dict[str, Any], new_bytes: int, turns: int) -> dict[str, Any]:
+    """A mixture over bytes against what an equal ensemble with one tokenizer costs: for each model, the engine's time
+    for as many tokens as its own tokenizer makes of the same answer.
+    """
+    voices = [
+        VoiceModel(EnsembleForCausalLM([model], [1.0], names=[folder.name]), loading.load_tokenizer(folder), 1.0)
+        for folder in folders
+        for model in [loading.load_causal_lm(folder, **options)]
+    ]
+    prompts = [TEXT, TEXT.rsplit(". ", 1)[0]]
+    mixture = ByteMixture.of_models(voices, texts=1)
+    engines = [Engine(voice.model, slots=1) for voice in voices]
+    answers = mixture.generate(prompts, max_new_bytes=new_bytes)
+    read = [[list(voice.tokenizer(prompt).input_ids) for prompt in prompts] for voice in voices]
+    lengths = [
+        [max(1, len(voice.tokenizer(answer.text, add_special_tokens=False).input_ids)) for answer in answers]
+        for voice in voices
+    ]
+    ways: dict[str, Callable[[], Answers]] = {
+        "bytes": lambda: [list(a.text.encode()) for a in mixture.generate(prompts, max_new_bytes=new_bytes)],
+        "tokens": lambda: [
+            ids
+            for engine, own, counts in zip(engines, read, lengths, strict=True)
+            for prompt, count in zip(own, counts, strict=True)
+            for ids in by_engine(engine, [prompt], [count])
+        ],
+    }
+    seconds, _ = in_turns(ways, turns)
+    size = max(1, sum(len(answer.text.encode()) for answer in answers))
+    return {
+        "models": [folder.name for folder in folders],
+        "epsilon": mixture.epsilon,
+        "bytes": size,
+        "passes_per_byte": [round(float(n) / size, 3) for n in sum(answer.passes for answer in answers)],
+        "tokens_per_byte": [round(sum(counts) / size, 3) for counts in lengths],
+        "dropped_per_byte": [float(f"{n / size:.2g}") for n in sum(answer.dropped for answer in answers)],
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "bytes_over_tokens": round(seconds["bytes"] / seconds["tokens"], 3),
+    }
+
+
 def merged(folder: Path, options: dict[str, Any]) -> torch.nn.Module:
     """A member as one plain model, adapters added into its weights: the fastest that the standard way can be."""
     model = loading.load_trained(folder, **options)
@@ -247,6 +299,9 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     mixed: Annotated[int, typer.Option(help="Slots of the mixed-length comparison; 0: leave it out.")] = 0,
+    mixed_tokenizers_of: Annotated[
+        str, typer.Option("--mixed-tokenizers", help="Folders of models, by commas, or `tiny`; none: leave it out.")
+    ] = "",
     output: Annotated[Path | None, typer.Option(help="File for the JSON; none: standard output.")] = None,
 ) -> None:
     """Prints JSON; exit 1 if greedy answers differ in float32."""
@@ -263,9 +318,16 @@ def main(
             if batch != "0"
         ]
         lengths = mixed_lengths(folders, options, mixed, turns) if mixed else None
+        families = [Path(name) for name in mixed_tokenizers_of.split(",") if name]
+        if families == [Path("tiny")]:
+            families = tiny_families(Path(folder))
+        bytewise = mixed_tokenizers(families, options, new_tokens, turns) if families else None
     size = base.name if base else "tiny-weak"
     facts = {"base": size, "kind": kind, "dtype": dtype, "new_tokens": new_tokens, "turns": turns}
-    write({"machine": machine(threads), **facts, "rows": rows, "mixed_lengths": lengths}, output)
+    write(
+        {"machine": machine(threads), **facts, "rows": rows, "mixed_lengths": lengths, "mixed_tokenizers": bytewise},
+        output,
+    )
     parts = [row["same_answers"] for row in rows] + ([lengths["same_answers"]] if lengths else [])
     if dtype == "float32" and any(value < 1 for part in parts for value in part.values()):
         sys.exit(1)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_decode_compares_ways_that_give_the_same_answers(kind, tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "decode.py"), "--kind", kind, "--members", "2"]
     sizes = ["--batches", "2", "--new-tokens", "4", "--turns", "1", "--threads", "1", "--mixed", "16"]
+    sizes += ["--mixed-tokenizers", "tiny"]
     file = tmp_path / "decode.json"
     done = subprocess.run(
         [*command, *sizes, "--output", str(file)], capture_output=True, text=True, timeout=300, check=False
@@ -26,6 +27,7 @@ def test_decode_compares_ways_that_give_the_same_answers(kind, tmp_path):
     assert set(row["tokens_per_second"]) == {"standard", "alone", "engine", "engine_ngram", "engine_member"}
     assert set(row["same_answers"].values()) == {1.0}
     assert set(result["mixed_lengths"]["same_answers"].values()) == {1.0}
+    assert len(result["mixed_tokenizers"]["passes_per_byte"]) == 2
 
 
 @pytest.mark.processes

@@ -7,6 +7,7 @@ take one pass. Members of one tokenizer are mixed per token here, as everywhere 
 from __future__ import annotations
 
 import copy
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ class ModelRows:
         self.model, self.slots = model, slots
         self.groups: list[Group] = make_groups([MemberNetwork(*part) for part in model.parts()], slots)
         self._order = torch.tensor(np.argsort([member for group in self.groups for member in group.members]))
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = list(range(slots))  # a heap: low slots first, so that a pass covers few that are free
         self._read = [0] * slots
         temperatures = model.temperatures or [1.0] * model.num_members
         self._temperatures = torch.tensor(temperatures).view(-1, 1, 1)
@@ -56,7 +57,7 @@ class ModelRows:
             raise DataError(
                 f"a prompt has {len(ids)} tokens, {self.model.names[0]} reads up to {self.model.context}; shorten it"
             )
-        slot = self._free.pop()
+        slot = heapq.heappop(self._free)
         *before, last = ids
         for at in range(0, len(before), CHUNK):
             part = before[at : at + CHUNK]
@@ -74,13 +75,13 @@ class ModelRows:
             Row and p(next token) of each fork.
         """
         left = Counter(fork.row for fork in forks)
-        self._free += [row for row in gone if not left[row]]
+        self.free([row for row in gone if not left[row]])
         tokens: dict[int, int] = {}
         for fork in forks:
             left[fork.row] -= 1
             slot = fork.row
             if left[fork.row] or fork.row not in gone:
-                slot = self._free.pop()
+                slot = heapq.heappop(self._free)
                 self._copy(fork.row, slot)
             tokens[slot] = fork.token
         if not tokens:
@@ -89,7 +90,8 @@ class ModelRows:
 
     def free(self, rows: Sequence[int]) -> None:
         """Frees rows of a text that is done."""
-        self._free += rows
+        for row in rows:
+            heapq.heappush(self._free, row)
 
     def full(self, row: int) -> bool:
         """Whether a row has no room for another token."""
@@ -113,7 +115,7 @@ class ModelRows:
         starts = [self._read[slot] for slot in window]
         chosen = torch.tensor([slot - first for slot in tokens])
         parts = [
-            group.logits(ids, starts, counts, first)[:, :, 0].cpu().double().index_select(1, chosen)
+            group.logits(ids, starts, counts, first)[:, :, 0].cpu().index_select(1, chosen).double()
             for group in self.groups
         ]
         for slot in tokens:
