@@ -1,4 +1,6 @@
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from ensemw2s.config import DataConfig, FilesSource, SplitConfig
+from ensemw2s.config import DataConfig, FilesSource, Lora, SplitConfig
 from ensemw2s.data.tokens import tokenize_prompts
 from ensemw2s.ensemble.artifact import MemberSource, save_ensemble
 from ensemw2s.ensemble.decoding import decode
@@ -14,6 +16,7 @@ from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters, weights_type
 from ensemw2s.errors import ModelError
 from ensemw2s.models import loading
+from ensemw2s.models.adapters import BaseReference, attach_lora
 from ensemw2s.models.loading import tokenizer_hash
 from ensemw2s.training.setup import use_bf16
 
@@ -120,56 +123,105 @@ def kinds_of_tokenizer() -> dict[str, PreTrainedTokenizerFast]:
         names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
         names |= {} if name == "none" else {"bos_token": "<s>"}
         made[name] = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+    made["chat"] = copy.deepcopy(made["adds"])
+    made["chat"].chat_template = (
+        "{% for m in messages %}<s>{{ m.role }} {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>please {% endif %}"
+    )
     return made
 
 
-@pytest.mark.parametrize("kind", ["adds", "has", "none", "sentencepiece"])
-@pytest.mark.parametrize("place", ["model", "member"])
-def test_plain_transformers_gives_our_answers_token_for_token(kind, place, make_model, tmp_path):
-    tokenizer, model = kinds_of_tokenizer()[kind], make_model(3, vocabulary=64)
+KINDS = ["adds", "has", "none", "sentencepiece", "chat"]
+
+
+def asked(kind: str) -> DataConfig:
+    """How prompts are made for a kind of tokenizer: by its template if it is one of chats."""
+    return DataConfig(
+        source=FilesSource(paths=["-"]),
+        split=SplitConfig(mode="random"),
+        chat_template=kind == "chat",
+        answer_prefix="",
+    )
+
+
+def saved(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, *, place: str) -> tuple[Path, Path]:
+    """Puts a model in a place as runs do; gives the folders that others load it and its tokenizer from."""
     model.generation_config.eos_token_id = [2, 17]
-    loading.save_trained(model, tokenizer, tmp_path / "model")
-    folder = tmp_path / "model"
+    loading.save_trained(model, tokenizer, folder / "model")
     if place == "member":
-        member = MemberSource("one", folder, alpha=1.0, weight=1.0, round=1)
-        save_ensemble(tmp_path / "ensemble", members=[member], rule="probability", tokenizer=tokenizer)
-        folder = tmp_path / "ensemble/members/one"
-    [loaded] = load_voters([Voter(name="one", models=[str(tmp_path / "model")], weights=[1.0])], device="cpu")
-    texts = ["sort these numbers 3 1 2", "please order 9 8"]
-    data = DataConfig(source=FilesSource(paths=["-"]), split=SplitConfig(mode="random"))
-    prompts = tokenize_prompts(texts, loaded.tokenizer, data)
-    ours = [
-        g.token_ids for g in decode(loaded.model, prompts, max_new_tokens=20, eos_ids=loaded.ends(data), batch_size=2)
+        member = MemberSource("one", folder / "model", alpha=1.0, weight=1.0, round=1)
+        save_ensemble(folder / "ensemble", members=[member], rule="probability", tokenizer=tokenizer)
+        return folder / "ensemble/members/one", folder / "ensemble/tokenizer"
+    if place == "adapters":
+        base = loading.load_causal_lm(folder / "model")
+        student = attach_lora(base, Lora(rank=2), seed=0)
+        for name, weights in student.named_parameters():
+            if "lora_B" in name:  # zeros at the start: an adapter that changes nothing
+                torch.nn.init.normal_(weights, std=0.5)
+        where: BaseReference = {"path": str(folder / "model"), "revision": None}
+        loading.save_trained(student, tokenizer, folder / "student", base=where)
+        return folder / "student", folder / "student"
+    return folder / "model", folder / "model"
+
+
+def read_plainly(tokenizer: Any, text: str, kind: str) -> list[int]:
+    """Tokens of a prompt as a user of transformers makes them."""
+    if kind != "chat":
+        return tokenizer(text)["input_ids"]
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
     ]
-    plain = AutoModelForCausalLM.from_pretrained(folder)
-    read = AutoTokenizer.from_pretrained(tmp_path / ("ensemble/tokenizer" if place == "member" else "model"))
-    for text, answer in zip(texts, ours, strict=True):
-        ids = read(text, return_tensors="pt")
-        ids.pop("token_type_ids", None)
+
+
+def ours(folder: Path, kind: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and answers of a model, as runs make them."""
+    [loaded] = load_voters([Voter(name="one", models=[str(folder)], weights=[1.0])], device="cpu")
+    data = asked(kind)
+    prompts = tokenize_prompts(TEXTS, loaded.tokenizer, data)
+    decoded = decode(loaded.model, prompts, max_new_tokens=20, eos_ids=loaded.ends(data), batch_size=2)
+    return prompts, [g.token_ids for g in decoded]
+
+
+TEXTS = ["sort these numbers 3 1 2", "please order 9 8"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["model", "member", "adapters"])
+def test_plain_transformers_gives_our_answers_token_for_token(kind, place, make_model, tmp_path):
+    tokenizer = kinds_of_tokenizer()[kind]
+    folder, of_tokenizer = saved(make_model(3, vocabulary=64), tokenizer, tmp_path, place=place)
+    prompts, answers = ours(tmp_path / "model" if place == "member" else folder, kind)
+    if place == "adapters":
+        assert answers != ours(tmp_path / "model", kind)[1], "the adapters make a difference"
+    plain, read = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(of_tokenizer)
+    for text, prompt, answer in zip(TEXTS, prompts, answers, strict=True):
+        assert read_plainly(read, text, kind) == prompt
         with torch.no_grad():
-            found = plain.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]
+            found = plain.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
         assert found.tolist() == answer
 
 
-@pytest.mark.parametrize("kind", ["adds", "has", "none", "sentencepiece"])
-def test_the_harness_reads_our_prompts_and_gives_our_answers(kind, make_model, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["model", "member", "adapters"])
+def test_the_harness_reads_our_prompts_and_gives_our_answers(kind, place, make_model, tmp_path):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    loading.save_trained(make_model(3, vocabulary=64), kinds_of_tokenizer()[kind], tmp_path)
-    [loaded] = load_voters([Voter(name="one", models=[str(tmp_path)], weights=[1.0])], device="cpu")
-    texts = ["sort these numbers 3 1 2", "please order 9 8"]
-    data = DataConfig(source=FilesSource(paths=["-"]), split=SplitConfig(mode="random"))
-    prompts = tokenize_prompts(texts, loaded.tokenizer, data)
-    ours = decode(loaded.model, prompts, max_new_tokens=20, eos_ids=loaded.ends(data), batch_size=2)
-    read = AutoTokenizer.from_pretrained(tmp_path)
-    harness = HFLM(AutoModelForCausalLM.from_pretrained(tmp_path), tokenizer=read, device="cpu", max_length=512)
+    tokenizer = kinds_of_tokenizer()[kind]
+    folder, of_tokenizer = saved(make_model(3, vocabulary=64), tokenizer, tmp_path, place=place)
+    prompts, answers = ours(tmp_path / "model" if place == "member" else folder, kind)
+    read = AutoTokenizer.from_pretrained(of_tokenizer)
+    harness = HFLM(AutoModelForCausalLM.from_pretrained(folder), tokenizer=read, device="cpu", max_length=512)
+    texts = TEXTS
+    if kind == "chat":  # as `--apply_chat_template` does
+        texts = [harness.apply_chat_template([{"role": "user", "content": text}]) for text in TEXTS]
     settings = {"until": ["</s>"], "max_gen_toks": 20, "do_sample": False}
-    asked = [Instance("generate_until", {}, (text, settings), i) for i, text in enumerate(texts)]
+    instances = [Instance("generate_until", {}, (text, settings), i) for i, text in enumerate(texts)]
     assert [harness.tok_encode(text) for text in texts] == prompts
-    assert harness.generate_until(asked, disable_tqdm=True) == [
-        read.decode(g.token_ids, skip_special_tokens=True) for g in ours
+    assert harness.generate_until(instances, disable_tqdm=True) == [
+        read.decode(answer, skip_special_tokens=True) for answer in answers
     ]
 
 
