@@ -1,5 +1,6 @@
 """What a person meets at the command line: help, exit codes, one-line reasons, plans, reports and model lists."""
 
+import collections
 import json
 import os
 import re
@@ -324,6 +325,11 @@ def test_the_readme_makes_a_file_that_its_config_takes(tmp_path: Path, monkeypat
     in_readme = yaml.safe_load(next(t for t in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "my-data" in t))
     in_file = yaml.safe_load((ROOT / "ensemw2s" / "recipes" / "my-data.yaml").read_text(encoding="utf-8"))
     assert in_readme["data"] == in_file["data"]
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    assert block in page, "the page makes the same file"
+    assert len(in_file["models"]["weak"]) == in_file["boosting"]["rounds"] > 1
+    levels = collections.Counter(splits.easy_train["difficulty"].to_pylist())
+    assert set(levels) == {3, 4}, "easy lists of two lengths: boosting has something to tell apart"
 
 
 def test_a_report_is_made_from_results_alone(tmp_path: Path) -> None:
