@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ensemw2s.serving.exchange import ChatMessage
 
 NEUTRAL = {
+    "best_of": (1,),
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
     "tool_choice": ("auto",),

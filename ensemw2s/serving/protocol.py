@@ -256,7 +256,7 @@ class CompletionRequest(Common):
     logprobs: Annotated[Whole, Field(ge=0)] | None = Field(
         None, description="How many of the likeliest tokens to show at each place."
     )
-    best_of: Literal[1, None] = None
+    best_of: Unsupported = None
     echo: Flag | None = Field(False, description="Put the prompt before the answer, with its log-probabilities.")
     suffix: Unsupported = None
 

@@ -158,6 +158,7 @@ WRONG = [
     ({"prompt": PROMPT, "stop": "a" * 65}, 400, "1 to 64 characters"),
     ({"prompt": PROMPT, "logprobs": 21}, 400, "logprobs"),
     ({"prompt": PROMPT, "suffix": "x"}, 400, "not supported"),
+    ({"prompt": PROMPT, "best_of": 2}, 400, "best_of: is not supported by this endpoint"),
     ({"prompt": PROMPT, "prompt_logprobs": 21}, 400, "prompt_logprobs is 21; this endpoint allows 20"),
     ({"prompt": PROMPT, "logit_bias": {"500": 100}}, 400, "no token 500"),
     ({"prompt": PROMPT, "logit_bias": {"a": 1}}, 400, "expected token ids"),
