@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,7 @@ from ensemw2s import env
 from ensemw2s.cli import options
 from ensemw2s.cli.options import option
 from ensemw2s.cli.outcome import before_work, outcome, say
-from ensemw2s.errors import ConfigError
+from ensemw2s.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from ensemw2s.serving.settings import ServeSettings
@@ -185,17 +187,30 @@ def chat(
             messages.append({"role": "user", "content": line})
             body = {"messages": messages, "model": model, "max_tokens": max_tokens, "temperature": temperature}
             answer = ""
-            for text in stream(url, body, api_key):
-                typer.echo(text, nl=False)
-                answer += text
+            try:
+                for text in stream(url, body, api_key):
+                    typer.echo(text, nl=False)
+                    answer += text
+            except ResourceError as error:
+                if not _is_terminal():
+                    raise
+                typer.echo(f"{error}\nThe message is not part of the conversation.", err=True)
+                messages.pop()
+                continue
             typer.echo()
             messages.append({"role": "assistant", "content": answer})
 
 
 def _line() -> str | None:
     """What the user enters; None at the end."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # `input` then knows the arrow keys
     try:
         return input("> ")
     except EOFError:
         typer.echo()
         return None
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

@@ -11,7 +11,9 @@ import yaml
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from typer.testing import CliRunner
 
+from ensemw2s.cli import serving
 from ensemw2s.cli.main import app
+from ensemw2s.errors import ResourceError
 from ensemw2s.serving import endpoint
 from ensemw2s.serving.app import FRONT, api_keys, build
 from ensemw2s.serving.endpoint import ask
@@ -171,3 +173,22 @@ def test_chat_goes_on_in_turns_where_there_is_a_template(monkeypatch):
     refused = CliRunner().invoke(app, ["chat", "--model", "plain"], input="one\n", env=environment)
     assert refused.exit_code == 2
     assert "has no chat template" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_message_that_is_refused_ends_no_conversation_in_a_terminal(monkeypatch, terminal):
+    asked = []
+
+    def answer(url, body, key):
+        asked.append([message["content"] for message in body["messages"]])
+        if asked[-1][-1] == "too long":
+            raise ResourceError("the prompt is too long")
+        yield "answer"
+
+    monkeypatch.setattr(endpoint, "model_card", lambda *_: {"id": "talker", "chat_template": True})
+    monkeypatch.setattr(endpoint, "ask", answer)
+    monkeypatch.setattr(serving, "_is_terminal", lambda: terminal)
+    talk = CliRunner().invoke(app, ["chat"], input="one\ntoo long\ntwo\n", env={"COLUMNS": "200", "TERM": "dumb"})
+    assert "the prompt is too long" in talk.stderr
+    assert (talk.exit_code == 0) == terminal, talk.output
+    assert asked[-1] == (["one", "answer", "two"] if terminal else ["one", "answer", "too long"])
