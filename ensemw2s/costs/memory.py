@@ -32,6 +32,13 @@ SCORED = 2**26
 """Log-probabilities that teacher forcing holds at a time, in float32 (`ensemble.score`)."""
 
 
+LEARNT = 2**25
+"""Logits that a loss has at a time (`models.head`)."""
+
+WHOLE = 4096
+"""Vocabularies below this have logits at all tokens in training (`models.head`)."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a process at its worst.
@@ -153,15 +160,27 @@ def activation_bytes(t: Training) -> int:
 
     A layer keeps for each token, in bytes: of each norm its input in float32 (4 h) and its output (w h; where its own
     weights are trained, also what these multiply); queries, keys, values and the attention's output; four times the
-    feed-forward width. With checkpointing only the input of each layer, and one layer at a time. At the end the logits
-    and their gradient (w V each a token) and three float32 copies for tokens that have a loss.
+    feed-forward width. With checkpointing only the input of each layer, and one layer at a time. At the end see
+    `head_bytes`.
     """
     s, w = t.shape, t.width
     norms = 2 * (4 * s.hidden + (1 if t.adapters else 2) * w * s.hidden)
     layer = norms + w * (2 * s.queries + 2 * s.keys) + 4 * w * s.feed_forward
     layers = s.layers * w * s.hidden + layer if t.checkpointing else s.layers * layer
-    head = 2 * w * s.vocabulary * t.tokens + 12 * s.vocabulary * t.answer
-    return t.micro * (layers * t.tokens + head)
+    return t.micro * layers * t.tokens + head_bytes(t)
+
+
+def head_bytes(t: Training) -> int:
+    """Logits of a micro-batch and their gradient (w V each a token), and three float32 copies for the loss.
+
+    They are of tokens that have a loss, of so many at a time as have `LEARNT` logits; ZeRO 3 has logits and gradient of
+    all of these. Small vocabularies have logits and gradient of the prompt's tokens, too.
+    """
+    vocabulary = t.shape.vocabulary
+    learnt = t.micro * t.answer
+    part = min(learnt, max(1, LEARNT // vocabulary))
+    logits = t.micro * t.tokens if vocabulary < WHOLE else learnt if t.zero_stage == 3 else part
+    return vocabulary * (2 * t.width * logits + 12 * part)
 
 
 def cache_bytes(shape: Shape, *, members: int, slots: int, length: int, width: int) -> int:

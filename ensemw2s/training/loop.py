@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from ensemw2s import faults
 from ensemw2s.data.examples import derive_seed
 from ensemw2s.errors import TrainingError
 from ensemw2s.models import loading
+from ensemw2s.models.head import Head
 from ensemw2s.storage import store
 from ensemw2s.training import checkpoints, group, objectives, setup, state
 from ensemw2s.training.batches import Layout, collate, read_training_set, step_batches
@@ -146,6 +148,7 @@ class _Run:
         checkpoint = checkpoints.newest(self.checkpoints, spec.fingerprint)
         if checkpoint is not None:
             state.load_weights(self.model, checkpoint)
+        self.head = Head(self.model, sharded=spec.zero_stage == 3)
         self.engine = setup.engine(spec, self.model, self.layout, self.steps)
         self.so_far, self.best = _SoFar(), None
         if checkpoint is not None:
@@ -214,10 +217,7 @@ class _Run:
             for micro in micro_batches:
                 tokens += int(micro["attention_mask"].sum()) * self.world
                 batch = {key: value.to(self.device) for key, value in micro.items()}
-                logits = engine(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-                loss, xent = objectives.loss(logits, batch, spec.objective, progress=so_far.step / self.steps)
+                loss, xent = self._loss(batch)
                 engine.backward(loss * scale)
                 engine.step()
                 step_loss += xent
@@ -233,6 +233,22 @@ class _Run:
                 f"{spec.recipe.learning_rate}"
             )
         return round(mean, 6)
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted loss of a micro-batch, and its cross-entropy."""
+        tokens = objectives.tokens(batch)
+        progress = self.so_far.step / self.steps
+
+        def loss(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            those = {key: value[part] for key, value in tokens.items()}
+            return objectives.loss(logits, those, self.spec.objective, progress=progress)
+
+        return self.head.losses(self._pass(batch), batch["labels"] != -100, loss)
+
+    def _pass(self, batch: dict[str, torch.Tensor]) -> Callable[[], Any]:
+        """A forward pass of a micro-batch."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        return lambda: self.engine(**inputs, use_cache=False)
 
     def _checkpoint(self, total: torch.Tensor) -> None:
         """Writes a checkpoint before a step, if it is time for one by worker 0's clock, or if a machine is leaving.
@@ -309,10 +325,9 @@ class _Run:
             rows = np.arange(start, min(start + size, len(data)))
             batch = collate(data, rows, pad_id=int(self.tokenizer.pad_token_id or 0), total=1.0)
             batch = {key: value.to(self.device) for key, value in batch.items()}
-            logits = self.engine(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            ).logits
-            wrong = (logits.argmax(-1) != batch["labels"]) & (batch["labels"] != -100)
+            at = batch["labels"] != -100
+            wrong = torch.zeros_like(at)
+            wrong[at] = self.head.logits(self._pass(batch), at).argmax(-1) != batch["labels"][at]
             right += int((~wrong.any(dim=1)).sum())
         return right / len(data)
 
@@ -339,7 +354,7 @@ class _Run:
         if self.talk is not None:
             dist.destroy_process_group(self.talk)
         self.engine.destroy()
-        del self.engine, self.model
+        del self.engine, self.model, self.head
         state.forget_modules()
         gc.collect()  # DeepSpeed's engine is part of a circle: it would stay, with its optimizer, beside the next model
         if self.device.type == "cuda":

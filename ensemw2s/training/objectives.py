@@ -1,6 +1,7 @@
 """The losses per token: plain cross-entropy, KL to a target distribution, and the auxiliary confidence loss.
 
-Logits at answer positions and a micro-batch (see `batches.collate`) go in, the weighted sum of token losses comes out.
+Logits of answer tokens and what a micro-batch (see `batches.collate`) says of these go in, the weighted sum of token
+losses comes out.
 """
 
 from __future__ import annotations
@@ -11,26 +12,31 @@ import torch.nn.functional as F
 from ensemw2s.training.spec import Objective
 
 
+def tokens(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A micro-batch without its inputs, and of the rest `[answer tokens, ...]`, row after row."""
+    at = batch["labels"] != -100
+    return {key: value[at] for key, value in batch.items() if key not in ("input_ids", "attention_mask")}
+
+
 def loss(
-    logits: torch.Tensor, batch: dict[str, torch.Tensor], objective: Objective, *, progress: float
+    logits: torch.Tensor, tokens: dict[str, torch.Tensor], objective: Objective, *, progress: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted loss of a micro-batch.
+    """Weighted loss of some answer tokens.
 
     Args:
-        logits: [batch, seq, vocab], any float type; the loss is computed in float32.
-        batch: `labels` and `weights` [batch, seq]; for `soft` also the target distributions.
+        logits: [tokens, vocab], any float type; the loss is computed in float32.
+        tokens: `labels` and `weights` [tokens]; for `soft` also the target distributions.
         objective: Which loss.
         progress: Share of the training steps done, in [0, 1); the confidence weight warms up with it.
 
     Returns:
         Sum over tokens of weight · loss, and the same with plain cross-entropy for logging, float32 scalars.
     """
-    at = batch["labels"] != -100
-    log_p = F.log_softmax(logits[at].float(), dim=-1)
-    weights, labels = batch["weights"][at], batch["labels"][at]
+    log_p = F.log_softmax(logits.float(), dim=-1)
+    weights, labels = tokens["weights"], tokens["labels"]
     xent = -log_p.gather(1, labels[:, None]).squeeze(1)
     if objective.kind == "soft":
-        token_loss = -(batch["soft_probabilities"][at] * log_p.gather(1, batch["soft_ids"][at])).sum(dim=1)
+        token_loss = -(tokens["soft_probabilities"] * log_p.gather(1, tokens["soft_ids"])).sum(dim=1)
     elif objective.kind == "logconf":
         token_loss = _logconf(log_p, xent, objective, progress)
     else:

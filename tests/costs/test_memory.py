@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ensemw2s.config import Lora, Recipe
+from ensemw2s.costs import memory
 from ensemw2s.costs.memory import (
     BUCKET,
     Members,
@@ -21,7 +22,7 @@ from ensemw2s.costs.memory import (
 from ensemw2s.costs.shapes import measure, tiny_shape
 from ensemw2s.ensemble.decoding import decode_with, list_engine
 from ensemw2s.ensemble.model import EnsembleForCausalLM
-from ensemw2s.models import loading, tiny
+from ensemw2s.models import head, loading, tiny
 from ensemw2s.models.adapters import attach_lora
 from ensemw2s.storage.store import Description
 from ensemw2s.training import loop
@@ -158,8 +159,23 @@ def test_activations_of_the_layers_are_what_torch_keeps_for_the_backward_pass(he
     assert sum(size for size, _ in kept.values()) == pytest.approx(activation_bytes(wanted) - head, rel=0.06)
 
 
+def test_prompts_have_logits_in_training_only_where_the_vocabulary_is_small():
+    assert (memory.LEARNT, memory.WHOLE) == (head.AT_ONCE, head.SMALL)
+    long, short = (training(SEVEN, tokens=tokens, answer=8) for tokens in (512, 16))
+    assert memory.head_bytes(long) == memory.head_bytes(short) == 32000 * 4 * 8 * (2 * 4 + 12)
+    small = replace(long, shape=tiny_shape("tiny-weak", 64))
+    assert memory.head_bytes(small) == 64 * 4 * (512 * 2 * 4 + 8 * 12)
+
+
+def test_long_answers_have_logits_part_by_part():
+    whole = training(SEVEN, tokens=4096, answer=4096)
+    assert memory.head_bytes(whole) == pytest.approx(memory.LEARNT * (2 * 4 + 12), rel=0.01)
+    sharded = replace(whole, zero_stage=3)  # the loss alone is computed part by part
+    assert memory.head_bytes(sharded) == pytest.approx(32000 * 4 * 4096 * 2 * 4 + memory.LEARNT * 12, rel=0.01)
+
+
 def test_checkpointing_leaves_little_of_the_activations():
-    whole = training(SEVEN, width=2, tokens=1024, answer=512)
+    whole = training(SEVEN, width=2, tokens=1024, answer=256)
     less = replace(whole, checkpointing=True)
     assert activation_bytes(less) < activation_bytes(whole) / 8
     assert activation_bytes(replace(less, most=1)) * 4 == activation_bytes(less)

@@ -22,7 +22,7 @@ from ensemw2s.config import Lora
 from ensemw2s.data.tokens import TokenData
 from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ArtifactError, TrainingError
-from ensemw2s.models import loading, tiny
+from ensemw2s.models import head, loading, tiny
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Description
 from ensemw2s.training import loop, setup
@@ -45,12 +45,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "offload-zero-3": {"zero_stage": 3, "offload": "parameters"},
     "bootstrap": {"bootstrap": True},
     "confidence": {"objective": Objective(kind="logconf")},
+    "soft": {"objective": Objective(kind="soft")},
     "adapters": {"lora": True},
     "adapters-zero-3": {"lora": True, "zero_stage": 3},
     "best-zero-3": {"zero_stage": 3, "keep": "best", "recipe": {"learning_rate": 0.03, "epochs": 3}},
 }
 
-BY_TWO = [name for name in SPECS if name not in ("zero-3", "adapters-zero-3")]
+BY_TWO = [name for name in SPECS if name not in ("zero-3", "soft", "adapters-zero-3")]
 """Sharded weights are slow to train, and two specs with them are enough."""
 
 Facts = dict[str, TrainRecord]
@@ -225,6 +226,20 @@ def test_checkpointed_gradients_are_the_same(workshop, alone):
     spec = make_spec(workshop, "plain", "checkpointed").model_copy(update={"gradient_checkpointing": True})
     assert train(spec).loss == alone["plain"].loss
     assert_same(saved(spec.output), alone.weights("plain"))
+
+
+@pytest.mark.parametrize("at_once", [10**6, 3 * 64], ids=["at once", "three at a time"])
+@pytest.mark.parametrize("name", ["passes", "zero-0", "zero-2", "zero-3", "confidence", "soft", "adapters-zero-3"])
+def test_logits_of_answers_alone_train_as_those_of_all_tokens(workshop, alone, monkeypatch, name, at_once):
+    """Also with checkpointed gradients, which change nothing (above)."""
+    facts, weights = alone[name], alone.weights(name)
+    monkeypatch.setattr(head, "SMALL", 0)
+    monkeypatch.setattr(head, "AT_ONCE", at_once)
+    spec = make_spec(workshop, name, f"answers-{at_once}").model_copy(update={"gradient_checkpointing": True})
+    found = train(spec)
+    np.testing.assert_allclose(found.loss, facts.loss, atol=4e-6)
+    assert found.validation_exact_match == facts.validation_exact_match
+    assert_same(saved(spec.output), weights)
 
 
 def test_facts_say_what_was_trained_on(workshop, alone):

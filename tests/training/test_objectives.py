@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from ensemw2s.training.objectives import loss
+from ensemw2s.training import objectives
 from ensemw2s.training.spec import Objective
 
 NONE = -100
+
+
+def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor], objective: Objective, *, progress: float):
+    """Of a whole batch, from logits `[batch, seq, vocab]`."""
+    at = batch["labels"] != NONE
+    return objectives.loss(logits[at], objectives.tokens(batch), objective, progress=progress)
 
 
 def batch(labels: list[list[int]], weights: list[list[float]], **more: torch.Tensor) -> dict[str, torch.Tensor]:
