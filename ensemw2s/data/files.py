@@ -276,8 +276,9 @@ def _parsed(line: str, where: str) -> object:
         return ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return ValueError(f"{where} is nested too deeply")
-    except ValueError as error:  # an integer of thousands of digits
-        return ValueError(f"{where} cannot be read: {error}")
+    except ValueError:  # Python's JSON raises no other
+        most = sys.get_int_max_str_digits()
+        return ValueError(f"{where} has an integer of over {most} digits: put it in quotes, as text")
 
 
 def _read_json(filesystem: pafs.FileSystem, path: str) -> Iterator[NumberedRow]:
