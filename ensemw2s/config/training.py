@@ -120,10 +120,11 @@ class TrainingConfig(Section):
 class TrackingConfig(Section):
     """Curves of loss, learning rate, gradient norm and speed of every training, and of the rounds."""
 
-    kind: Literal["tensorboard", "mlflow", "none"] = Field(
+    kind: Literal["tensorboard", "mlflow", "wandb", "none"] = Field(
         "tensorboard",
         description="tensorboard: event files in the run's folder `tensorboard`. mlflow: MLflow (pip install "
-        "'ensemw2s[mlflow]'). none: no curves. `tracking: mlflow` is short for `tracking: {kind: mlflow}`.",
+        "'ensemw2s[mlflow]'). wandb: Weights & Biases (pip install 'ensemw2s[wandb]'), without WANDB_API_KEY only in "
+        "the run's folder `wandb`. none: no curves. `tracking: mlflow` is short for `tracking: {kind: mlflow}`.",
     )
     uri: str | None = Field(
         None, description="MLflow's server or folder. Default: MLFLOW_TRACKING_URI, else the run's folder `mlflow`."

@@ -53,8 +53,11 @@ def check(config: Config) -> Scan:
             the work.
     """
     check_storage(config)
-    if config.tracking.kind == "mlflow" and find_spec("mlflow") is None:
-        raise ConfigError("tracking.kind mlflow needs a package that is not installed: pip install -e '.[mlflow]'")
+    tracker = config.tracking.kind
+    if tracker in ("mlflow", "wandb") and find_spec(tracker) is None:
+        raise ConfigError(
+            f"tracking.kind {tracker} needs a package that is not installed: pip install -e '.[{tracker}]'"
+        )
     answer_key(config.data.answer_match)
     check_source(config.data)
     check_models(config)

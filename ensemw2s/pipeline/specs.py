@@ -107,6 +107,8 @@ def tracking_of(graph: Graph, name: str) -> Tracking | None:
     place = _absolute(graph.root / "tensorboard" / name)
     if wanted.kind == "mlflow":
         place = wanted.uri or env.MLFLOW_URI.get() or _absolute(graph.root / "mlflow")
+    elif wanted.kind == "wandb":
+        place = _absolute(graph.root / "wandb")
     return Tracking(kind=wanted.kind, place=place, experiment=graph.config.name, name=name, every=wanted.every)
 
 

@@ -1,4 +1,4 @@
-"""Curves of a training: numbers of a step come in, points go to TensorBoard or MLflow, where people look at them.
+"""Curves of a training: numbers of a step come in, points go to TensorBoard, MLflow or wandb, for people to look at.
 
 Worker 0 writes them while it trains, beside the run's artifacts. Nothing reads them back, and a tracking server that
 does not answer stops no training.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +37,7 @@ class CurveWriter:
         self._since, self._tokens = time.monotonic(), 0
         self._sink: _Sink | None = None
         if tracking is not None:
-            kind = _TensorBoard if tracking.kind == "tensorboard" else _Mlflow
-            self._try(lambda: setattr(self, "_sink", kind(tracking, after)))
+            self._try(lambda: setattr(self, "_sink", _SINKS[tracking.kind](tracking, after)))
 
     def due(self, number: int, tokens: int) -> bool:
         """Counts a step, and says whether a point is due. Only then must its values be fetched from the device.
@@ -141,3 +141,42 @@ class _Mlflow:
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+
+
+class _Wandb:
+    """A run of Weights & Biases, in the project that is named like the whole run; offline unless there is a key."""
+
+    def __init__(self, tracking: Tracking, after: int) -> None:
+        import wandb
+
+        folder = Path(tracking.place)
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / f"{tracking.name.replace('/', '.')}.id"
+        if not (after and known.exists()):
+            known.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+        self._folder = folder
+        self._run = wandb.init(
+            project=tracking.experiment,
+            id=known.read_text(encoding="utf-8"),
+            name=tracking.name,
+            dir=tracking.place,
+            mode=None if env.WANDB_MODE.get() else "online" if env.WANDB_KEY.get() else "offline",
+            resume="allow",
+            reinit="create_new",  # trainings of one worker follow each other
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+        self._run.define_metric("*", step_metric="step")  # a training that goes on repeats steps
+
+    def add(self, number: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "step": number})
+
+    def close(self, finished: bool) -> None:
+        self._run.finish(exit_code=0 if finished else 1)
+        remote.push(self._folder)
+
+
+_SINKS: Mapping[str, Callable[[Tracking, int], _Sink]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _Mlflow,
+    "wandb": _Wandb,
+}

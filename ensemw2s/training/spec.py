@@ -41,11 +41,11 @@ class Objective(_Frozen):
 class Tracking(_Frozen):
     """Where the curves of a training go."""
 
-    kind: Literal["tensorboard", "mlflow"] = "tensorboard"
+    kind: Literal["tensorboard", "mlflow", "wandb"] = "tensorboard"
     place: str
-    """The folder of its event file, or MLflow's tracking URI (a folder, or a server)."""
+    """The folder of its event file, MLflow's tracking URI (a folder, or a server), or the folder of wandb's files."""
     experiment: str = "ensemw2s"
-    """MLflow's experiment."""
+    """MLflow's experiment, or wandb's project."""
     name: str = "training"
     """Name of its run there."""
     every: int = 10

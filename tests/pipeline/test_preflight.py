@@ -206,11 +206,12 @@ def test_free_bytes_are_those_of_the_nearest_folder_that_exists(tmp_path):
     assert abs(preflight.free_bytes(tmp_path / "not" / "yet") - there) < 2**30
 
 
-def test_tracking_by_a_package_that_is_not_here_is_refused(make, monkeypatch):
-    config = make(tracking="mlflow")
+@pytest.mark.parametrize("kind", ["mlflow", "wandb"])
+def test_tracking_by_a_package_that_is_not_here_is_refused(make, monkeypatch, kind):
+    config = make(tracking=kind)
     preflight.check(config)
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[mlflow\]'"):
+    with pytest.raises(ConfigError, match=rf"pip install -e '\.\[{kind}\]'"):
         preflight.check(config)
 
 

@@ -1,5 +1,6 @@
 """What lies in the event files, read back record by record."""
 
+import json
 import logging
 import struct
 from pathlib import Path
@@ -151,3 +152,32 @@ def test_a_store_that_does_not_work_stops_no_training(workshop, tmp_path, caplog
         trained = loop.train(spec, device=torch.device("cpu"))
     assert trained.steps == 6
     assert caplog.text.count("no more curves") == 1
+
+
+def recorded(place: Path) -> dict[str, dict[int, float]]:
+    """Alpha by step of each run of wandb in a folder, by its id, as its files have it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(place.glob("wandb/offline-run-*/run-*.wandb")):
+        store, of_run = DataStore(), found.setdefault(path.stem.removeprefix("run-"), {})
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = Record.FromString(data)
+            values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            of_run |= {values["step"]: values["alpha"]} if "alpha" in values else {}
+    return found
+
+
+@pytest.mark.slow
+def test_wandb_goes_on_with_a_run_or_begins_it_anew_without_a_network(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    place = tmp_path / "wandb"
+    for after, steps in ((0, (1, 2)), (2, (3,)), (0, (7,))):
+        curves = CurveWriter(at(place, kind="wandb", experiment="study", name="rounds/1"), after=after)
+        for step in steps:
+            curves.point(step, {"alpha": step / 10})
+        curves.close()
+    assert sorted(recorded(place).values(), key=len) == [{7: 0.7}, {1: 0.1, 2: 0.2, 3: 0.3}]
