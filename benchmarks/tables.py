@@ -47,6 +47,25 @@ def decode_table(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def answers_table(result: dict[str, Any], what: str, where: str) -> list[str]:
+    """Logits of answers against those of all tokens."""
+    whole, some = result["rows"]
+    lines = [
+        f"**{result['base']}, {what}** · {where} · batches of {result['batch_size']} × {result['tokens']} tokens, "
+        f"{result['answer']} of them answers{', gradient checkpointing' if result['gradient_checkpointing'] else ''} · "
+        f"turns: {result['turns']}",
+        "",
+        "| | logits of all tokens | of answers | ratio |",
+        "|---|---|---|---|",
+    ]
+    if "tokens_per_second" in whole:
+        rates = whole["tokens_per_second"], some["tokens_per_second"]
+        lines.append(f"| tokens a second | {rates[0]:.0f} | {rates[1]:.0f} | **{rates[1] / rates[0]:.2f}** |")
+    peaks = whole["peak_bytes"], some["peak_bytes"]
+    lines.append(f"| peak memory, GB | {peaks[0] / 1e9:.1f} | {peaks[1] / 1e9:.1f} | **{peaks[0] / peaks[1]:.2f}** |")
+    return [*lines, ""]
+
+
 def train_table(result: dict[str, Any]) -> list[str]:
     """The same for a result of train.py."""
     machine = result["machine"]
@@ -66,6 +85,8 @@ def train_table(result: dict[str, Any]) -> list[str]:
             lines.append(f"| {' | '.join(cells)} | **{row['scoring_share']:.0%}** |")
         return [*lines, ""]
     what = f"LoRA of rank {result['lora']}" if result["lora"] else "all weights"
+    if "answer" in result:
+        return answers_table(result, what, where)
     lines = [
         f"**{result['base']}, {what}** · {where} · torch {machine['torch']} · batches of {result['batch_size']} × "
         f"{result['tokens']} tokens, median of {result['turns']} turns",

@@ -2,6 +2,7 @@
 
     python benchmarks/train.py                          # the embedded tiny family
     python benchmarks/train.py --base DIR --lora 8      # a causal LM in a folder, with LoRA
+    python benchmarks/train.py --base DIR --lora 8 --batch-size 8 --tokens 128 --answer 8 --steps 4   # which logits
     python benchmarks/train.py --run runs/quickstart    # where the seconds of a finished run's rounds went
 
 Steps are timed one by one and the first ones left out, so that figures are of the steady state; ratios are of medians
@@ -10,10 +11,12 @@ over the turns. JSON goes to standard output.
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +30,7 @@ from decode import machine, synchronize, write
 
 from ensemw2s.config import Lora, Recipe
 from ensemw2s.data.tokens import TOKENS_SCHEMA
-from ensemw2s.models import loading, tiny
+from ensemw2s.models import head, loading, tiny
 from ensemw2s.storage import store
 from ensemw2s.storage.store import Description
 from ensemw2s.training import loop, setup
@@ -38,14 +41,15 @@ WARM = 5
 """Steps before the steady state."""
 
 
-def make_table(path: Path, examples: int, tokens: int, vocabulary: int) -> Path:
-    """Random examples; what they say does not matter to the time they take."""
+def make_table(path: Path, examples: int, tokens: int, vocabulary: int, answer: int | None = None) -> Path:
+    """Random examples; what they say does not matter to the time they take. Half of their tokens are answers."""
+    prompt = tokens - answer if answer else tokens // 2
     rng = np.random.default_rng(0)
     rows = [
         {
             "id": str(i),
-            "prompt_ids": rng.integers(3, vocabulary, tokens // 2).tolist(),
-            "answer_ids": rng.integers(3, vocabulary, tokens - tokens // 2).tolist(),
+            "prompt_ids": rng.integers(3, vocabulary, prompt).tolist(),
+            "answer_ids": rng.integers(3, vocabulary, tokens - prompt).tolist(),
         }
         for i in range(examples)
     ]
@@ -127,6 +131,38 @@ def compare(
     ]
 
 
+def answers_alone(spec: TrainSpec, whole: bool) -> tuple[list[float], int]:
+    """Seconds of each step but the first, and the most bytes that the process had in memory.
+
+    Args:
+        spec: What to train.
+        whole: Logits of all tokens at once, in place of those of answers, part by part.
+    """
+    if whole:
+        head.SMALL = head.AT_ONCE = 2**62
+    seconds = product(spec, torch.device("cpu"))
+    status = Path("/proc/self/status").read_text()
+    return seconds, 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def against_all_tokens(make: Callable[..., TrainSpec], turns: int, tokens: int) -> list[dict[str, Any]]:
+    """Logits of answers against those of all tokens, every turn in a process of its own."""
+    found: dict[str, list[tuple[list[float], int]]] = {"all tokens": [], "answers": []}
+    for turn in range(turns):
+        for name, measured in found.items():
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                spec = make(f"{name}-{turn}", zero_stage=0)
+                measured.append(process.submit(answers_alone, spec, name == "all tokens").result())
+    rows = []
+    for name, measured in found.items():
+        steps = [statistics.median(seconds) for seconds, _ in measured if seconds]
+        row: dict[str, Any] = {"logits_of": name, "peak_bytes": int(statistics.median(peak for _, peak in measured))}
+        if steps:
+            row["tokens_per_second"] = round(tokens / statistics.median(steps), 1)
+        rows.append(row)
+    return rows
+
+
 def rounds(run: Path) -> list[dict[str, Any]]:
     """Where the seconds of each boosting round went, from what a run left."""
     rows = []
@@ -158,6 +194,10 @@ def main(
     turns: Annotated[int, typer.Option(help="Measured turns.")] = 3,
     stages: Annotated[str, typer.Option(help="ZeRO stages.")] = "0,1,2,3",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    answer: Annotated[
+        int | None, typer.Option(help="Tokens of an answer; only compares logits of answers with those of all tokens.")
+    ] = None,
+    checkpointing: Annotated[bool, typer.Option(help="Activations are computed a second time.")] = False,
     run: Annotated[Path | None, typer.Option(help="Only look at the rounds of this run.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the JSON; none: standard output.")] = None,
 ) -> None:
@@ -170,7 +210,7 @@ def main(
             root = Path(folder)
             start = Start(path=str(base), lora=Lora(rank=lora) if lora else None) if base else tiny_start(root)
             vocabulary = len(loading.load_tokenizer(start.path))
-            table = make_table(root / "table.parquet", batch_size * steps, tokens, vocabulary)
+            table = make_table(root / "table.parquet", batch_size * steps, tokens, vocabulary, answer)
 
             def make(name: str, **fields: Any) -> TrainSpec:
                 return TrainSpec(
@@ -182,12 +222,18 @@ def main(
                     recipe=Recipe(epochs=1, batch_size=batch_size, learning_rate=1e-4),
                     threads=threads,
                     checkpoint_seconds=300,
+                    gradient_checkpointing=checkpointing,
                     **fields,
                 )
 
-            rows = compare(make, device, turns, batch_size * tokens, [int(stage) for stage in stages.split(",")])
+            if answer:
+                rows = against_all_tokens(make, turns, batch_size * tokens)
+            else:
+                rows = compare(make, device, turns, batch_size * tokens, [int(stage) for stage in stages.split(",")])
         size = base.name if base else "tiny-weak"
         facts = {"base": size, "lora": lora, "batch_size": batch_size, "tokens": tokens, "turns": turns, "rows": rows}
+        if answer:
+            facts |= {"answer": answer, "gradient_checkpointing": checkpointing}
     write({"machine": machine(threads), **facts}, output)
 
 

@@ -171,16 +171,20 @@ def activation_bytes(t: Training) -> int:
 
 
 def head_bytes(t: Training) -> int:
-    """Logits of a micro-batch and their gradient (w V each a token), and three float32 copies for the loss.
+    """What the output layer and the loss take of a micro-batch, in a vocabulary of V tokens.
 
-    They are of tokens that have a loss, of so many at a time as have `LEARNT` logits; ZeRO 3 has logits and gradient of
-    all of these. Small vocabularies have logits and gradient of the prompt's tokens, too.
+    12 V for each token that has a loss, of as many at a time as have `LEARNT` logits: logits, their logarithmic softmax
+    and its gradient, or float32 copies of them. ZeRO 3 makes logits once: where they are many, these and their gradient
+    (w V each a token) come on top. Small vocabularies have both of the prompt's tokens, too.
     """
-    vocabulary = t.shape.vocabulary
-    learnt = t.micro * t.answer
+    vocabulary, learnt = t.shape.vocabulary, t.micro * t.answer
     part = min(learnt, max(1, LEARNT // vocabulary))
-    logits = t.micro * t.tokens if vocabulary < WHOLE else learnt if t.zero_stage == 3 else part
-    return vocabulary * (2 * t.width * logits + 12 * part)
+    once = 0
+    if vocabulary < WHOLE:
+        once = t.micro * t.tokens
+    elif t.zero_stage == 3 and learnt > part:
+        once = learnt
+    return vocabulary * (2 * t.width * once + 12 * part)
 
 
 def cache_bytes(shape: Shape, *, members: int, slots: int, length: int, width: int) -> int:

@@ -1,6 +1,7 @@
 """Predicted bytes are those that torch, DeepSpeed and the engine really hold, for models that fit here."""
 
 import gc
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -25,8 +26,8 @@ from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.models import head, loading, tiny
 from ensemw2s.models.adapters import attach_lora
 from ensemw2s.storage.store import Description
-from ensemw2s.training import loop
-from ensemw2s.training.spec import Start, TrainSpec
+from ensemw2s.training import loop, objectives
+from ensemw2s.training.spec import Objective, Start, TrainSpec
 
 CPU = torch.device("cpu")
 SEVEN = measure(LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000))
@@ -162,16 +163,55 @@ def test_activations_of_the_layers_are_what_torch_keeps_for_the_backward_pass(he
 def test_prompts_have_logits_in_training_only_where_the_vocabulary_is_small():
     assert (memory.LEARNT, memory.WHOLE) == (head.AT_ONCE, head.SMALL)
     long, short = (training(SEVEN, tokens=tokens, answer=8) for tokens in (512, 16))
-    assert memory.head_bytes(long) == memory.head_bytes(short) == 32000 * 4 * 8 * (2 * 4 + 12)
+    assert memory.head_bytes(long) == memory.head_bytes(short) == 32000 * 4 * 8 * 12
     small = replace(long, shape=tiny_shape("tiny-weak", 64))
     assert memory.head_bytes(small) == 64 * 4 * (512 * 2 * 4 + 8 * 12)
 
 
 def test_long_answers_have_logits_part_by_part():
     whole = training(SEVEN, tokens=4096, answer=4096)
-    assert memory.head_bytes(whole) == pytest.approx(memory.LEARNT * (2 * 4 + 12), rel=0.01)
+    assert memory.head_bytes(whole) == pytest.approx(memory.LEARNT * 12, rel=0.01)
     sharded = replace(whole, zero_stage=3)  # the loss alone is computed part by part
     assert memory.head_bytes(sharded) == pytest.approx(32000 * 4 * 4096 * 2 * 4 + memory.LEARNT * 12, rel=0.01)
+
+
+def peak_bytes(work):
+    """The most that torch allocates at a time while it works."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("stage", "at_once", "wanted"),
+    [(0, 2**30, 25.2e6), (0, 2**20, 12.6e6), (3, 2**20, {torch.float32: 29.4e6, torch.bfloat16: 21.0e6})],
+    ids=["all answers", "parts", "parts of ZeRO 3"],
+)
+def test_the_head_takes_what_torch_allocates(monkeypatch, stage, at_once, wanted, dtype):
+    """4 × 128 tokens of a vocabulary of 8192, half of them answers: all logits are 16.8 MB in float32."""
+    monkeypatch.setattr(head, "AT_ONCE", at_once)
+    monkeypatch.setattr(memory, "LEARNT", at_once)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
+    model.model.norm.weight.requires_grad_(True)
+    output, ids = head.Head(model, sharded=stage == 3), torch.randint(8192, (4, 128))
+    chosen = torch.zeros_like(ids, dtype=torch.bool)
+    chosen[:, 63:-1] = True
+    tokens = {"labels": ids[:, 64:].flatten(), "weights": torch.ones(4 * 64)}
+
+    def loss(logits, part):
+        those = {key: value[part] for key, value in tokens.items()}
+        return objectives.loss(logits, those, Objective(), progress=0.0)
+
+    found = peak_bytes(lambda: output.losses(lambda: model(input_ids=ids, use_cache=False), chosen, loss)[0].backward())
+    said = memory.head_bytes(training(measure(config), zero_stage=stage, width=dtype.itemsize, tokens=128, answer=64))
+    assert said == pytest.approx(wanted[dtype] if isinstance(wanted, dict) else wanted, rel=0.01)
+    assert found == pytest.approx(said, rel=0.03)
 
 
 def test_checkpointing_leaves_little_of_the_activations():
