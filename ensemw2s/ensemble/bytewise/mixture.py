@@ -6,7 +6,7 @@ themselves. With more than one tokenizer this is another rule than mixing per to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ensemw2s.ensemble.bytewise.answers import ByteAnswer
-from ensemw2s.ensemble.bytewise.prompts import Prompt, encoded, heal
+from ensemw2s.ensemble.bytewise.prompts import Prompt, chat, encoded, heal
 from ensemw2s.ensemble.bytewise.rows import ModelRows
 from ensemw2s.ensemble.bytewise.tree import Rows, Tree, advance
 from ensemw2s.ensemble.bytewise.utf8 import allowed, unfinished
@@ -27,8 +27,8 @@ from ensemw2s.errors import ConfigError, DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AnyPrompt: TypeAlias = str | Sequence[Prompt]
-"""A text, or the prompt as each voice reads it, for example with a chat template of its own."""
+AnyPrompt: TypeAlias = str | Sequence[Mapping[str, str]] | Sequence[Prompt]
+"""A text; a conversation, for the chat template of each tokenizer; or the prompt as each voice reads it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class ByteMixture:
         """Answers prompts; every answer is valid UTF-8.
 
         Args:
-            prompts: Texts, or prompts as each voice reads them.
+            prompts: Texts, conversations, or prompts as each voice reads them.
             max_new_bytes: Longest answer, in bytes of UTF-8; a character that does not fit is left out.
             sampling: How a byte is chosen; default: greedy. Temperature and cut-offs are over bytes, not tokens.
             seed: Of the random numbers; they depend on the prompt, too.
@@ -174,14 +174,14 @@ class ByteMixture:
         if max_new_bytes < 1:
             raise ConfigError(f"max_new_bytes is {max_new_bytes}; expected at least 1")
         chosen = sampling or Sampling()
-        uniform = [draws(seed, self._identity(prompt), max_new_bytes + 1) for prompt in prompts]
+        uniform = [draws(seed, _identity(prompt), max_new_bytes + 1) for prompt in prompts]
         return self._run(prompts, [None] * len(prompts), uniform, chosen, max_new_bytes)
 
     def score(self, prompts: Sequence[AnyPrompt], answers: Sequence[str], *, end: bool = True) -> list[ByteAnswer]:
         """Probabilities of given answers.
 
         Args:
-            prompts: Texts, or prompts as each voice reads them.
+            prompts: Texts, conversations, or prompts as each voice reads them.
             answers: One for each.
             end: Whether the answer's end is scored, too.
 
@@ -231,7 +231,7 @@ class ByteMixture:
             tree = Tree(voice.table, voice.stop_ids, epsilon=self.epsilon, most=self.contexts, name=voice.name)
             text.trees.append(tree)
             try:
-                own = heal(voice.tokenizer, voice.table, prompt) if isinstance(prompt, str) else prompt[number]
+                own = _prompt_of(prompt, voice, number)
                 tree.begin(voice.rows, own.ids)
                 for byte in own.tail:
                     advance(voice.rows, [tree], [byte])
@@ -346,9 +346,24 @@ class ByteMixture:
             for context in tree.contexts
         )
 
-    def _identity(self, prompt: AnyPrompt) -> list[int]:
-        """What the random numbers of a prompt depend on."""
-        return list(encoded(prompt)) if isinstance(prompt, str) else [*prompt[0].ids, *prompt[0].tail]
+
+def _prompt_of(prompt: AnyPrompt, voice: Voice, number: int) -> Prompt:
+    """A prompt as a voice reads it."""
+    if isinstance(prompt, str):
+        return heal(voice.tokenizer, voice.table, prompt)
+    if own := [part for part in prompt if isinstance(part, Prompt)]:
+        if len(own) <= number:
+            raise DataError(f"a prompt is given for {len(own)} voices; expected one for each, {voice.name} included")
+        return own[number]
+    return chat(voice.tokenizer, [part for part in prompt if not isinstance(part, Prompt)])
+
+
+def _identity(prompt: AnyPrompt) -> list[int]:
+    """What the random numbers of a prompt depend on."""
+    if isinstance(prompt, str):
+        return list(encoded(prompt))
+    parts = [[*part.ids, *part.tail] if isinstance(part, Prompt) else [*encoded(str(dict(part)))] for part in prompt]
+    return [number for part in parts for number in part]
 
 
 def _stop_ids(part: VoiceModel) -> list[int]:

@@ -6,10 +6,11 @@ tokens: where a text is cut, a tokenizer often cuts otherwise than in the whole 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ensemw2s.data.tokens import tokenize_chat
 from ensemw2s.ensemble.bytewise.vocabulary import ByteTable
 from ensemw2s.errors import DataError
 
@@ -61,6 +62,25 @@ def heal(tokenizer: PreTrainedTokenizerBase, table: ByteTable, text: str) -> Pro
     if not ids:
         raise DataError(f"the prompt {text!r} has no tokens for the tokenizer of {tokenizer.name_or_path}")
     return Prompt(ids[:cut], tail)
+
+
+def chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> Prompt:
+    """A conversation in the tokenizer's own chat template, up to the beginning of the next answer.
+
+    Template tokens are ids; nothing is fed as bytes, because the template ends where an answer starts.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: Each with `role` and `content`.
+
+    Raises:
+        DataError: If it has no chat template, or cannot write the text of a control token as text.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template; give a text, or a Prompt for each voice"
+        )
+    return Prompt(tokenize_chat([dict(message) for message in messages], tokenizer))
 
 
 def encoded(text: str) -> bytes:

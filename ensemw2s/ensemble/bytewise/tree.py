@@ -25,6 +25,12 @@ REMEMBERED = 64
 MOST_READ_ANEW = 3
 """Dropped contexts that are read for one byte, where the byte has some mass without them."""
 
+MOST_READ_IN_NEED = 16
+"""The same, where it has none."""
+
+NOISE = 1e-14
+"""Differences of cumulative sums under this may be rounding."""
+
 
 class Rows(Protocol):
     """A language model that keeps what it has read in rows, one for each context."""
@@ -183,11 +189,14 @@ class Tree:
         found, lived, tries = 0.0, 0.0, 0
         here = sum(self._mass(context, byte) for context in self.contexts)
         while not self._settled and self._dormant and here + found <= self.epsilon / 10:
-            if tries == MOST_READ_ANEW and here + found > 0:
+            tried = tries >= (MOST_READ_ANEW if here + found > NOISE else MOST_READ_IN_NEED)
+            worth = [dropped for dropped in self._dormant if dropped.weight > 2 * (here + found)]
+            if tried or not worth:
                 break
+            # A token that goes on over pending bytes with one that is not expected is rare: near ones are read first.
+            best = max(worth, key=lambda dropped: dropped.weight * 0.01 ** (len(self._text) - dropped.at))
             tries += 1
             self._make_room(rows, byte)
-            best = max(self._dormant, key=lambda dropped: dropped.weight)
             self._dormant.remove(best)
             more, all_of_it = self._read_anew(rows, best, byte)
             found, lived = found + more, lived + all_of_it

@@ -1,8 +1,10 @@
 """Models of different tokenizers predict a text together; the same model with other ids changes nothing."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +153,25 @@ def test_words_have_the_votes_of_their_bytes(pair: list[VoiceModel]) -> None:
     assert {round(word.agreement, 3) for word in words} <= {0.0, 0.333, 0.667, 1.0}
     hit = answer.choices[0, 3:7] == np.frombuffer(b" the", dtype=np.uint8)
     assert (words[1].agreement in (pytest.approx(1 / 3), pytest.approx(1.0))) == bool(hit.all())
+
+
+def test_each_voice_reads_a_conversation_in_its_own_template(pair: list[VoiceModel]) -> None:
+    voices = [replace(voice, tokenizer=copy.deepcopy(voice.tokenizer)) for voice in pair]
+    chats = [[{"role": "user", "content": "the cat"}]]
+    with pytest.raises(DataError, match="has no chat template"):
+        ByteMixture.of_models(voices).score(chats, [" sat"])
+    for voice, mark in zip(voices, "xy", strict=True):
+        voice.tokenizer.chat_template = mark + "{{ messages[0]['content'] }}"
+    mixture = ByteMixture.of_models(voices)
+    rendered = [
+        Prompt(voice.tokenizer(mark + "the cat", add_special_tokens=False).input_ids)
+        for voice, mark in zip(voices, "xy", strict=True)
+    ]
+    [by_template], [by_hand] = mixture.score(chats, [" sat"]), mixture.score([rendered], [" sat"])
+    assert by_template.logprobs == pytest.approx(by_hand.logprobs)
+    assert mixture.generate(chats, max_new_bytes=4, sampling=Sampling(temperature=1.0))[0].text
+    with pytest.raises(DataError, match="a prompt is given for 1 voices; expected one for each, member-0 included"):
+        mixture.score([rendered[:1]], [" sat"])
 
 
 def test_settings_that_make_no_sense_are_refused(pair: list[VoiceModel]) -> None:

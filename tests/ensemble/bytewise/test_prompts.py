@@ -1,9 +1,11 @@
 """A prompt's ids and tail are the prompt, and its last word is left open."""
 
+import copy
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from ensemw2s.ensemble.bytewise.prompts import heal
+from ensemw2s.ensemble.bytewise.prompts import chat, heal
 from ensemw2s.ensemble.bytewise.vocabulary import ByteTable, token_bytes
 from ensemw2s.errors import DataError
 
@@ -54,3 +56,17 @@ def test_prompts_that_cannot_be_read_are_refused(tokenizers: dict[str, PreTraine
     lacking = ByteTable([None if token == b"z" else token for token in table.by_id])
     with pytest.raises(DataError, match="as 'z': it has no tokens for these characters"):
         heal(tokenizer, lacking, "the z")
+
+
+def test_a_conversation_is_read_in_the_tokenizers_own_template_and_users_write_no_control_tokens(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = copy.deepcopy(tokenizers["bytes"])
+    messages = [{"role": "user", "content": "the <eos> cat"}]
+    with pytest.raises(DataError, match="has no chat template; give a text, or a Prompt for each voice"):
+        chat(tokenizer, messages)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<eos>{% endfor %}answer:"
+    prompt = chat(tokenizer, messages)
+    assert list(prompt.ids).count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(prompt.ids) == "the <eos> cat<eos>answer:"
+    assert prompt.tail == b""

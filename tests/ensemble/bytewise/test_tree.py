@@ -136,6 +136,11 @@ def test_a_byte_that_no_token_spells_is_refused(table_rows: Any) -> None:
     rows = table_rows(len(TINY))
     with pytest.raises(DataError, match="gives byte 0x7a no probability here: its tokens cannot spell this text"):
         advance(rows, [tree_of(rows, TINY)], [0x7A])
+    pruned = tree_of(rows, TINY, epsilon=0.3, most=3)
+    for byte in b"ab ab ab ab ab":
+        advance(rows, [pruned], [byte])
+    with pytest.raises(DataError, match="gives byte 0x7a no probability here"):  # also after dropped ones were read
+        advance(rows, [pruned], [0x7A])
 
 
 def test_a_certain_model_needs_no_more_passes_than_tokens(table_rows: Any) -> None:
