@@ -125,7 +125,7 @@ def on_this_machine(
         graph: The run's stages.
         plan: What is left of them.
         resources: What this machine has.
-        speed: Operations a second, and bytes a second; default: they are timed.
+        speed: Operations a second of a core, and bytes a second; default: they are timed.
 
     Returns:
         The estimate; None if nothing is left to run.
@@ -175,7 +175,9 @@ def _machine(config: Config, resources: Resources, memory: float, flops: float, 
         seconds_a_step=STEP,
         seconds_a_training=TRAINING,
     )
-    processor = Processor(memory_gib=memory, bf16_tflops=None, fp32_tflops=flops / 1e12, gb_per_second=copied / 1e9)
+    processor = Processor(
+        memory_gib=memory, bf16_tflops=None, fp32_tflops=flops * node.cpus / 1e12, gb_per_second=copied / 1e9
+    )
     instance = Instance(cpus=max(1, round(node.cpus)), memory_gib=memory, processor=NAME, on_demand=0)
     prices = Prices(as_of=NAME, assumptions=assumed, processors={NAME: processor}, instances={NAME: instance})
     one = PricedNode(NAME, NAME, instance, processor, node.cpus, 0.0, 1, False, True)
@@ -184,15 +186,16 @@ def _machine(config: Config, resources: Resources, memory: float, flops: float, 
 
 @cache
 def measure() -> tuple[float, float]:
-    """Operations of float32 a second, and bytes a second that are read and written; takes a tenth of a second."""
-    a, b = np.ones((512, 1024), np.float32), np.ones((1024, 1024), np.float32)
+    """Operations of float32 a second of one core, and bytes a second that a copy reads and writes; within 0.1 s."""
+    # short work, many times: some of it is left alone even where the machine is busy; products so small have one thread
+    a, b = np.ones((32, 64, 64), np.float32), np.ones((64, 64), np.float32)
     here, there = np.ones(4_000_000, np.float32), np.empty(4_000_000, np.float32)
-    return 2 * a.size * 1024 / _best(lambda: a @ b), 2 * here.nbytes / _best(lambda: np.copyto(there, here))
+    return 2 * a.size * 64 / _best(lambda: a @ b, 200), 2 * here.nbytes / _best(lambda: np.copyto(there, here), 10)
 
 
-def _best(work: Callable[[], object]) -> float:
+def _best(work: Callable[[], object], turns: int) -> float:
     times = []
-    for _ in range(5):
+    for _ in range(turns):
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
