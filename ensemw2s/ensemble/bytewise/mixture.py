@@ -106,8 +106,8 @@ class ByteMixture:
         """Args: the voices; settings as above; whether a voice sits out that cannot spell a prompt (else an error)."""
         if not 0 <= epsilon < 1:
             raise ConfigError(f"epsilon is {epsilon}; expected at least 0 and less than 1, for example 0.001")
-        if contexts < 1 or texts < 1:
-            raise ConfigError(f"contexts is {contexts} and texts is {texts}; expected at least 1 of each")
+        if contexts < 2 or texts < 1:  # a dropped context that is read anew takes two rows
+            raise ConfigError(f"contexts is {contexts} and texts is {texts}; expected at least 2 contexts and 1 text")
         shares = normalised_weights([voice.share for voice in voices])
         self.voices = list(voices)
         self.shares = np.array(shares)

@@ -99,6 +99,14 @@ def test_answers_are_valid_and_have_the_probability_that_scoring_gives(
         assert len(voice.rows._free) == voice.rows.slots  # type: ignore[attr-defined]
 
 
+def test_few_contexts_are_enough_to_write_and_leave_no_row_taken(pair: list[VoiceModel]) -> None:
+    mixture = ByteMixture.of_models(pair, contexts=2, texts=2)
+    scored = mixture.score(PROMPTS, [" qzx 🙂 the mat", "\r\n  e\u0301 אב"])
+    assert all(np.isfinite(answer.logprobs).all() for answer in scored)
+    for voice in mixture.voices:
+        assert len(voice.rows._free) == voice.rows.slots == 4  # type: ignore[attr-defined]
+
+
 def test_an_end_is_a_symbol_and_its_mass_is_that_of_the_stop_tokens(
     tokenizers: dict[str, PreTrainedTokenizerFast], make_model: Make
 ) -> None:
@@ -177,6 +185,8 @@ def test_each_voice_reads_a_conversation_in_its_own_template(pair: list[VoiceMod
 def test_settings_that_make_no_sense_are_refused(pair: list[VoiceModel]) -> None:
     with pytest.raises(ConfigError, match="epsilon is 1; expected at least 0 and less than 1"):
         ByteMixture.of_models(pair, epsilon=1)
+    with pytest.raises(ConfigError, match="contexts is 1 and texts is 4; expected at least 2 contexts and 1 text"):
+        ByteMixture.of_models(pair, contexts=1)
     with pytest.raises(ConfigError, match="max_new_bytes is 0"):
         ByteMixture.of_models(pair).generate(["a"], max_new_bytes=0)
     with pytest.raises(DataError, match="1 prompts and 2 answers"):
