@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -24,6 +25,7 @@ from ensemw2s.ensemble.load import Parts, damaged, load_parts
 from ensemw2s.ensemble.members import AdapterMember, MemberModel
 from ensemw2s.errors import ModelError
 from ensemw2s.models.adapters import has_adapters
+from ensemw2s.models.head import Head
 from ensemw2s.models.loading import context_length, logits_vocabulary, text_config
 
 
@@ -103,6 +105,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self._network_of = [next(i for i, other in enumerate(unique) if other is network) for network in networks]
         self._adapter_of = [_adapter(model) for model in models]
         self._accepts = [set(inspect.signature(_bare(network).forward).parameters) for network in networks]
+        self._heads: dict[int, Head] = {}
         # `post_init` is not called: it would initialise weights.
         self.all_tied_weights_keys: dict[str, str] = {}
         self.eval()
@@ -170,6 +173,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: EnsembleCache | None = None,
         logits_to_keep: int = 0,
+        chosen: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One forward pass of every member.
 
@@ -179,9 +183,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids: `[batch, seq]`, int64; default: counted from the attention mask.
             past_key_values: Cache to read and to extend in place; default: no cache.
             logits_to_keep: How many of the last positions to give; 0: all.
+            chosen: `[batch, seq]`, bool: of these, which to give, row after row as one; default: all.
 
         Returns:
-            `[members, batch, kept, vocabulary]`, float32 log-probabilities.
+            `[members, batch, kept, vocabulary]`, or `[members, 1, chosen, vocabulary]`: float32 log-probabilities.
         """
         if position_ids is None:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -196,7 +201,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         outputs = []
         for index in range(self.num_members):
             cache = past_key_values.members[index] if past_key_values is not None else None
-            outputs.append(self._member(index, {**inputs, "past_key_values": cache}, logits_to_keep))
+            outputs.append(self._member(index, {**inputs, "past_key_values": cache}, logits_to_keep, chosen))
         return torch.stack(outputs)
 
     def forward(
@@ -246,8 +251,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
         return output.to_tuple() if return_dict is False else output
 
-    def _member(self, index: int, inputs: Mapping[str, object], kept: int) -> torch.Tensor:
-        """One member's log-probabilities at the last `kept` positions; 0: at every position."""
+    def _member(self, index: int, inputs: Mapping[str, object], kept: int, chosen: torch.Tensor | None) -> torch.Tensor:
+        """One member's log-probabilities at the last `kept` positions, 0: at every one; of these, at chosen ones."""
         network, adapter = self.networks[self._network_of[index]], self._adapter_of[index]
         if adapter is not None:
             assert isinstance(network, PeftModel)
@@ -257,13 +262,26 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         accepted = {key: value for key, value in inputs.items() if key in self._accepts[index]}
         home = _bare(network).device  # members may be on several
         accepted = {key: value.to(home) if torch.is_tensor(value) else value for key, value in accepted.items()}
-        logits = _bare(network)(**accepted, return_dict=True).logits.to(self.device)
-        if kept and "logits_to_keep" not in accepted:
-            logits = logits[:, -kept:]
-        logits = logits.float()
+        if chosen is not None and self._head(index).chooses:
+            accepted.pop("logits_to_keep", None)
+            run = partial(_bare(network), **accepted, return_dict=True)
+            logits = self._head(index).logits(run, chosen.to(home)).unsqueeze(0)
+        else:
+            logits = _bare(network)(**accepted, return_dict=True).logits
+            logits = logits if "logits_to_keep" in accepted else logits[:, -kept:]
+            if chosen is not None:
+                logits = logits[chosen[:, -kept:].to(home)].unsqueeze(0)
+        logits = logits.to(self.device).float()
         if self.temperatures and self.temperatures[index] != 1:
             logits = logits / self.temperatures[index]
         return torch.log_softmax(logits, dim=-1)
+
+    def _head(self, index: int) -> Head:
+        """A member's output layer, which is tried when it is first asked for chosen positions."""
+        number = self._network_of[index]
+        if number not in self._heads:
+            self._heads[number] = Head(cast(PreTrainedModel | PeftModel, self.networks[number]))
+        return self._heads[number]
 
     def _prepare_cache_for_generation(
         self,

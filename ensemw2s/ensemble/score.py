@@ -114,12 +114,16 @@ def _score_batch(
     temperatures: Sequence[float],
 ) -> Iterator[Score]:
     """Scores a batch; every answer has at least one token."""
-    # The last token predicts nothing. With padding on the left all answers end in the same column, so the model can
-    # skip the output layer for everything before the longest answer.
+    # The last token predicts nothing. With padding on the left all answers end in the same column, so that even a model
+    # that cannot be asked for chosen tokens skips the output layer for everything before the longest answer.
     inputs = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
     ids, mask = _left_padded(inputs, pad_id, model.device)
-    targets, _ = _left_padded(answers, 0, model.device)
-    members = model.member_log_probs(ids, attention_mask=mask, logits_to_keep=targets.shape[1])
+    longest = max(len(answer) for answer in answers)
+    chosen = torch.zeros_like(mask, dtype=torch.bool)
+    for row, answer in enumerate(answers):
+        chosen[row, -len(answer) :] = True
+    targets = torch.from_numpy(np.concatenate(answers)).to(model.device).unsqueeze(0)
+    members = model.member_log_probs(ids, attention_mask=mask, logits_to_keep=longest, chosen=chosen)
     combined = combine(members, model.weights, model.rule)
     member_logprobs = _taken(members, targets.expand(members.shape[:-1]))
     logprobs = _taken(combined, targets)
@@ -128,10 +132,11 @@ def _score_batch(
         part.cpu().numpy() for part in (logprobs, correct, member_logprobs, member_tokens, member_tokens == targets)
     ]
     scaled = [(member_logprobs / t - (members / t).logsumexp(dim=-1)).cpu().numpy() for t in temperatures]
-    for row, answer in enumerate(answers):
-        own = slice(-len(answer), None)
-        nll = [-part[:, row, own].sum(axis=-1, dtype=np.float64) for part in scaled]
-        rows = [part[..., row, own].copy() for part in parts]
+    start = 0
+    for answer in answers:
+        own = slice(start, start := start + len(answer))
+        nll = [-part[:, 0, own].sum(axis=-1, dtype=np.float64) for part in scaled]
+        rows = [part[..., 0, own].copy() for part in parts]
         yield Score(*[*rows, np.array(nll).reshape(len(temperatures), model.num_members)])
 
 

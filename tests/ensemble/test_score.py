@@ -7,6 +7,7 @@ from ensemw2s.ensemble.decoding import decode
 from ensemw2s.ensemble.model import EnsembleForCausalLM
 from ensemw2s.ensemble.score import score
 from ensemw2s.errors import ConfigError, DataError, ModelError
+from ensemw2s.models import head
 
 WEIGHTS = [1.0, 2.0, 1.5]
 RULES = ["probability", "log_probability", "vote"]
@@ -18,8 +19,10 @@ def ensemble(experts) -> EnsembleForCausalLM:
     return EnsembleForCausalLM(experts, WEIGHTS)
 
 
+@pytest.mark.parametrize("vocabulary", [0, head.SMALL], ids=["answers' logits", "last columns"])
 @pytest.mark.parametrize("rule", RULES)
-def test_scores_are_those_of_each_answer_alone(experts, many, rule):
+def test_scores_are_those_of_each_answer_alone(experts, many, rule, vocabulary, monkeypatch):
+    monkeypatch.setattr(head, "SMALL", vocabulary)
     model = EnsembleForCausalLM(experts, WEIGHTS, rule)
     generator = np.random.default_rng(3)
     answers = [generator.integers(0, 64, size=int(n)).tolist() for n in generator.integers(1, 9, size=len(many))]
