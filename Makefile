@@ -8,7 +8,9 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup dev demo test test-fast test-long check browser format lint docs wheel lock clean
 
 # The interpreter behind .venv, 3.11 or 3.12: `make setup PYTHON=/some/python` chooses another one.
-PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
+ifndef PYTHON
+PYTHON := $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
