@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -18,6 +21,9 @@ SHOWN = 24
 """Rows of the table: the trials that run, and the newest of the others."""
 
 STATES = {"RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed", "PENDING": "waits", "PAUSED": "waits"}
+
+NUMBERED = re.compile(r"(\d{4,})-")
+"""How a trial's folder begins."""
 
 _views: list[_View] = []
 
@@ -53,14 +59,14 @@ class _View:
         if self._live is None:
             found = Measurement.model_validate(result)
             self._progress.say(
-                f"  trial {number(trials, trial)}: {found.rounds} rounds, value {found.value:.4f}, "
+                f"  trial {number(trial)}: {found.rounds} rounds, value {found.value:.4f}, "
                 f"best {found.objective:.4f} ({words(trial.config)})"
             )
 
     def failed(self, trials: list[Any], trial: Any) -> None:
         self.draw(trials)
         if self._live is None:
-            self._progress.say(f"  trial {number(trials, trial)} failed ({words(trial.config)})")
+            self._progress.say(f"  trial {number(trial)} failed ({words(trial.config)})")
 
     def draw(self, trials: list[Any]) -> None:
         if self._live is not None:
@@ -87,9 +93,28 @@ def live_table(progress: Progress) -> Iterator[None]:
             _views.remove(view)
 
 
-def number(trials: list[Any], trial: Any) -> int:
-    """Trials are numbered in the order in which they were drawn, from 0."""
-    return next(i for i, other in enumerate(trials) if other.trial_id == trial.trial_id)
+def number(trial: Any) -> int:
+    """Trials are numbered in the order in which they were drawn, from 0, as Tune's tag has it: `1_learning_rate=...`.
+
+    Tune's own list has another order after a restart: the trial that reported last comes first (Ray 2.60).
+    """
+    return int(str(trial.experiment_tag).split("_")[0]) - 1
+
+
+def trial_folder(trial: Any) -> str:
+    """Name of a trial's folder, which is all that Tune's results keep of its number."""
+    return f"{number(trial):04d}-{trial.trial_id}"
+
+
+def numbered(results: Iterable[Any]) -> dict[int, Any]:
+    """Number of a trial → its result, by number. Folders of version 0.2 have none: there, Tune's order counts."""
+    found = list(results)
+    names = [NUMBERED.match(Path(result.path).name) for result in found]
+    if not all(names):
+        return dict(enumerate(found))
+    return dict(
+        sorted(((int(name[1]), result) for name, result in zip(names, found, strict=True) if name), key=itemgetter(0))
+    )
 
 
 def table(trials: list[Any]) -> Table:
@@ -98,11 +123,11 @@ def table(trials: list[Any]) -> Table:
     for name in ("trial", "state", "rounds", "value", "best"):
         shown.add_column(name, justify="right" if name != "state" else "left")
     shown.add_column("point", overflow="fold")
-    for i, trial in list(enumerate(trials))[-SHOWN:]:
+    for trial in sorted(trials, key=number)[-SHOWN:]:
         found = trial.last_result or {}
         figures = [f"{found[key]:.4f}" if key in found else "" for key in ("value", OBJECTIVE)]
         state = STATES.get(str(trial.status), str(trial.status).lower())
-        shown.add_row(str(i), state, str(found.get("rounds", "")), *figures, words(trial.config))
+        shown.add_row(str(number(trial)), state, str(found.get("rounds", "")), *figures, words(trial.config))
     return shown
 
 

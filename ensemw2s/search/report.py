@@ -24,11 +24,11 @@ COLUMNS = tuple(Measurement.model_fields)
 SHOWN = 20
 
 
-def rows(grid: Any, config: Config) -> pd.DataFrame:
+def rows(results: Mapping[int, Any], config: Config) -> pd.DataFrame:
     """One row for each trial and size.
 
     Args:
-        grid: Tune's results.
+        results: Number of a trial → Tune's result; see `live.numbered`.
         config: The search's config.
 
     Returns:
@@ -38,7 +38,7 @@ def rows(grid: Any, config: Config) -> pd.DataFrame:
     """
     assert config.search is not None
     found: list[dict[str, object]] = []
-    for number, result in enumerate(grid):
+    for number, result in results.items():
         history = result.metrics_dataframe
         if history is None or not len(history):
             continue
@@ -68,9 +68,9 @@ def _plain(value: Any, values: list[Any]) -> Any:
     return json.dumps(value) if value is not None and (mixed or isinstance(value, list)) else value
 
 
-def failures(grid: Any, found: pd.DataFrame) -> dict[int, str]:
+def failures(results: Mapping[int, Any], found: pd.DataFrame) -> dict[int, str]:
     """Number and reason of the trials that failed, and of those in which no expert came to a vote."""
-    broken = {number: _reason(result.error) for number, result in enumerate(grid) if result.error is not None}
+    broken = {number: _reason(result.error) for number, result in results.items() if result.error is not None}
     if "reason" in found:
         said = found[found["reason"].fillna("") != ""]
         broken |= dict(zip(said["trial"].tolist(), said["reason"].tolist(), strict=True))

@@ -24,7 +24,7 @@ from ensemw2s.pipeline.identity import data_tree
 from ensemw2s.pipeline.phases import prepare
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
-from ensemw2s.search.live import Watcher, live_table
+from ensemw2s.search.live import Watcher, live_table, numbered, trial_folder
 from ensemw2s.search.records import OBJECTIVE, RESULT, SearchResult, read_result, write_result
 from ensemw2s.search.trial import Trial, trial_config
 from ensemw2s.storage import remote, store
@@ -131,14 +131,15 @@ def _search(
         f"{plan.lanes} lanes"
     )
     grid = _tune(config, search, folder, plan, count, shown, again=again, debug=debug)
-    rows = report.rows(grid, config)
-    failed = report.failures(grid, rows)
+    results = numbered(grid)
+    rows = report.rows(results, config)
+    failed = report.failures(results, rows)
     if not len(rows) or not (rows["experts"] > 0).any():
         reasons = list(failed.values()) or ["nothing was tried"]
         raise SearchError(f"no trial measured anything; the first one failed: {reasons[0]}")
     rows.to_parquet(folder / "trials.parquet", index=False)
     remote.push(folder / "trials.parquet")
-    points = {number: result.config for number, result in enumerate(grid)}
+    points = {number: result.config for number, result in results.items()}
     found = report.summarise(config, rows, failed, points)
     report.write(config, rows, found, folder)
     write_result(folder, found)
@@ -219,7 +220,7 @@ def _tune(
                     max_concurrent_trials=count,
                     metric=OBJECTIVE,
                     mode=search.mode,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
+                    trial_dirname_creator=trial_folder,
                 ),
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,

@@ -53,8 +53,9 @@ def config(tmp_path, **search) -> Config:
 
 
 def summary_of(made: Config, grid: list) -> tuple[pd.DataFrame, SearchResult]:
-    found = report.rows(grid, made)
-    return found, report.summarise(made, found, report.failures(grid, found), dict(enumerate(POINTS)))
+    results = dict(enumerate(grid))
+    found = report.rows(results, made)
+    return found, report.summarise(made, found, report.failures(results, found), dict(enumerate(POINTS)))
 
 
 def test_every_trial_has_a_row_for_each_size(tmp_path, grid) -> None:
