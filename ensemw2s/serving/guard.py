@@ -12,8 +12,9 @@ import hmac
 import ipaddress
 import logging
 import re
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -101,12 +102,13 @@ def incident(error: BaseException, what: str) -> ApiError:
 class Pace:
     """Bounds the rate at which large bodies are read, over all clients. Slow senders take nothing from others."""
 
-    def __init__(self) -> None:
-        self._free = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: `clock` gives the time in seconds."""
+        self._clock, self._free = clock, 0.0
 
     async def wait(self, size: int) -> None:
         """Returns when so many more bytes fit in."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         self._free = max(self._free, now) + size / LARGE_RATE
         await asyncio.sleep(self._free - now)
 
