@@ -10,8 +10,6 @@ measured ones. Results of another kind of machine make no sense here. JSON goes 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +20,7 @@ from transformers import LlamaConfig
 
 from ensemw2s.config import Lora
 from ensemw2s.costs.hardware import Processor, read_prices
+from ensemw2s.costs.here import best
 from ensemw2s.costs.memory import Members
 from ensemw2s.costs.shapes import Shape, measure, tiny_shape
 from ensemw2s.costs.throughput import decoding_rate, share_of, training_rate
@@ -43,22 +42,12 @@ def shape_named(base: str) -> Shape:
     )  # fmt: skip
 
 
-def best(work: Callable[[], Any], turns: int = 9) -> float:
-    """Seconds of the fastest of some turns."""
-    times = []
-    for _ in range(turns):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 def peak(threads: int) -> Processor:
     """What this machine reaches with so many threads."""
     torch.set_num_threads(threads)
     a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
     wide, row = torch.randn(4096, 16384), torch.randn(16384)
-    flops, read = 2 * 1536**3 / best(lambda: a @ b), wide.nbytes / best(lambda: wide @ row)
+    flops, read = 2 * 1536**3 / best(lambda: a @ b, 9), wide.nbytes / best(lambda: wide @ row, 9)
     return Processor(memory_gib=1, fp32_tflops=flops / 1e12, gb_per_second=read / 1e9)
 
 

@@ -190,10 +190,11 @@ def measure() -> tuple[float, float]:
     # short work, many times: some of it is left alone even where the machine is busy; products so small have one thread
     a, b = np.ones((32, 64, 64), np.float32), np.ones((64, 64), np.float32)
     here, there = np.ones(4_000_000, np.float32), np.empty(4_000_000, np.float32)
-    return 2 * a.size * 64 / _best(lambda: a @ b, 200), 2 * here.nbytes / _best(lambda: np.copyto(there, here), 10)
+    return 2 * a.size * 64 / best(lambda: a @ b, 200), 2 * here.nbytes / best(lambda: np.copyto(there, here), 10)
 
 
-def _best(work: Callable[[], object], turns: int) -> float:
+def best(work: Callable[[], object], turns: int) -> float:
+    """Seconds of the fastest of some turns."""
     times = []
     for _ in range(turns):
         began = time.perf_counter()
