@@ -139,8 +139,8 @@ def plan(
     changes nothing on disk and starts no Ray. The resources are those of this machine; if the config or RAY_ADDRESS
     names a cluster, that cluster is asked.
 
-    For this machine it also estimates time and memory, from finished trainings in the same storage or from a product
-    that it times (docs/costs.md says how far off that was).
+    For this machine it also estimates time and memory, from finished trainings in the same storage or from a
+    matrix product that it times (docs/costs.md says how far off that was).
 
     With --cluster, the resources are those that the cluster file allows, and nothing of the cluster needs to be up. The
     plan then also has the memory of each process by ZeRO stage, and the nodes, GPU-hours and money of each stage

@@ -100,10 +100,10 @@ def _with_usual_logs(given: Mapping[str, str] | None, level: str | None) -> dict
 
 @contextmanager
 def quiet_core() -> Iterator[None]:
-    """Lets Ray's core in this process, if it starts in this block, write only what ends it.
+    """Lets Ray's core in this process, if it starts in this block, log fatal errors alone.
 
     Else its note that an actor could not be restarted without its arguments stands between the lines of every run and
-    looks like a crash. This core writes to standard error whatever its level allows; there is no other way to choose.
+    looks like a crash. The level is the only way to choose what this core writes to standard error.
     Ray's other processes log as usual if they are started in `own_session`.
     """
     with env.kept(env.RAY_LOG_LEVEL):

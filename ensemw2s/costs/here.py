@@ -1,7 +1,7 @@
 """What a run takes on this machine: a plan goes in, time and memory come out, as an estimate.
 
 The machine is described as a cluster of one node without a price. Speeds are those of finished trainings in the same
-storage; of what was never trained there, they follow from a product and a copy of memory that are timed here.
+storage; of what was never trained there, they follow from a matrix product and a copy of memory that are timed here.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Here(Record):
         whence = (
             "from finished trainings in this storage"
             if self.trained_before
-            else "from a product timed on this machine; rough, by a factor of two either way"
+            else "from a matrix product timed on this machine; rough, by a factor of two either way"
         )
         return f"about {duration(self.seconds)} ({parts}). An estimate, {whence}"
 

@@ -35,7 +35,7 @@ def test_time_and_memory_are_estimated_and_say_from_what(tmp_path):
     assert 2 < here.memory_gib < here.machine_gib * 10
     assert "models" in here.time_words()
     assert here.time_words().endswith(
-        "An estimate, from a product timed on this machine; rough, by a factor of two either way"
+        "An estimate, from a matrix product timed on this machine; rough, by a factor of two either way"
     )
     assert seconds(estimated(config(tmp_path), flops=1e9), "rounds") > seconds(here, "rounds")
 
