@@ -66,10 +66,10 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers auto
 
-browser:  # installs Chromium where it may; where it may not, the tests that need it are skipped
-	@{ $(CHROMIUM); } >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+browser:  # installs Chromium and curl where it may; where it may not, the tests that need them are skipped
+	@{ $(CHROMIUM) && command -v curl; } >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update --quiet && DEBIAN_FRONTEND=noninteractive \
-		apt-get install --quiet --yes --no-install-recommends chromium || true; fi
+		apt-get install --quiet --yes --no-install-recommends chromium curl || true; fi
 
 format: dev  ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
