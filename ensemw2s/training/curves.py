@@ -171,7 +171,10 @@ class _Wandb:
         self._run.log({**values, "step": number})
 
     def close(self, finished: bool) -> None:
+        import wandb
+
         self._run.finish(exit_code=0 if finished else 1)
+        wandb.teardown()  # ends wandb's own process: until then the last points may not be in the run's file
         remote.push(self._folder)
 
 
