@@ -1,6 +1,7 @@
 """Rules about the repository as a whole that no single module can keep: imports, places, and what may be committed."""
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -68,7 +69,7 @@ MACHINE_PATH = re.compile(
 PACKAGE_INDEX = re.compile(r"--(?:extra-)?index-url|--find-links|https?://[^\s\"'`]+/(?:simple|whl)\b")
 
 
-def imported(path: Path, root: Path, *, everywhere: bool = True, types: bool = True) -> Iterator[str]:
+def imported(path: Path, root: Path, *, everywhere: bool = True, types: bool = True) -> list[str]:
     """Dotted names that a file imports.
 
     Args:
@@ -77,17 +78,25 @@ def imported(path: Path, root: Path, *, everywhere: bool = True, types: bool = T
         everywhere: Inside functions, too; else only what importing the file itself imports.
         types: With `everywhere`, also what stands under `if TYPE_CHECKING`.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    package = list(path.relative_to(root).parent.parts)
+    package = path.relative_to(root).parent.parts
+    return imported_in(path.read_text(encoding="utf-8"), package, everywhere=everywhere, types=types)
+
+
+@functools.cache
+def imported_in(text: str, package: tuple[str, ...], *, everywhere: bool, types: bool) -> list[str]:
+    """The same of a file's text; many tests ask for the same files."""
+    names: list[str] = []
+    tree = ast.parse(text)
     for node in called(tree, types=types) if everywhere else executed(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            parents = package[: len(package) - node.level + 1] if node.level else []
+            parents = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*parents, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names += [f"{module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+            names += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    return names
 
 
 def called(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
@@ -370,6 +379,7 @@ def test_the_package_alone_brings_no_test_tools_no_clouds_and_no_trackers() -> N
     assert not alone & set().union(*names.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_the_demo_installs_the_package_alone_and_tests_add_their_tools_to_it(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):

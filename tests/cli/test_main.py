@@ -310,6 +310,7 @@ def test_what_the_script_asks_is_answered_with_commands_and_options() -> None:
     assert "--system" in completed("ensemw2s compare --s")
 
 
+@pytest.mark.slow
 def test_the_readme_makes_a_file_that_its_config_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ensemw2s.config import load_config
     from ensemw2s.data.splits import make_splits

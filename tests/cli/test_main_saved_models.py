@@ -55,6 +55,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_facts_of_models_adapters_and_ensembles_are_listed(saved: Path) -> None:
     result = call("models", saved / "a", saved / "lora", saved / "ensemble")
     assert result.exit_code == 0, result.stderr
@@ -72,6 +73,7 @@ def test_facts_of_models_adapters_and_ensembles_are_listed(saved: Path) -> None:
     assert all(row["parameters"] > 1000 and row["context"] == 512 for row in rows)
 
 
+@pytest.mark.slow
 def test_models_and_ensembles_in_object_storage_are_listed(saved: Path, bucket: Any) -> None:
     for name in ("a", "ensemble"):
         remote.push(saved / name, remote.local(f"s3://{bucket.name}/{name}"))

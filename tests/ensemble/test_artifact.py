@@ -107,6 +107,7 @@ def test_the_first_rounds_are_an_ensemble_of_their_own(adapters, adapter_folders
     assert decoded(loaded.model, prompts) == decoded(EnsembleForCausalLM(models, [1.0, 2.0]), prompts)
 
 
+@pytest.mark.slow
 def test_the_folder_moves_with_its_base_and_needs_nothing_else(adapters, adapter_folders, prompts, tmp_path):
     expected = decoded(Ensemble.from_pretrained(adapters).model, prompts)
     moved = shutil.copytree(adapters, tmp_path / "elsewhere")
@@ -251,6 +252,7 @@ def test_members_of_another_tokenizer_are_refused(full_folders, tmp_path):
         save_ensemble(tmp_path / "e", members=sources(full_folders[:1], [1.0]), rule="vote", tokenizer=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full_folders", "adapter_folders"])
 def test_an_anchored_artifact_answers_as_its_members_anchored_in_memory(
     kind, request, full_folders, adapter_folders, tokenizer, prompts, tmp_path

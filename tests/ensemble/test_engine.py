@@ -59,6 +59,7 @@ def test_greedy_output_of_adapters_is_that_of_the_naive_reference(adapter_folder
 KINDS = ["learned positions", "no positions", "sliding window", "convolutions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=SLOW) for kind in KINDS), "mixed"])
 def test_greedy_output_of_other_architectures_is_that_of_the_naive_reference(
     kind, make_other, experts, prompts, naive_greedy

@@ -171,6 +171,7 @@ def test_short_prompts_that_come_while_a_long_one_is_read_are_answered_first(ens
     assert order[-2:] == last, "a short prompt waited for a long one"
 
 
+@pytest.mark.slow
 def test_a_long_prompt_that_is_read_when_others_leave_stays_behind_those_that_come(ensembles, alone, many):
     """Slots are freed before it, at each place there is; nothing that it has read is lost."""
     long = [token for prompt in many for token in prompt][:40]
@@ -356,6 +357,7 @@ def test_a_slot_that_was_not_read_yet_moves_when_another_ends(ensembles, alone):
         assert_same(done[key], alone("mixed", request))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "draft", "seed"),
     [

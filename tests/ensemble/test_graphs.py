@@ -65,6 +65,7 @@ def answers(engine: Engine, wanted: list[Request]) -> list[list[int]]:
     return [found[i].token_ids for i in range(len(wanted))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_of_fixed_shapes_give_the_same_answers(kind, make_members):
     model = EnsembleForCausalLM(make_members(kind), [0.5, 0.3, 0.2][: 3 if kind in KINDS[:2] else 2])
@@ -77,6 +78,7 @@ def test_steps_of_fixed_shapes_give_the_same_answers(kind, make_members):
     assert len(steps.recorded) >= 3
 
 
+@pytest.mark.slow
 def test_answers_that_grow_out_of_the_cache_are_recorded_anew(make_members):
     model = EnsembleForCausalLM(make_members("stacked"), [0.5, 0.3, 0.2])
     first, second = [Request([5, 6, 7], 12)], [Request([5, 6, 7], 200), Request([9], 8)]

@@ -88,6 +88,7 @@ def losses(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return -scaled[:, np.arange(len(tokens)), tokens].mean(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [0.4, 0.8, 1.0, 1.3, 3.0])
 def test_the_temperature_of_logits_that_are_too_sharp_or_too_flat_is_found(sharpness) -> None:
     log_p, uniform = drawn(1, 40_000, seed=8)

@@ -186,6 +186,7 @@ def ours(folder: Path, kind: str) -> tuple[list[list[int]], list[list[int]]]:
 TEXTS = ["sort these numbers 3 1 2", "please order 9 8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["model", "member", "adapters"])
 def test_plain_transformers_gives_our_answers_token_for_token(kind, place, make_model, tmp_path):
@@ -202,6 +203,7 @@ def test_plain_transformers_gives_our_answers_token_for_token(kind, place, make_
         assert found.tolist() == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["model", "member", "adapters"])
 def test_the_harness_reads_our_prompts_and_gives_our_answers(kind, place, make_model, tmp_path):

@@ -229,6 +229,7 @@ def test_a_run_checks_its_config_once(checked, said, make, monkeypatch):
         run.run(make(), checked=checked)
 
 
+@pytest.mark.slow
 def test_a_driver_that_starts_nothing_imports_no_ray_and_no_torch():
     code = (
         "import sys\n"

@@ -34,6 +34,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_has_every_table_verdict_and_failure(folder) -> None:
     summary = StudyResults.read(folder / "study.json")
     page = refresh["page"]([summary, summary.model_copy(update={"name": "second"})])

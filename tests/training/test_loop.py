@@ -228,6 +228,7 @@ def test_checkpointed_gradients_are_the_same(workshop, alone):
     assert_same(saved(spec.output), alone.weights("plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [10**6, 3 * 64], ids=["at once", "three at a time"])
 @pytest.mark.parametrize("name", ["passes", "zero-0", "zero-2", "zero-3", "confidence", "soft", "adapters-zero-3"])
 def test_logits_of_answers_alone_train_as_those_of_all_tokens(workshop, alone, monkeypatch, name, at_once):

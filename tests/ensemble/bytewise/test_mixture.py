@@ -82,6 +82,7 @@ def test_a_byte_has_the_weighted_mean_of_the_voices_probabilities(pair: list[Voi
     assert answer.bits_per_byte == pytest.approx(-answer.logprob / math.log(2) / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=5, top_p=0.9)])
 def test_answers_are_valid_and_have_the_probability_that_scoring_gives(
     pair: list[VoiceModel], sampling: Sampling | None

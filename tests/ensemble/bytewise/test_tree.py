@@ -73,6 +73,7 @@ def test_without_epsilon_a_texts_probability_is_the_sum_over_all_coverings(
     assert tree.dropped == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=8), kind=st.sampled_from([0, 1, 2]), seed=st.integers(0, 3))
 def test_kept_and_dropped_mass_are_one_on_every_text(
