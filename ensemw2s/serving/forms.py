@@ -43,7 +43,7 @@ class ResponseFormat(Body):
 class StructuredOutputs(Body):
     """The form of an answer as vLLM has it."""
 
-    json_: dict[str, object] | None = Field(None, alias="json")
+    json_: dict[str, object] | Text | None = Field(None, alias="json")
     regex: Text | None = None
     choice: list[Text] | None = Field(None, min_length=1)
     grammar: Text | None = None

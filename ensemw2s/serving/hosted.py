@@ -55,6 +55,9 @@ log = logging.getLogger("ray.serve")
 QUICK = 4096
 """Characters of a prompt that is tokenized at once, in less than a millisecond or two."""
 
+BEGINNING = 12
+"""Characters per token that a prompt may have: of a text with more, this much is tokenized first."""
+
 
 class TooLong(ModelError):
     """A prompt with more tokens than are allowed."""
@@ -164,7 +167,7 @@ class HostedModel:
 
     async def _prompt_of(self, job: Job, *, special: bool = True) -> list[int]:
         """`prompt`; for long texts on a thread, one of them at a time, so that short ones need not wait."""
-        size = len(job.prompt) if isinstance(job.prompt, str) else sum(map(_characters, job.prompt))
+        size = len(job.prompt) if isinstance(job.prompt, str) else sum(len(_content(part)) for part in job.prompt)
         if size <= QUICK:
             return self.prompt(job, special=special)
         make = partial(self.prompt, job, special=special)
@@ -196,6 +199,7 @@ class HostedModel:
         Raises:
             ModelError: If it is too long, or a conversation that the model has no template for.
         """
+        self._check_beginning(job.prompt)
         if isinstance(job.prompt, str) and not special:
             ids = list(self.loaded.tokenizer(job.prompt, add_special_tokens=False)["input_ids"])
         else:
@@ -203,6 +207,16 @@ class HostedModel:
         if len(ids) > self.limits.prompt_tokens:
             raise TooLong(f"the prompt has {len(ids)} tokens; this endpoint allows {self.limits.prompt_tokens}")
         return ids
+
+    def _check_beginning(self, prompt: Prompt) -> None:
+        """Refuses a text that is far too long before all of it is tokenized, which would hold up short requests."""
+        most = min(self.limits.prompt_tokens, self.loaded.model.context or self.limits.prompt_tokens)
+        text = prompt if isinstance(prompt, str) else "".join(map(_content, prompt))
+        if len(text) <= BEGINNING * most:
+            return
+        begun = self.loaded.tokenizer(text[: BEGINNING * most], add_special_tokens=False)["input_ids"]
+        if len(begun) > 2 * most:  # twice, because the last word of the beginning may be cut into other tokens
+            raise TooLong(f"the prompt has more than {2 * most} tokens; this endpoint allows {most}")
 
     def close(self) -> None:
         """Ends the engine's thread after the last answer."""
@@ -363,8 +377,8 @@ def _prompt_name(job: Job) -> str:
     return "messages" if _is_chat(job.prompt) else "prompt"
 
 
-def _characters(part: int | ChatMessage) -> int:
-    return len(part["content"]) if isinstance(part, dict) else 0
+def _content(part: int | ChatMessage) -> str:
+    return part["content"] if isinstance(part, dict) else ""
 
 
 def is_ensemble(path: str) -> bool:

@@ -136,7 +136,9 @@ class Common(Body):
     bad_words: list[Text] | None = Field(None, description="Texts that may not come.")
     response_format: ResponseFormat | None = Field(None, description="Form of the answer: text, JSON, or a schema.")
     structured_outputs: StructuredOutputs | None = Field(None, description="Form of the answer, as vLLM has it.")
-    guided_json: dict[str, object] | None = Field(None, description="The answer is JSON of this schema.")
+    guided_json: dict[str, object] | Text | None = Field(
+        None, description="The answer is JSON of this schema, as an object or as text."
+    )
     guided_regex: Text | None = Field(None, description="The answer matches this regular expression.")
     guided_choice: list[Text] | None = Field(None, min_length=1, description="The answer is one of these.")
     guided_grammar: Text | None = Field(None, description="The answer is a sentence of this grammar, as Lark has it.")

@@ -12,6 +12,8 @@ ITEMS = {
     "stop": "a text or a list of texts",
     "content": "a text or a list of text parts",
     "input": "a text or a list of messages",
+    "guided_json": "a JSON schema, as an object or as text",
+    "json": "a JSON schema, as an object or as text",
 }
 """What fields take that have several types, which pydantic has an error for each of."""
 

@@ -142,6 +142,7 @@ WRONG = [
     ({"prompt": PROMPT, "max_tokens": "9"}, 400, "max_tokens is '9'; expected a whole number"),
     ({"prompt": PROMPT, "stream": "yes"}, 400, "stream is 'yes'; expected true or false"),
     ({"prompt": PROMPT, "temperature": "warm"}, 400, "temperature is 'warm'; expected a number"),
+    ({"prompt": PROMPT, "guided_json": 5}, 400, "guided_json is 5; expected a JSON schema"),
     ({"prompt": {"a": 1}}, 400, "prompt is an object; expected a text, a list of texts"),
     ({"max_tokens": 3}, 400, "prompt is missing"),
     ({"prompt": "9 " * 6000}, 400, "12000 bytes; this endpoint allows 10000"),
@@ -359,7 +360,19 @@ def test_an_answer_is_json_of_a_schema(url):
     assert refused.json()["error"]["param"] == "response_format"
 
 
+@pytest.mark.parametrize("field", ["guided_json", "structured_outputs"])
+def test_a_schema_may_be_sent_as_text(url, field):
+    def answer(schema: object) -> str:
+        body = {"prompt": PROMPT, "max_tokens": 60, "temperature": 2, "seed": 1}
+        body[field] = {"json": schema} if field == "structured_outputs" else schema
+        [choice] = requests.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"]
+        return choice["text"]
+
+    assert answer(json.dumps({"enum": [12, 31]})) == answer({"enum": [12, 31]}) in ("12", "31")
+
+
 WRONG_FORMS = [
+    ({"guided_json": "{"}, "guided_json", "JSON schema cannot be used"),
     ({"guided_regex": "("}, "guided_regex", "regular expression cannot be used"),
     ({"guided_grammar": "start: nothing"}, "guided_grammar", "grammar cannot be used"),
     ({"guided_json": {"type": "nonsense"}}, "guided_json", "JSON schema cannot be used"),

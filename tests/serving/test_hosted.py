@@ -62,6 +62,21 @@ def test_the_end_tokens_of_the_generation_config_end_an_answer(hold, folders, tm
     assert (sum(piece.count for piece in pieces), pieces[-1].finish) == (2, "stop")
 
 
+def test_a_prompt_that_is_far_too_long_is_refused_by_its_beginning(hold, folders, monkeypatch):
+    held, read = hold(folders / "student"), []
+    tokenizer = type(held.loaded.tokenizer)
+    encode = tokenizer.__call__
+    monkeypatch.setattr(
+        tokenizer, "__call__", lambda self, text, **kw: read.append(len(text)) or encode(self, text, **kw)
+    )
+    most = min(held.limits.prompt_tokens, held.loaded.model.context)
+    for prompt in ("3 1 2 " * 100_000, [{"role": "user", "content": "3 1 2 " * 100_000}]):
+        refused = asyncio.run(held.answer(Job(prompt, max_tokens=4), lambda piece: None))
+        assert refused.code == "context_length_exceeded"
+        assert f"more than {2 * most} tokens; this endpoint allows {most}" in refused.message
+    assert read == [12 * most] * 2
+
+
 TEMPLATE = (
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}"
     "{% for one in messages %}{{ one.role[0] }} {{ one.content }} {% endfor %}"
