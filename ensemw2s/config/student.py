@@ -31,7 +31,8 @@ class StudentConfig(Recipe, LabelFilter):
         description="Which pseudo-labels students learn from. all: every label. agreed: those that student_easy_only "
         "answers, too. unanimous: those that every expert with a vote answers by itself. own: the answers of "
         "student_easy_only in place of the experts'. auto: agreed labels count fully, and the others by how often both "
-        "answers agree, or not at all. No hard label is read. docs/method.md has the rule.",
+        "answers agree; where that is seldom, the student is student_easy_only. No hard label is read. "
+        "docs/method.md has the rule.",
     )
     mix_easy: bool = Field(True, description="Also train on the easy labelled examples.")
     generations: PositiveInt = Field(

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ensemw2s.data.answers import Key
 from ensemw2s.errors import DataError
-from ensemw2s.evaluation.records import AgreementBin, Difference, Metrics, Pgr, Verdict
+from ensemw2s.evaluation.records import Difference, Metrics, Pgr, Verdict
+from ensemw2s.evaluation.records_labels import AgreementBin
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]

@@ -319,7 +319,7 @@ def _choice_rows(results: RunResults) -> list[dict[str, str]]:
     return [
         {
             "student": label(student),
-            "how": found.labels,
+            "how": found.labels + (", easy data alone" if found.easy_only else ""),
             "agreed": percent(found.agreed),
             "kept": f"{count(found.kept)} of {count(found.prompts)}",
             "accuracy": percent(found.accuracy),

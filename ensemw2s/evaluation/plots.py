@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from ensemw2s.config.systems import TABLE
-from ensemw2s.evaluation.records import AgreementBin, RunResults
+from ensemw2s.evaluation.records import RunResults
+from ensemw2s.evaluation.records_labels import AgreementBin
 from ensemw2s.evaluation.wording import SPLITS, label, number, pair, percent, systems_of
 
 WIDTH = 4.4  # inches, of 100 CSS pixels each

@@ -17,6 +17,7 @@ from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import AnchorSearch, RoundRecord, VoteFit
 from ensemw2s.data.dropped import Dropped
 from ensemw2s.errors import ArtifactError
+from ensemw2s.evaluation.records_labels import ChoiceResult, LabelResult
 from ensemw2s.evaluation.task import Task
 from ensemw2s.storage import store
 from ensemw2s.storage.record import ByName, SparseRecord, only_where_known
@@ -166,60 +167,6 @@ class Curves(SparseRecord):
     def on(self, split: str) -> tuple[float | None, ...]:
         """The values on `validation`, `id` or `ood`; none on every other split."""
         return {VALIDATION: self.validation, "id": self.id, "ood": self.ood}.get(split, ())
-
-
-class AgreementBin(SparseRecord):
-    """Labels on which the experts agreed to a similar degree.
-
-    Attributes:
-        lo: Least agreement, a share of all votes.
-        hi: Agreement that is too much for this bin; the last bin has 1 as well.
-        n: Number of labels.
-        accuracy: Share of them that are right; None where there are none.
-    """
-
-    lo: float
-    hi: float
-    n: int = 0
-    accuracy: float | None = None
-
-
-class LabelResult(SparseRecord):
-    """How good the pseudo-labels of one maker are.
-
-    Attributes:
-        n: Number of labels.
-        accuracy: Share of the labels that are right, of the prompts whose answer is known.
-        agreement_bins: The same by the agreement of the experts.
-        finish_reasons: Why decoding ended (`stop`, `length`, …) → number of labels.
-    """
-
-    n: int | None = None
-    accuracy: float | None = None
-    agreement_bins: tuple[AgreementBin, ...] = ()
-    finish_reasons: ByName[int] = {}
-
-
-class ChoiceResult(SparseRecord):
-    """How the pseudo-labels of a student were chosen, and how good those are that it learned.
-
-    Attributes:
-        labels: How they were chosen, as in `student.labels`.
-        prompts: Labels of the maker.
-        agreed: Share of the prompts on which the maker and the student of the easy data alone agree. None: not asked.
-        kept: Labels that were learned.
-        weight: What the loss of a kept label on which the two differ counts; that of all others counts 1.
-        accuracy: Share of the kept labels that are right, of the prompts whose answer is known.
-        agreed_accuracy: The same of the kept labels on which the two agree.
-    """
-
-    labels: str
-    prompts: int
-    kept: int
-    weight: float = 1.0
-    agreed: float | None = None
-    accuracy: float | None = None
-    agreed_accuracy: float | None = None
 
 
 class TokenVote(SparseRecord):

@@ -23,17 +23,16 @@ from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.records import (
     VALIDATION,
     BySplit,
-    ChoiceResult,
     Comparison,
     Curves,
     ExampleShown,
-    LabelResult,
     Metrics,
     Pgr,
     SystemCost,
     SystemResult,
     TrainingCost,
 )
+from ensemw2s.evaluation.records_labels import ChoiceResult, LabelResult
 from ensemw2s.evaluation.voters import BASE, ROUNDS
 from ensemw2s.labeling.choice import Choice
 
@@ -261,6 +260,7 @@ def choice_result(
         agreed=None if choice.agreed is None else choice.agreed / choice.prompts,
         accuracy=right(known),
         agreed_accuracy=right([row for row in known if row["agreed"]]) if choice.agreed is not None else None,
+        easy_only=choice.easy_only,
     )
 
 

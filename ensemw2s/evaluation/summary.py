@@ -184,6 +184,12 @@ def _choice(results: RunResults) -> str:
     choice = (results.choices or {}).get(STUDENT_ENSEMW2S)
     if choice is None or choice.labels == "all":
         return ""
+    if choice.easy_only:
+        return (
+            f"The ensemble and {in_a_sentence(STUDENT_EASY_ONLY)} give the same answer to only "
+            f"{percent(choice.agreed)} of the prompts, so the student of the ensemble’s labels is that student, with "
+            "the same weights (student.labels auto)."
+        )
     right = f", of which {percent(choice.accuracy)} are right" if number(choice.accuracy) is not None else ""
     whose = "its own answers" if choice.labels == "own" else "labels"
     learned = f"The student learned {choice.kept} {whose} (student.labels {choice.labels}){right}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.evaluation.chunks import Rows
-from ensemw2s.evaluation.records import LabelResult
+from ensemw2s.evaluation.records_labels import LabelResult
 
 CUT = 0.05
 """Share of answers that may end by length before it is said."""

@@ -28,7 +28,7 @@ CHOSEN = "chosen.parquet"
 """File with the chosen labels, beside a student's table of tokens."""
 
 LEAST_AGREED = 0.25
-"""With `auto`, labels on which the judges differ are dropped where the judges agree on fewer of the prompts."""
+"""With `auto`, no label is learned where the judges agree on a smaller share of the prompts."""
 
 UNANIMOUS = 1 - 1e-6
 """A share of votes that is one but for rounding."""
@@ -43,6 +43,7 @@ class Choice(Record):
         agreed: Labels that both judges give; None where the strong model was not asked.
         kept: Labels that are learned.
         weight: What the loss of a kept label on which the judges differ counts; that of all others counts 1.
+        easy_only: Whether the judges agree too seldom for `auto`: the student is that of the easy data alone.
     """
 
     labels: str
@@ -50,6 +51,7 @@ class Choice(Record):
     kept: int
     weight: float = 1.0
     agreed: int | None = only_where_known()
+    easy_only: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -87,7 +89,12 @@ class Chosen:
 
 
 def choose(
-    labels: pa.Table, own: pa.Table | None, wanted: StudentConfig, key: Callable[[str], Key] = str.strip
+    labels: pa.Table,
+    own: pa.Table | None,
+    wanted: StudentConfig,
+    key: Callable[[str], Key] = str.strip,
+    *,
+    easy_only: bool = False,
 ) -> Chosen:
     """Chooses the labels that a student learns from.
 
@@ -96,6 +103,8 @@ def choose(
         own: The strong model's labels of the same prompts; None where it was not asked.
         wanted: How labels are chosen, and the filter that they must pass besides.
         key: What is compared of an answer (`data.answer_match`).
+        easy_only: The label maker itself is the student of the easy data alone, since `auto` let nothing pass before.
+            That it agrees with itself says nothing.
 
     Returns:
         The labels, in their order. There may be none.
@@ -112,8 +121,9 @@ def choose(
     elif wanted.labels == "agreed":
         candidates = agreed
     elif wanted.labels == "auto":
-        weight = weight_of_others(float(agreed.mean()) if len(agreed) else 0.0)
-        candidates = agreed | (weight > 0)
+        weight = 0.0 if easy_only else weight_of_others(float(agreed.mean()) if len(agreed) else 0.0)
+        easy_only = weight == 0
+        candidates[:] = not easy_only
     source, both = source.filter(pa.array(candidates)), both[candidates]
     kept = passing(source, wanted)
     source, both = source.filter(pa.array(kept)), both[kept]
@@ -127,6 +137,7 @@ def choose(
             kept=len(source),
             weight=weight,
             agreed=None if own is None else int(agreed.sum()),
+            easy_only=easy_only,
         ),
     )
 

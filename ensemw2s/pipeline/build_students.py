@@ -15,6 +15,7 @@ from typing import Protocol
 from ensemw2s.config import Config, LabelFilter
 from ensemw2s.config.systems import ENSEMW2S, GENERATIONS, STUDENT_EASY_MATCHED, STUDENT_EASY_ONLY, TABLE, System
 from ensemw2s.data.examples import derive_seed
+from ensemw2s.labeling.choice import LEAST_AGREED
 from ensemw2s.pipeline.graph import Base, Student, StudentGeneration
 from ensemw2s.pipeline.identity import matching, settings_of
 from ensemw2s.storage.store import Stage
@@ -123,7 +124,10 @@ class StudentStages:
     def _chosen(self) -> dict[str, object]:
         """What a table with pseudo-labels depends on; older runs had no choice of them."""
         labels = self.config.student.labels
-        return self._table() | ({} if labels == "all" else {"student.labels": labels, **matching(self.config.data)})
+        if labels == "all":
+            return self._table()
+        least: dict[str, object] = {"least_agreed": LEAST_AGREED} if labels == "auto" else {}
+        return self._table() | {"student.labels": labels, **least, **matching(self.config.data)}
 
     def _learnt(self, labels: Stage) -> tuple[Stage, ...]:
         """The labels that a table of tokens is made from: these, and the strong model's own where they have a say."""

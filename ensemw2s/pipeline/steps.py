@@ -36,7 +36,7 @@ from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.scan import TOKENIZER, check_trained, remember, run_check
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
-from ensemw2s.pipeline.student_tables import choices, make_student_data
+from ensemw2s.pipeline.student_tables import choices, is_easy_only, make_student_data, take_easy_only
 from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
 from ensemw2s.pipeline.votes import HELD_OUT, fit_votes, said_of_votes, weighed_members, with_votes
 from ensemw2s.storage import remote, store
@@ -201,11 +201,15 @@ def train_students(context: Context) -> None:
 
 
 def _train_students(context: Context, makers: Collection[str]) -> None:
-    students = context.graph.learning_from(makers)
-    for student in students:
+    specs = []
+    for student in context.graph.learning_from(makers):
         if not done(student.data):
             make_student_data(context, student)
-    context.lanes.train([student_spec(context.graph, student) for student in students])
+        if not is_easy_only(student):
+            specs.append(student_spec(context.graph, student))
+        elif not done(student.stage):
+            take_easy_only(context, student)
+    context.lanes.train(specs)
 
 
 def make_generations(context: Context) -> None:

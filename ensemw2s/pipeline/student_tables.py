@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from ensemw2s.config.systems import BASE_ENSEMBLE, STUDENT_EASY_ONLY
 from ensemw2s.data.answers import answer_key
 from ensemw2s.data.tokens import WEIGHT, tokenize_examples
 from ensemw2s.errors import DataError
-from ensemw2s.evaluation.records import ChoiceResult
+from ensemw2s.evaluation.records_labels import ChoiceResult
 from ensemw2s.evaluation.results import choice_result
-from ensemw2s.labeling.choice import CHOSEN, Choice, Chosen, choose
+from ensemw2s.labeling.choice import CHOICE, CHOSEN, Choice, Chosen, choose
 from ensemw2s.labeling.parts import read_labels
 from ensemw2s.models.tokenizers import load_tokenizer
 from ensemw2s.pipeline.context import Context
@@ -37,13 +38,30 @@ def make_student_data(context: Context, student: Student) -> None:
         tables.append(_label_tokens(context, chosen, tokenizer))
     elif student.learns_from == "true":
         tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
-    if config.student.mix_easy or student.learns_from == "easy":
+    if config.student.mix_easy or student.learns_from == "easy" or (chosen is not None and chosen.choice.easy_only):
         tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, config.data))
     with store.publish(student.data.path, student.data.description) as folder:
         pq.write_table(_with_weights(tables), folder / "train.parquet")
         if chosen is not None:
             chosen.choice.write(folder)
             pq.write_table(chosen.for_results(), folder / CHOSEN)
+
+
+def is_easy_only(student: Student) -> bool:
+    """Whether `auto` lets no label pass, so that this student is the one of the easy data alone. Its table is made."""
+    return remote.exists(student.data.path / CHOICE) and Choice.read(student.data.path).easy_only
+
+
+def take_easy_only(context: Context, student: Student) -> None:
+    """Makes a student of the weights of the one of the easy data alone, without another training."""
+    [easy] = (other for other in context.graph.students if other.name == STUDENT_EASY_ONLY)
+    with store.publish(student.stage.path, student.stage.description) as folder:
+        own = shutil.ignore_patterns(store.MARKER, store.CONTENTS)
+        shutil.copytree(remote.pull(easy.stage.path), folder, ignore=own, dirs_exist_ok=True)
+    context.progress.say(
+        f"  {student.stage.name}: too few of its labels are also {STUDENT_EASY_ONLY}'s answers, so it is that student "
+        "(student.labels auto)"
+    )
 
 
 def _with_weights(tables: list[pa.Table]) -> pa.Table:
@@ -75,8 +93,10 @@ def _chosen(context: Context, maker: str) -> Chosen:
     config, graph = context.config, context.graph
     labels = read_labels(graph.all_labels[maker].path)
     own = read_labels(graph.labels[STUDENT_EASY_ONLY].path) if STUDENT_EASY_ONLY in graph.labels else None
-    chosen = choose(labels, own, config.student, answer_key(config.data.answer_match))
-    if len(chosen.labels):
+    earlier = [student for made in graph.generations if made.name == maker for student in made.students]
+    easy_only = any(map(is_easy_only, earlier))
+    chosen = choose(labels, own, config.student, answer_key(config.data.answer_match), easy_only=easy_only)
+    if len(chosen.labels) or chosen.choice.easy_only:
         return chosen
     if maker == BASE_ENSEMBLE and config.student.mix_easy:  # untuned bases may answer nothing; others go on
         logger.warning(f"no label of {maker} can be used: its student learns from easy examples alone")

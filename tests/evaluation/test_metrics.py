@@ -17,7 +17,8 @@ from ensemw2s.evaluation.metrics import (
     pgr,
     verdict,
 )
-from ensemw2s.evaluation.records import AgreementBin, Difference
+from ensemw2s.evaluation.records import Difference
+from ensemw2s.evaluation.records_labels import AgreementBin
 
 DRAW = {"samples": 2000, "seed": 7}
 

@@ -9,7 +9,8 @@ from ensemw2s.config import parse_config
 from ensemw2s.config.systems import SYSTEMS_BEFORE as SYSTEMS
 from ensemw2s.data.examples import example_table
 from ensemw2s.evaluation import metrics
-from ensemw2s.evaluation.records import AgreementBin, Curves, SystemCost, TokenShown, TrainingCost
+from ensemw2s.evaluation.records import Curves, SystemCost, TokenShown, TrainingCost
+from ensemw2s.evaluation.records_labels import AgreementBin
 from ensemw2s.evaluation.results import Figures, choice_result, label_result
 from ensemw2s.labeling.choice import Choice
 
@@ -336,5 +337,6 @@ def test_of_the_labels_that_a_student_learned_only_the_evaluation_says_how_many_
     facts = choice_result(Choice(labels="auto", prompts=4, kept=3, weight=0.5, agreed=1), kept, truth)
     assert (facts.kept, facts.prompts, facts.agreed, facts.weight) == (3, 4, 0.25, 0.5)
     assert (facts.accuracy, facts.agreed_accuracy) == (2 / 3, 1.0)
+    assert choice_result(Choice(labels="auto", prompts=4, kept=0, agreed=0, easy_only=True), kept, truth).easy_only
     unknown = choice_result(Choice(labels="all", prompts=4, kept=3), kept, truth.slice(0, 0))
     assert (unknown.accuracy, unknown.agreed, unknown.agreed_accuracy) == (None, None, None)

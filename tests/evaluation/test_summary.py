@@ -123,6 +123,16 @@ def test_what_a_student_learned_is_told_where_it_did_not_learn_every_label():
     assert "learned" not in summarise(results).reached[-1]
 
 
+def test_a_student_that_is_the_one_of_easy_data_alone_is_said_to_be_it():
+    choice = {"labels": "auto", "prompts": 100, "kept": 0, "weight": 0.0, "agreed": 0.09, "easy_only": True}
+    results = {"systems": systems("student_ensemw2s"), "choices": {"student_ensemw2s": choice}}
+    text = summarise(results).reached[-1].replace(NBSP, " ")
+    assert text.endswith(
+        "The ensemble and a student of the easy data alone give the same answer to only 9.0 % of the prompts, so the "
+        "student of the ensemble’s labels is that student, with the same weights (student.labels auto)."
+    )
+
+
 def test_a_whole_run_warns_of_seeds_and_of_many_comparisons(full):
     text = " ".join(summarise(full).caveats)
     assert "this is one run, with seed 7" in text

@@ -1,7 +1,7 @@
 import pytest
 
 from ensemw2s.evaluation import warnings
-from ensemw2s.evaluation.records import LabelResult
+from ensemw2s.evaluation.records_labels import LabelResult
 
 
 @pytest.mark.parametrize(("cut", "said"), [(5, False), (6, True), (100, True)])

@@ -79,11 +79,20 @@ def test_auto_lets_the_others_count_as_often_as_both_agree() -> None:
     assert chosen("auto", made, own) == {"p0": ("1", 1.0), "p1": ("2", 1.0), "p2": ("3", 0.5), "p3": ("4", 0.5)}
 
 
-def test_auto_drops_the_others_where_both_seldom_agree() -> None:
+def test_auto_keeps_no_label_where_both_seldom_agree() -> None:
     made, own = judged(*"123456"), judged(*"1yyyyy")
-    assert chosen("auto", made, own) == {"p0": ("1", 1.0)}
+    assert chosen("auto", made, own) == {}
+    assert choose(made, own, StudentConfig(labels="auto")).choice.easy_only
+    assert not choose(made, own, StudentConfig(labels="agreed")).choice.easy_only
     assert weight_of_others(LEAST_AGREED) == LEAST_AGREED
     assert weight_of_others(LEAST_AGREED - 0.01) == 0
+
+
+def test_auto_keeps_no_label_of_a_maker_that_is_the_other_judge() -> None:
+    made = judged("1", "2")
+    assert not choose(made, made, StudentConfig(labels="auto")).choice.easy_only
+    found = choose(made, made, StudentConfig(labels="auto"), easy_only=True)
+    assert (len(found.labels), found.choice.easy_only, found.choice.agreed) == (0, True, 2)
 
 
 def test_what_is_chosen_must_pass_the_filter_besides() -> None:

@@ -25,6 +25,7 @@ from ensemw2s.models import tiny
 from ensemw2s.models.loading import load_tokenizer
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.specs import student_spec
 from ensemw2s.storage import store
 from ensemw2s.training.batches import read_training_set
 
@@ -213,6 +214,57 @@ def test_labels_on_which_the_judges_differ_count_less_and_easy_examples_count_fu
     assert data.weights.tolist() == [0.5] * 5 + [1.0] * 17
 
 
+def trained_students(run: Any) -> list[str]:
+    """Trains the students of labels, where a training leaves what it learns from, and says which are trained."""
+    trained: list[str] = []
+
+    def train(specs: list[Any], priority: int = 0) -> None:
+        for spec in specs:
+            trained.append(spec.name)
+            with store.publish(Path(spec.output), spec.fingerprint) as folder:
+                (folder / "model.safetensors").write_bytes(Path(spec.tokens[0]).read_bytes())
+
+    run.lanes, run.progress = SimpleNamespace(train=train), SimpleNamespace(say=lambda text: None)
+    for student in run.graph.learning_from([None]):
+        steps.make_student_data(run, student)
+        train([student_spec(run.graph, student)])
+    trained.clear()
+    steps.train_students(run)
+    return trained
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_where_both_judges_seldom_agree_the_student_of_auto_is_the_easy_only_one_without_a_training(context, mixed):
+    systems = {"evaluation": {"systems": ["student_easy_only", "student_single", "student_ensemw2s"]}}
+    run = prepared(context(student={"labels": "auto", "mix_easy": mixed}, **systems))
+    easy, single, ours = run.graph.students
+    write_labels(run)
+    write_labels(run, maker="expert_single", answer=dict.fromkeys(range(9), "x"))
+    write_labels(run, maker="student_easy_only", answer=dict.fromkeys(range(2, 10), "x"))
+    assert trained_students(run) == [single.stage.name]
+    choice = Choice.read(ours.data.path)
+    assert (choice.easy_only, choice.kept, choice.agreed) == (True, 0, 2)
+    weights = {student.name: (student.stage.path / "model.safetensors").read_bytes() for student in run.graph.students}
+    assert weights[ours.name] == weights[easy.name] != weights[single.name]
+    assert steps.done(ours.stage)
+    assert (ours.data.path / "train.parquet").read_bytes() == (easy.data.path / "train.parquet").read_bytes()
+    (easy.stage.path / "model.safetensors").unlink()
+    assert trained_students(run) == [single.stage.name], "what is done already is left as it is"
+
+
+def test_a_generation_of_easy_only_students_does_not_take_its_own_answers_for_agreement(context):
+    systems = {"evaluation": {"systems": ["student_ensemw2s", "student_generations"]}}
+    run = prepared(context(student={"labels": "auto", "generations": 2, "generation_width": 2}, **systems))
+    [generation] = run.graph.generations
+    write_labels(run)
+    write_labels(run, maker="student_easy_only", answer=dict.fromkeys(range(10), "x"))
+    shutil.copytree(run.graph.labels["student_easy_only"].path, generation.labels.path)
+    assert trained_students(run) == []
+    table = student_table(run, "student_generations")
+    assert Choice.read(table.parent).easy_only
+    assert len(answers(run, table)) == 12
+
+
 def test_without_agreed_labels_a_student_learns_from_easy_examples_if_it_may(context):
     for mixed in (True, False):
         run = prepared(context(str(mixed), student={"labels": "agreed", "mix_easy": mixed}))
@@ -238,11 +290,14 @@ def test_soft_labels_keep_the_very_tokens_and_easy_examples_have_none(context):
     assert (everything.soft_probabilities[:, 0] == 1).all()
 
 
-def test_only_the_ceiling_student_reads_hard_answers(context):
+@pytest.mark.parametrize(("labels", "agreed"), [("all", 0), ("agreed", 3), ("own", 3), ("auto", 6), ("auto", 1)])
+def test_only_the_ceiling_student_reads_hard_answers(context, labels, agreed):
     tables: list[dict[str, bytes]] = []
     for name in ("true", "corrupted"):
-        run = prepared(context(name))
+        run = prepared(context(name, student={"labels": labels}))
         write_labels(run)
+        if labels != "all":
+            write_labels(run, maker="student_easy_only", answer=dict.fromkeys(range(agreed, 10), "x"))
         if name == "corrupted":
             path = run.graph.data.path / "hard_labels.parquet"
             labels = pq.read_table(path)
