@@ -36,7 +36,7 @@ FLOORS = [
     ["labeling"],
     ["evaluation"],
     ["pipeline"],
-    ["serving", "costs", "search"],
+    ["serving", "costs", "search", "publishing"],
     ["study"],
     ["cli"],
     ["__main__"],

@@ -1,7 +1,7 @@
 """The command line: arguments in, one call into the package, a table on stdout and an exit code out.
 
-The commands stand in `runs`, `saved` and `serving`; here they are put together. A command imports what it needs when it
-runs, so that `--help` answers at once. Their docstrings are the manual.
+The commands stand in `runs`, `saved`, `publishing` and `serving`; here they are put together. A command imports what
+it needs when it runs, so that `--help` answers at once. Their docstrings are the manual.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ensemw2s import __version__
-from ensemw2s.cli import runs, saved, serving
+from ensemw2s.cli import publishing, runs, saved, serving
 from ensemw2s.cli.parameters import spread
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ def root(
 PANELS = {
     "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, runs.study, runs.clean),
     "Saved models": (saved.label, saved.evaluate, saved.models),
+    "Publishing": (publishing.export, publishing.push),
     "Serving": (serving.serve, serving.ask, serving.chat),
 }
 
