@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ensemw2s import __version__
-from ensemw2s.cli import publishing, runs, saved, serving
+from ensemw2s.cli import publishing, runs, saved, serving, studies
 from ensemw2s.cli.parameters import spread
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def root(
 
 
 PANELS = {
-    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, runs.study, runs.clean),
+    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, studies.study, runs.clean),
     "Saved models": (saved.label, saved.evaluate, saved.models),
     "Publishing": (publishing.export, publishing.push),
     "Serving": (serving.serve, serving.ask, serving.chat),

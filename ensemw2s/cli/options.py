@@ -55,6 +55,15 @@ Overrides = Annotated[
     list[str] | None,
     option("--set", "Replace a value of the config, as in boosting.rounds=3. Repeatable.", metavar="KEY=VALUE"),
 ]
+Results = Annotated[
+    list[Path] | None,
+    option(
+        "--from",
+        "Do not run cells whose rows are in these results: a study.parquet, or the folder that has it. Repeatable.",
+        metavar="FILE",
+        parser=_place,
+    ),
+]
 Fresh = Annotated[bool, option("--fresh", "Delete what was made with another config, and start anew.")]
 Debug = Annotated[bool, option("--debug", "Show stack traces, and the logs of Ray and its workers.")]
 Json = Annotated[bool, option("--json", "Print JSON, for programs, in place of tables.")]

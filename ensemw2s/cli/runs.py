@@ -1,4 +1,4 @@
-"""Commands on configs: write one, plan it, run it, search it, repeat it over tasks and seeds, and report on it."""
+"""Commands on configs: write one, plan it, run it, search it, and report on it."""
 
 from __future__ import annotations
 
@@ -254,62 +254,6 @@ def tune(
         from ensemw2s.search import search
 
         search.run(loaded, resume=resume, fresh=fresh, debug=debug, progress=Progress(Output()))
-
-
-def study(
-    config: options.StudyFile,
-    set_: options.Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="List the cells and what is done; change nothing.")] = False,
-    only_report: Annotated[
-        bool, typer.Option("--report", help="Write the report of the cells that are done; run nothing.")
-    ] = False,
-    json: Annotated[bool, option("--json", "With --plan: print JSON, for programs, in place of the table.")] = False,
-    debug: options.Debug = False,
-) -> None:
-    """Run a config over tasks, variants and seeds, and say what holds over all of them.
-
-    A study file has a base config, tasks and variants (changes to the base, by dotted key), and seeds. Each
-    combination is a cell: one whole run. Cells run one after another on one Ray. What they share is made once: data,
-    pre-trained bases, equal rounds and baselines. Every cell has the standard baselines, whatever its config says:
-    the vote of the untuned bases, a deep ensemble, the best single expert, and one expert with the training budget of
-    all rounds.
-
-    Results go to STORAGE/NAME: study.parquet (a row for each cell, system and split), study.json, study.html and
-    cells/. The page has means with 95 % intervals over seeds, differences from the baselines with permutation tests,
-    curves over rounds, the recovered performance gap, the training cost in tokens, and how the experts' errors
-    overlap. The number of rounds is chosen on validation examples, never on test examples.
-
-    The same command continues a study that was stopped, and does nothing for a complete one. If a cell fails, the
-    others still run, the exit code is 1, and the next call tries that cell again. With --set, keys of the base config
-    begin with base.
-
-        ensemw2s study tiny --plan
-        ensemw2s study tiny
-        ensemw2s study tiny --set seeds=[0] --set base.boosting.rounds=2 --set name=small
-    """
-    with outcome(debug=debug, resumable=True):
-        from ensemw2s.config.study import load_study
-        from ensemw2s.progress import Progress
-        from ensemw2s.study import study as studies
-
-        if json and not plan:
-            raise ConfigError("--json: give --plan, too")
-        loaded = load_study(config, set_)
-        with before_work():
-            cells = studies.check(loaded)
-        if plan:
-            from ensemw2s.study.survey import StudyPlanRecord, here_of, print_plan, survey
-
-            with before_work():
-                here = here_of(cells)
-            if json:
-                say(StudyPlanRecord.of(loaded.name, survey(cells), here).model_dump_json(indent=2))
-            else:
-                print_plan(survey(cells), Output(), here)
-        elif only_report:
-            studies.show(studies.write(loaded, cells, {}), loaded, Output())
-        else:
-            studies.run(loaded, debug=debug, progress=Progress(Output()))
 
 
 def report(

@@ -298,6 +298,7 @@ class _Origin(Record):
     versions: dict[str, str]
     git_commit: str | None
     commits: dict[str, int] = {}
+    taken: dict[str, int] | None = only_where_known()
     cells: int
     finished: int
     missing: tuple[str, ...] = ()
@@ -315,6 +316,7 @@ class StudyResults(StudyFigures, _Origin):
         versions: Package → version.
         git_commit: Commit of the code that wrote the report.
         commits: Commit of the code → number of cells that it finished.
+        taken: File → number of cells that were run elsewhere, whose rows are from it; None without any.
         cells: Number of cells of the study.
         finished: Number of those whose figures are in.
         missing: Names of the others.

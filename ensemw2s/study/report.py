@@ -41,6 +41,7 @@ def write(
     missing: list[str],
     folder: Path,
     commits: dict[str, int] | None = None,
+    taken: dict[str, int] | None = None,
 ) -> StudyResults:
     """Writes study.json, study.html and plots/.
 
@@ -51,6 +52,7 @@ def write(
         missing: Names of the cells that are not in the table, failed or not.
         folder: Its folder.
         commits: Commit of the code → number of cells that it finished.
+        taken: File → number of cells whose rows are from it.
 
     Returns:
         What study.json says.
@@ -64,6 +66,7 @@ def write(
         versions=versions(),
         git_commit=git_commit(),
         commits=commits or {},
+        taken=taken or None,
         cells=finished + len(missing),
         finished=finished,
         missing=tuple(missing),
@@ -104,9 +107,11 @@ def facts(summary: StudyResults) -> list[tuple[str, str]]:
     missing = summary.missing
     without = f" (without {'; '.join(missing)})" if 0 < len(missing) <= NAMED else ""
     commits = ", ".join(f"{commit} ({cells})" for commit, cells in summary.commits.items())
+    taken = ", ".join(f"{source} ({cells})" for source, cells in (summary.taken or {}).items())
     return [
         *((f"parameters of {name}", ", ".join(map(str, found))) for name, found in sizes.items() if found),
         ("cells", f"{summary.finished} of {summary.cells}{without}"),
+        *([("cells taken from", taken)] if taken else []),
         ("seeds", ", ".join(map(str, summary.seeds))),
         ("created", summary.created),
         ("commit of the report", str(summary.git_commit)),

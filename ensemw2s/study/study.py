@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ from ensemw2s.storage import remote, store
 from ensemw2s.study import report, rows
 from ensemw2s.study.cells import Cell, expand, study_directory
 from ensemw2s.study.records import StudyResults
+from ensemw2s.study.taken import Taken, take
+from ensemw2s.study.taken import sources as taken_from
 
 
 def check(study: StudyConfig) -> list[Cell]:
@@ -54,11 +56,14 @@ def check(study: StudyConfig) -> list[Cell]:
     return cells
 
 
-def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = None) -> StudyResults:
+def run(
+    study: StudyConfig, *, sources: Sequence[Path] = (), debug: bool = False, progress: Progress | None = None
+) -> StudyResults:
     """Runs the cells that are not done, and writes study.parquet and the report.
 
     Args:
         study: What to run.
+        sources: Files with rows of cells that were run elsewhere, and need not run again (`taken.take`).
         debug: Show the logs of Ray and of all workers.
         progress: Where to show progress; default: the terminal.
 
@@ -66,19 +71,23 @@ def run(study: StudyConfig, *, debug: bool = False, progress: Progress | None = 
         What study.json says.
 
     Raises:
+        ConfigError: If a file of `sources` is missing or has no rows.
         StudyError: If cells failed; all others are finished and reported by then.
     """
     shown, cells, folder = progress or Progress(), expand(study), study_directory(study)
     shown.run = study.name
     with store.only_one(folder):
-        waiting = [cell for cell in cells if not steps.done(cell.graph.evaluation)]
+        taken = take(cells, folder, sources, keep=True)
+        waiting = [cell for cell in cells if cell.name not in taken and not steps.done(cell.graph.evaluation)]
         failed: dict[str, str] = {}
+        for source, count in taken_from(taken, sources).items():
+            shown.say(f"{count} of {len(cells)} cells are taken from {source}")
         if waiting:
             with shown:
                 failed = _run_cells(cells, waiting, folder, shown, debug)
         else:
             shown.say(f"{remote.shown(folder)} is complete: nothing to do")
-        summary = write(study, cells, failed)
+        summary = write(study, cells, failed, taken)
     show(summary, study, shown.console)
     if failed:
         name, reason = next(iter(failed.items()))
@@ -95,24 +104,34 @@ def show(summary: StudyResults, study: StudyConfig, console: Console) -> None:
     console.print(Text(f"\nreport: {remote.shown(study_directory(study) / 'study.html')}"), soft_wrap=True)
 
 
-def write(study: StudyConfig, cells: list[Cell], failed: dict[str, str]) -> StudyResults:
+def write(
+    study: StudyConfig, cells: list[Cell], failed: dict[str, str], taken: Mapping[str, Taken] | None = None
+) -> StudyResults:
     """Writes study.parquet, study.json and study.html from the cells that are done.
+
+    Args:
+        study: The study.
+        cells: All its cells.
+        failed: Name and reason of those that failed.
+        taken: Name and rows of those that were run elsewhere.
 
     Raises:
         StudyError: If none is.
     """
-    folder = study_directory(study)
-    done = [cell for cell in cells if steps.done(cell.graph.evaluation)]
+    folder, taken = study_directory(study), taken or {}
+    done = [cell for cell in cells if cell.name in taken or steps.done(cell.graph.evaluation)]
     if not done:
         reasons = [f"{name}: {reason}" for name, reason in failed.items()] or ["none was run"]
         raise StudyError(f"no cell of study {study.name} is finished; {reasons[0]}")
-    table = pa.Table.from_pylist([row.model_dump() for cell in done for row in rows.of_cell(cell)], schema=rows.SCHEMA)
+    found = [taken[cell.name].rows if cell.name in taken else rows.of_cell(cell) for cell in done]
+    table = pa.Table.from_pylist([row.model_dump() for own in found for row in own], schema=rows.SCHEMA)
     pq.write_table(table, folder / "study.parquet")
     remote.push(folder / "study.parquet")
     finished = {cell.name for cell in done}
     missing = [cell.name for cell in cells if cell.name not in finished]
     failed = {**_failed_before(folder, missing), **failed}
-    return report.write(study, table, failed, missing, folder, _commits(folder, done))
+    commits = _commits(folder, [cell for cell in done if cell.name not in taken])
+    return report.write(study, table, failed, missing, folder, commits, taken_from(taken))
 
 
 def _failed_before(folder: Path, missing: list[str]) -> dict[str, str]:

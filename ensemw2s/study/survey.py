@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from ensemw2s.costs.here import Here, on_this_machine, together
 from ensemw2s.pipeline import steps
 from ensemw2s.pipeline.plan import lay_out, parameters, training_steps
 from ensemw2s.pipeline.survey import StageState
-from ensemw2s.storage.record import Record
+from ensemw2s.storage.record import Record, only_where_known
 from ensemw2s.storage.store import Stage
 from ensemw2s.study.cells import Cell
+from ensemw2s.study.taken import Taken, sources
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class CellState:
         cell: The cell.
         stages: Number of its stages.
         done: How many of them are there.
-        complete: Its evaluation is.
+        complete: Its evaluation is, or its rows are there.
+        taken: The file that its rows are taken from; None where it is done here, or is to be done.
     """
 
     cell: Cell
     stages: int
     done: int
     complete: bool
+    taken: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class StudyPlan:
         models: Models among these that are still to be trained.
         waiting: Stages among these that are to be made.
         steps: Optimizer steps of the models that are still to be trained, at most.
+        sources: File → cells that are taken from it.
     """
 
     cells: tuple[CellState, ...]
@@ -54,6 +59,7 @@ class StudyPlan:
     models: int
     waiting: int
     steps: int
+    sources: Mapping[str, int]
 
 
 class PlannedCell(Record):
@@ -65,6 +71,7 @@ class PlannedCell(Record):
     stages: int
     done: int
     complete: bool
+    taken: str | None = only_where_known()
 
 
 class StudyPlanRecord(Record):
@@ -100,6 +107,7 @@ class StudyPlanRecord(Record):
                 stages=state.stages,
                 done=state.done,
                 complete=state.complete,
+                taken=state.taken,
             )
             for state in plan.cells
         )
@@ -134,8 +142,15 @@ def here_of(cells: list[Cell]) -> Here | None:
     return together(parts)
 
 
-def survey(cells: list[Cell]) -> StudyPlan:
-    """Looks up what is done. Reads markers only."""
+def survey(cells: list[Cell], taken: Mapping[str, Taken] | None = None, places: Sequence[Path] = ()) -> StudyPlan:
+    """Looks up what is done. Reads markers only.
+
+    Args:
+        cells: All cells of a study.
+        taken: Name and rows of those that were run elsewhere.
+        places: Where such rows were looked for.
+    """
+    taken = taken or {}
     known: dict[Path, bool] = {}
     trained: dict[Path, int] = {}
     left: set[Path] = set()
@@ -148,7 +163,9 @@ def survey(cells: list[Cell]) -> StudyPlan:
     states = []
     for cell in cells:
         stages = list(cell.graph.stages())
-        state = CellState(cell, len(stages), sum(map(done, stages)), done(cell.graph.evaluation))
+        source = taken[cell.name].source if cell.name in taken else None
+        complete = source is not None or done(cell.graph.evaluation)
+        state = CellState(cell, len(stages), sum(map(done, stages)), complete, source)
         states.append(state)
         if not state.complete:
             left |= {stage.path for stage in stages}
@@ -156,7 +173,7 @@ def survey(cells: list[Cell]) -> StudyPlan:
             trained |= {stage.path: of[stage.name] for stage in stages if stage.name in of}
     waiting = {path for path in left if not known[path]}
     training = [n for path, n in trained.items() if path in waiting]
-    return StudyPlan(tuple(states), len(left), len(training), len(waiting), sum(training))
+    return StudyPlan(tuple(states), len(left), len(training), len(waiting), sum(training), sources(taken, places))
 
 
 def print_plan(plan: StudyPlan, console: Console, here: Here | None = None) -> None:
@@ -166,12 +183,15 @@ def print_plan(plan: StudyPlan, console: Console, here: Here | None = None) -> N
         table.add_column(heading, overflow="fold", header_style="bold")
     for state in plan.cells:
         text = "done" if state.complete else f"{state.done} of {state.stages} stages done"
+        text = f"taken from {state.taken}" if state.taken is not None else text
         cell = state.cell
         table.add_row(Text(cell.task), Text(cell.variant), str(cell.seed), Text(text))
     console.print(table)
-    complete = sum(state.complete for state in plan.cells)
+    complete = sum(state.complete and state.taken is None for state in plan.cells)
+    files = plan.sources.items()
+    said = "".join(f" {count} {'is' if count == 1 else 'are'} taken from {file}." for file, count in files)
     console.print(
-        f"\n{complete} of {len(plan.cells)} cells are done. The others share {plan.stages} stages, "
+        f"\n{complete} of {len(plan.cells)} cells are done.{said} The others share {plan.stages} stages, "
         f"{plan.waiting} of them to do, with {plan.models} models to train in {plan.steps} steps.",
         soft_wrap=True,
         highlight=False,
