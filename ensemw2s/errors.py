@@ -18,6 +18,18 @@ class DataError(EnsemW2SError):
     """Input data cannot be used: a missing column, an empty split, splits that overlap."""
 
 
+class ExampleError(DataError):
+    """An example cannot be used. Who knows the sources can say which row it comes from.
+
+    Attributes:
+        example: Its id.
+    """
+
+    def __init__(self, message: str, example: str = "") -> None:  # unpickled by its message alone
+        super().__init__(message)
+        self.example = example
+
+
 class ModelError(EnsemW2SError):
     """A model or tokenizer cannot be loaded, or does not fit the others."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -228,6 +228,28 @@ def _shown(prompt: str, seen: _Known) -> str:
 def shorten(text: str, width: int = 60) -> str:
     """The beginning of a text, for error messages."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def origin_of(config: DataConfig, prompt: str) -> str | None:
+    """The first row with a prompt, as messages name it. Reads the sources again, so that only mistakes cost time.
+
+    Args:
+        config: Sources and columns.
+        prompt: The prompt of an example.
+
+    Returns:
+        File and row; None if no row has this prompt, a source cannot be read, or a generator makes the rows.
+    """
+    key = content_key(prompt)
+    for source, _ in _parts(config):
+        if isinstance(source, ReasoningGymSource):
+            continue
+        with suppress(DataError):
+            for origin, row in make_reader(source, lambda mistake: None).rows("easy", 0):
+                with suppress(DataError):
+                    if content_key(render_row(source.columns, row, answer_optional=True)["prompt"]) == key:
+                        return origin
+    return None
 
 
 def check_source(config: DataConfig) -> pa.Table:

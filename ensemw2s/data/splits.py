@@ -16,7 +16,7 @@ import pyarrow as pa
 from ensemw2s.config import DataConfig, ReasoningGymSource, SplitSizes
 from ensemw2s.data.dropped import Dropped, Tally
 from ensemw2s.data.examples import content_key, derive_seed
-from ensemw2s.data.sources import AnySource, RowCheck, allows_missing_answers, read_source, shorten
+from ensemw2s.data.sources import AnySource, RowCheck, allows_missing_answers, origin_of, read_source, shorten
 from ensemw2s.errors import DataError
 
 SPLITS = ("easy_train", "easy_validation", "id_test", "hard_unlabelled", "ood_test", "hard_validation")
@@ -157,10 +157,13 @@ def _source_pools(
     )
     if source.columns.difficulty is None:
         hard = _with_difficulty(hard, np.ones(hard.num_rows))
-    if shared := set(easy["id"].to_pylist()) & set(hard["id"].to_pylist()):
+    prompts = [dict(zip(table["id"].to_pylist(), table["prompt"].to_pylist(), strict=True)) for table in (easy, hard)]
+    if shared := set(prompts[0]) & set(prompts[1]):
+        first = min(shared)
+        rows = ", ".join(origin_of(config, of[first]) or shorten(of[first]) for of in prompts)
         raise DataError(
-            f"easy and hard examples have {len(shared)} ids in common, {min(shared)} for one; make them differ, with "
-            'hard_source.columns.id "hard-{{ id }}" for example, or leave columns.id out'
+            f"easy and hard examples have {len(shared)} ids in common, {first} for one ({rows}); make them differ, "
+            'with hard_source.columns.id "hard-{{ id }}" for example, or leave columns.id out'
         )
     return easy, hard
 
@@ -246,9 +249,10 @@ def _check_answers(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
         row = easy.filter(easy["answer"].is_null()).slice(0, 1).to_pylist()[0]
         missing = easy["answer"].null_count
         more = f" ({missing} easy ones do)" if missing > 1 else ""
+        where = origin_of(config, row["prompt"]) or f"example {row['id']}"
         raise DataError(
-            f"example {row['id']} ({shorten(row['prompt'])!r}) is easy (difficulty {row['difficulty']:g}) and has no "
-            f"answer; only hard examples may lack one{more}"
+            f"{where}: {shorten(row['prompt'])!r} is easy (difficulty {row['difficulty']:g}) and has no answer; only "
+            f"hard examples may lack one{more}"
         )
     answered = hard.num_rows - hard["answer"].null_count
     wanted = _total(config.sizes, HARD_SPLITS[:2])

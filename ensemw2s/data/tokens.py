@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.config import DataConfig
-from ensemw2s.errors import ArtifactError, DataError, ModelError
+from ensemw2s.errors import ArtifactError, DataError, ExampleError, ModelError
 from ensemw2s.storage import remote
 
 if TYPE_CHECKING:
@@ -241,7 +241,9 @@ def tokenize_examples(table: pa.Table, tokenizer: PreTrainedTokenizerBase, data_
     prompts = tokenize_prompts(table["prompt"].to_pylist(), tokenizer, data_config)
     for identity, prompt in zip(ids, prompts, strict=True):
         if not prompt:
-            raise DataError(f"the prompt of example {identity} has no tokens; a model needs at least one to start from")
+            raise ExampleError(
+                f"the prompt of example {identity} has no tokens; a model needs at least one to start from", identity
+            )
     prefix = "" if data_config.chat_template else data_config.answer_prefix
     texts = table["answer"].to_pylist()
     answered = [text for text in texts if text is not None]
@@ -266,10 +268,11 @@ def check_answers_fit(tokens: pa.Table, longest: int) -> None:
     longer = np.flatnonzero(lengths > longest)
     if longer.size:
         first = int(longer[0])
-        raise DataError(
+        raise ExampleError(
             f"the answer of easy example {tokens['id'][first]} has {lengths[first]} tokens, labeling.max_new_tokens "
             f"({longest}) cuts such answers; {longer.size} of {len(lengths)} are longer, the longest has "
-            f"{lengths.max()}: raise labeling.max_new_tokens to {lengths.max()} at least"
+            f"{lengths.max()}: raise labeling.max_new_tokens to {lengths.max()} at least",
+            tokens["id"][first].as_py(),
         )
 
 
@@ -278,9 +281,10 @@ def _check_lengths(ids: list[str], sequences: list[list[int]], limit: int, what:
     too_long = np.flatnonzero(lengths > limit)
     if too_long.size:
         first = int(too_long[0])
-        raise DataError(
+        raise ExampleError(
             f"the {what} of example {ids[first]} has {lengths[first]} tokens, {key} allows {limit}; {too_long.size} of "
-            f"{len(ids)} are too long, the longest has {lengths.max()}: raise {key} or drop these examples"
+            f"{len(ids)} are too long, the longest has {lengths.max()}: raise {key} or drop these examples",
+            ids[first],
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ensemw2s.config import DataConfig
 from ensemw2s.data.limits import lost
+from ensemw2s.data.sources import origin_of, shorten
 from ensemw2s.data.splits import EASY_SPLITS, Splits
 from ensemw2s.storage.store import read_table
 
@@ -29,22 +30,24 @@ def characters(data: DataConfig, splits: Splits) -> str:
     return "".join(sorted(set(around).union(*texts)))
 
 
-def say_unknown(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def say_unknown(folder: Path, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
     """Warns of true hard answers that a tokenizer cannot give back: no model with it can be right there.
 
     Args:
         folder: Of the splits.
         tokenizer: The tokenizer, trained without these answers.
+        data: The sources of the splits.
     """
-    for name in ("ood_test", "hard_labels"):
-        table = read_table(folder / f"{name}.parquet")
-        answers = zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True)
-        found = [(i, why) for i, text in answers if text and (why := lost(text, tokenizer, answer=True))]
+    for name, prompts in (("ood_test", "ood_test"), ("hard_labels", "hard_unlabelled")):
+        answers = read_table(folder / f"{name}.parquet")["answer"].to_pylist()
+        found = [(i, why) for i, text in enumerate(answers) if text and (why := lost(text, tokenizer, answer=True))]
         if found:
+            prompt = read_table(folder / f"{prompts}.parquet")["prompt"][found[0][0]].as_py()
             logger.warning(
                 "%d true answers of %s cannot be written with the tokenizer that was trained on easy data; that of "
-                "example %s has %s",
+                "%s has %s",
                 len(found),
                 name,
-                *found[0],
+                origin_of(data, prompt) or repr(shorten(prompt)),
+                found[0][1],
             )

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ensemw2s.config import Config, ReasoningGymSource
 from ensemw2s.config.systems import STUDENT_CEILING
 from ensemw2s.data.limits import RowReader, RunCheck
 from ensemw2s.data.rows import Fields
-from ensemw2s.data.sources import check_first, sources_identity
+from ensemw2s.data.sources import check_first, origin_of, sources_identity
 from ensemw2s.data.splits import SPLITS, make_splits
 from ensemw2s.data.tokens import TokenData, check_answers_fit, tokenize_examples
-from ensemw2s.errors import ArtifactError, DataError
+from ensemw2s.errors import ArtifactError, DataError, ExampleError
 from ensemw2s.models import tiny
 from ensemw2s.models.hub import is_here
 from ensemw2s.models.info import model_info
@@ -164,7 +165,7 @@ def check_splits(config: Config, check: RunCheck, tables: Mapping[str, pa.Table]
                 read = tokenize_examples(table, reader.tokenizer, config.data)
                 _check_context(TokenData.from_table(read), reader)
             except DataError as error:
-                raise DataError(f"{name}, read by {reader.name}: {error}") from None
+                raise DataError(f"{name}, read by {reader.name}: {_with_row(error, table, config)}") from None
     if not tokenized:
         _check_labels_fit(config, check, tables)
 
@@ -174,10 +175,11 @@ def _check_context(tokens: TokenData, reader: RowReader) -> None:
     lengths = np.array([len(prompt) + len(answer) for prompt, answer in both], np.int64)
     if reader.context is not None and lengths.size and lengths.max() > reader.context:
         longest = int(lengths.argmax())
-        raise DataError(
+        raise ExampleError(
             f"prompt and answer of example {tokens.ids[longest]} have {lengths[longest]} tokens, {reader.name} takes "
             f"{reader.context}; {int((lengths > reader.context).sum())} of {len(tokens)} are too long: drop them, or "
-            "take a model with a longer context"
+            "take a model with a longer context",
+            tokens.ids[longest],
         )
 
 
@@ -186,7 +188,20 @@ def _check_labels_fit(config: Config, check: RunCheck, tables: Mapping[str, pa.T
     tokenizer = check.readers[0].tokenizer if check.readers else None
     if tokenizer is not None:
         for name in ("easy_train", "easy_validation"):
-            check_answers_fit(tokenize_examples(tables[name], tokenizer, config.data), config.labeling.max_new_tokens)
+            read = tokenize_examples(tables[name], tokenizer, config.data)
+            try:
+                check_answers_fit(read, config.labeling.max_new_tokens)
+            except ExampleError as error:
+                raise DataError(_with_row(error, tables[name], config)) from None
+
+
+def _with_row(error: DataError, table: pa.Table, config: Config) -> str:
+    """An error's message, with the file and the row that its example comes from."""
+    if not isinstance(error, ExampleError):
+        return str(error)
+    [prompt] = table.filter(pc.equal(table["id"], error.example))["prompt"].to_pylist()
+    origin = origin_of(config.data, prompt)
+    return str(error) if origin is None else f"{origin}: {error}"
 
 
 def _file(made: Foundations, check: RunCheck) -> Path:

@@ -97,7 +97,7 @@ def make_corpus(context: Context) -> None:
     task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
     read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
     tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary, also=characters(config.data, splits))
-    say_unknown(context.graph.data.path, tokenizer)
+    say_unknown(context.graph.data.path, tokenizer, context.config.data)
     check_trained(config, tokenizer, context.graph.data.path)
     with store.publish(stage.path, stage.description) as folder:
         tokenizer.save_pretrained(folder / TOKENIZER)

@@ -214,9 +214,8 @@ def test_two_sources_may_not_share_ids(tmp_path):
         files(tmp_path, [r | {"n": r["n"] - 20} for r in numbered[20:]], "b.jsonl", id="n"),
     )
     config = DataConfig(source=easy, hard_source=hard, split={"mode": "cross_source"}, sizes=SIZES)
-    with pytest.raises(
-        DataError, match=r"20 ids in common, 0 for one; .* hard_source.columns.id \"hard-\{\{ id \}\}\""
-    ):
+    both = r"20 ids in common, 0 for one \(.*/a.jsonl row 1, .*/b.jsonl row 1\)"
+    with pytest.raises(DataError, match=both + r"; .* hard_source.columns.id \"hard-\{\{ id \}\}\""):
         make_splits(config, seed=0)
 
 
@@ -273,7 +272,7 @@ def test_a_hard_validation_split_has_answers_and_is_nobody_elses(tmp_path):
 def test_easy_rows_may_not_lack_answers(tmp_path):
     content = rows(20, level=0) + rows(20, start=20, level=1)
     content[3]["answer"] = None
-    with pytest.raises(DataError, match=r"\('question 3'\) is easy \(difficulty 0\) and has no answer"):
+    with pytest.raises(DataError, match=r"a.jsonl row 4: 'question 3' is easy \(difficulty 0\) and has no answer"):
         make_splits(by_level(tmp_path, content, easy_max=0), seed=0)
 
 

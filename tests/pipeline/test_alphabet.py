@@ -31,7 +31,10 @@ def test_prompts_templates_and_easy_answers_are_known_and_hard_answers_shape_not
 def test_hard_answers_that_cannot_be_written_are_warned_of(tmp_path, caplog):
     for name in ("ood_test", "hard_labels"):
         pq.write_table(getattr(splits(), name), tmp_path / f"{name}.parquet")
-    say_unknown(tmp_path, tiny.train_tokenizer(["p e q"], 64))
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "p", "answer": "e"}\n{"prompt": "ü", "answer": "ß"}\n')
+    data = DataConfig(source=FilesSource(paths=[str(file)]), split={"mode": "random"})
+    say_unknown(tmp_path, tiny.train_tokenizer(["p e q"], 64), data)
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith("1 true answers of ood_test cannot be written")
-    assert said.endswith("that of example ü has the character 'ß' at place 1")
+    assert said.endswith("rows.jsonl row 2 has the character 'ß' at place 1")

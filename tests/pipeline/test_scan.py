@@ -89,7 +89,7 @@ def test_files_that_passed_are_not_read_again_until_they_or_the_models_change(tm
     [
         ({"id": "3"}, r"id 3 belongs to two examples, '3 \+ 1 =' .*row 4\) and '30 \+ 1 =' .*row 31\)"),
         ({"level": None}, "rows.jsonl row 31: the difficulty .* is null"),
-        ({"level": 0, "answer": None}, "example 30 .* is easy .* and has no answer"),
+        ({"level": 0, "answer": None}, r"rows.jsonl row 31: '30 \+ 1 =' is easy .* and has no answer"),
         ({"prompt": "30 \ud83d ="}, "rows.jsonl row 31"),
     ],
     ids=["an id that comes twice", "no difficulty", "an easy row without an answer", "half of a surrogate pair"],
@@ -142,7 +142,7 @@ def test_the_strong_tokenizer_counts_too(tmp_path, models):
 def test_easy_answers_that_labels_cannot_be_as_long_as(tmp_path, models):
     given = config(tmp_path, rows(), models["one"])
     short = given.model_copy(update={"labeling": given.labeling.model_copy(update={"max_new_tokens": 1})})
-    with pytest.raises(DataError, match=r"raise labeling.max_new_tokens to"):
+    with pytest.raises(DataError, match=r"rows.jsonl row \d+: the answer .* raise labeling.max_new_tokens to"):
         check_rows(short)
 
 
@@ -155,7 +155,7 @@ def test_splits_that_are_made_are_measured_in_place_of_the_rows(tmp_path, models
         pq.write_table(scan.make_splits(given.data, seed=0).hard_labels, folder / "hard_labels.parquet")
     assert check_rows(given) == Scan(rows=23, whole=True)
     brief = given.model_copy(update={"labeling": given.labeling.model_copy(update={"max_new_tokens": 1})})
-    with pytest.raises(DataError, match=r"raise labeling.max_new_tokens to"):
+    with pytest.raises(DataError, match=r"rows.jsonl row \d+: the answer .* raise labeling.max_new_tokens to"):
         check_rows(brief)
     with store.publish(made.tokens.path, made.tokens.description):
         pass
@@ -194,5 +194,5 @@ def test_with_a_tokenizer_that_is_trained_the_pass_comes_after_it(tmp_path, monk
     tables = scan.make_splits(planned.data, seed=0).tables()
     monkeypatch.setattr(scan, "_tables", lambda *_: tables)
     tokenizer = tiny.train_tokenizer([TEXT] * 9, 64)
-    with pytest.raises(DataError, match=f"ood_test, read by tiny-weak: the answer of example {longest} has"):
+    with pytest.raises(DataError, match=rf"ood_test, .*rows.jsonl row {int(longest) + 1}: the answer of .* has"):
         check_trained(planned, tokenizer, tmp_path)
