@@ -261,7 +261,7 @@ def _check_answers(easy: pa.Table, hard: pa.Table, config: DataConfig) -> None:
         asked = " + ".join(f"data.sizes.{name} {getattr(config.sizes, name)}" for name in names)
         raise DataError(
             f"there are {answered} hard examples with an answer, {wanted} are wanted ({asked}): lower "
-            "it, or give more of the hard rows an answer"
+            "it, or give more of the hard rows an answer, by hand if need be; it judges models and trains none"
         )
 
 

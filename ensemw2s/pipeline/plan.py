@@ -15,6 +15,7 @@ from ensemw2s.boosting.anchors import ANCHORS, PROMPTS
 from ensemw2s.cluster.connect import cluster_address, connect
 from ensemw2s.cluster.resources import Resources, local_resources
 from ensemw2s.config import Config, Recipe
+from ensemw2s.config.data import Source
 from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation.wording import amount
 from ensemw2s.models.info import model_info
@@ -235,15 +236,17 @@ _ITEMS: Mapping[PhaseName, Callable[[Graph, dict[str, int]], Iterator[Item]]] = 
 
 
 def _data_words(config: Config) -> str:
-    source, s = config.data.source, config.data.sizes
-    place = {"reasoning_gym": "dataset", "files": "paths", "huggingface": "path"}[source.kind]
-    named = getattr(source, place)
-    where = named if isinstance(named, str) else ", ".join(named)
+    data, s = config.data, config.data.sizes
+    where = _place(data.source) + (f" and {_place(data.hard_source)}" if data.hard_source is not None else "")
     easy = f"easy {s.easy_train} to train, {s.easy_validation} to validate, {s.id_test} to test"
     hard = f"hard {s.hard_unlabelled} without labels, {s.ood_test} to test"
-    return f"{source.kind} {where}: {easy}; {hard}" + (
-        f", {s.hard_validation} to validate" if s.hard_validation else ""
-    )
+    more = f", {s.hard_validation} to validate" if s.hard_validation else ""
+    return f"{data.source.kind} {where}: {easy}; {hard}{more}"
+
+
+def _place(source: Source) -> str:
+    named = getattr(source, {"reasoning_gym": "dataset", "files": "paths", "huggingface": "path"}[source.kind])
+    return named if isinstance(named, str) else ", ".join(named)
 
 
 def _base_item(graph: Graph, base: Base, sizes: dict[str, int]) -> Item:

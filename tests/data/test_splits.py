@@ -3,12 +3,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from ensemw2s.config import Columns, DataConfig, FilesSource
+from ensemw2s.config import Columns, DataConfig, FilesSource, load_config
 from ensemw2s.data.examples import EXAMPLE_SCHEMA, content_key, example_table
 from ensemw2s.data.splits import SPLITS, check_disjoint, folds, make_splits
 from ensemw2s.errors import DataError
@@ -357,3 +358,27 @@ def test_the_error_of_too_few_examples_says_what_was_dropped(tmp_path):
     content = [*rows(20), *(row | {"answer": "x"} for row in rows(20))]
     with pytest.raises(DataError, match=r"only 10 distinct easy examples.* 20 rows are dropped .* 20 of them with"):
         make_splits(by_level(tmp_path, content, easy_max=4), seed=0)
+
+
+def test_the_recipe_for_questions_and_answers_takes_two_csv_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("easy.csv").write_text("question,answer\n" + "".join(f"easy {i}?,{i}\n" for i in range(600)))
+    hard = [f"hard {i}?,{i if i % 9 == 0 else ''}\n" for i in range(450)]
+    Path("hard.csv").write_text("question,answer\n" + "".join(hard))
+    config = load_config("qa")
+    splits = make_splits(config.data, seed=0)
+    assert {name: table.num_rows for name, table in splits.tables().items()} == config.data.sizes.model_dump()
+    assert splits.easy_train["answer"].null_count == 0
+    assert splits.ood_test["answer"].null_count == 0
+
+
+def test_the_recipe_for_questions_and_answers_says_that_some_hard_ones_must_be_answered_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("easy.csv").write_text("question,answer\n" + "".join(f"easy {i}?,{i}\n" for i in range(600)))
+    Path("hard.csv").write_text("question\n" + "".join(f"hard {i}?\n" for i in range(450)))
+    with pytest.raises(DataError, match=r"0 hard examples with an answer, 50 are wanted .*ood_test 50.*by hand"):
+        make_splits(load_config("qa").data, seed=0)
