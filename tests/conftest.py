@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -639,6 +640,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     waiting = [tests for tests in files.values() if heavy(tests) and waits(tests)]
     others = [tests for tests in files.values() if heavy(tests) and not waits(tests)]
     items[:] = [test for tests in (*waiting[:1], *others, *waiting[1:], *quick) for test in tests]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file is not imported where its `pytestmark` has a mark that `-m` says no to: imports take seconds."""
+    unwanted = re.fullmatch(r"not \w+( and not \w+)*", config.option.markexpr)
+    if unwanted is None or collection_path.suffix != ".py":
+        return None
+    [*marks] = re.findall(r"^pytestmark = (.*)$", collection_path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"pytest\.mark\.(\w+)", " ".join(marks))
+    return True if set(found) & set(re.findall(r"not (\w+)", unwanted[0])) else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

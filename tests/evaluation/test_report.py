@@ -95,8 +95,8 @@ def html(run) -> str:
     return (run / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 class TestFullReport:
-    @pytest.mark.slow
     def test_writes_the_page_and_every_plot_and_leaves_nothing_half_written(self, run):
         files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
         assert files == {"report.html", *(f"plots/{name}.png" for name in PLOTS)}

@@ -21,6 +21,9 @@ ROWS = [r for seed in (0, 1, 2) for r in rows_of("a", seed)]
 refresh = runpy.run_path(str(ROOT / "docs" / "refresh_results.py"))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
@@ -34,7 +37,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_page_has_every_table_verdict_and_failure(folder) -> None:
     summary = StudyResults.read(folder / "study.json")
     page = refresh["page"]([summary, summary.model_copy(update={"name": "second"})])
