@@ -63,12 +63,14 @@ class Parameter(Section):
 
 
 class SearchConfig(Section):
-    """A search over the keys of this config. A boosting round is an iteration: every ensemble size is measured."""
+    """A search over the keys of this config. A boosting round is an iteration, and then each consensus pass: the
+    ensemble is measured after each of them.
+    """
 
     space: dict[str, Parameter] = Field(
         min_length=1,
-        description="Dotted key → its values. boosting.rounds takes an integer range and is never drawn: every trial "
-        "measures all sizes up to the largest.",
+        description="Dotted key → its values. boosting.rounds and consensus.passes take an integer range and are never "
+        "drawn: every trial measures all sizes up to the largest. Trials make passes if a key of consensus is here.",
     )
     trials: PositiveInt = Field(16, description="Number of points of the space to try.")
     concurrent: PositiveInt | None = Field(None, description="Trials at a time. Default: as many as fit.")

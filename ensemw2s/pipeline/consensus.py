@@ -6,7 +6,8 @@ graph's data has the prompts alone, and what is right is known of easy validatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.boosting.consensus import ALONE, TRUSTED, PassRecord, gate, keep, knows
-from ensemw2s.boosting.records import BoostedExpert
+from ensemw2s.boosting.records import BoostedExpert, RoundRecord
 from ensemw2s.config.systems import ENSEMW2S
 from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.data.tokens import WEIGHT, tokenize_examples
@@ -44,20 +45,33 @@ BASES = "bases"
 
 def run_passes(context: Context) -> None:
     """Makes the passes that are not done yet, up to the first one whose gate lets too little through."""
+    for _ in each_pass(context):
+        pass
+
+
+def each_pass(context: Context) -> Iterator[tuple[PassRecord, list[RoundRecord]]]:
+    """Makes the passes, and gives the record of each with those of its rounds, done before or not.
+
+    The last one may be a pass that does not take place; it has no rounds.
+    """
     rounds = context.graph.rounds
     for p in context.graph.passes:
-        if not store.is_done(p.kept.path, p.kept.description):
-            if not store.is_done(p.answers.path, p.answers.description):
-                with context.stage(p.answers.name, "what the members answer to hard prompts"):
-                    _make_answers(context, p, rounds)
-            with context.stage(p.kept.name, "the answers that they agree on"):
-                _make_kept(context, p)
+        with store.alone(p.kept.path) if context.graph.shared else nullcontext():
+            if not store.is_done(p.kept.path, p.kept.description):
+                if not store.is_done(p.answers.path, p.answers.description):
+                    with context.stage(p.answers.name, "what the members answer to hard prompts"):
+                        _make_answers(context, p, rounds)
+                with context.stage(p.kept.name, "the answers that they agree on"):
+                    _make_kept(context, p)
         record = PassRecord.read(p.kept.path)
         context.progress.say(said_of(record))
+        history: list[RoundRecord] = []
+        if record.took_place:
+            for found in each_round(context, p.rounds):
+                history = found
+        yield record, history
         if not record.took_place:
             return
-        for _ in each_round(context, p.rounds):
-            pass
         rounds = p.rounds
 
 

@@ -59,7 +59,7 @@ class _View:
         if self._live is None:
             found = Measurement.model_validate(result)
             self._progress.say(
-                f"  trial {number(trial)}: {found.rounds} rounds, value {found.value:.4f}, "
+                f"  trial {number(trial)}: {found.rounds} rounds{_passes(found.passes)}, value {found.value:.4f}, "
                 f"best {found.objective:.4f} ({words(trial.config)})"
             )
 
@@ -127,8 +127,13 @@ def table(trials: list[Any]) -> Table:
         found = trial.last_result or {}
         figures = [f"{found[key]:.4f}" if key in found else "" for key in ("value", OBJECTIVE)]
         state = STATES.get(str(trial.status), str(trial.status).lower())
-        shown.add_row(str(number(trial)), state, str(found.get("rounds", "")), *figures, words(trial.config))
+        size = f"{found.get('rounds', '')}{_passes(found.get('passes', 0))}"
+        shown.add_row(str(number(trial)), state, size, *figures, words(trial.config))
     return shown
+
+
+def _passes(number: int) -> str:
+    return f" + {number} pass{'' if number == 1 else 'es'}" if number else ""
 
 
 def words(point: Point) -> str:

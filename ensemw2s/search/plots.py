@@ -47,7 +47,7 @@ def write(config: Config, found: pd.DataFrame, result: SearchResult, folder: Pat
 
 
 def sizes(found: pd.DataFrame, result: SearchResult) -> Figure:
-    """The metric against the number of rounds, a line for each trial, the best one in front."""
+    """The metric against rounds and then passes, a line for each trial, the best one in front."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -55,7 +55,7 @@ def sizes(found: pd.DataFrame, result: SearchResult) -> Figure:
         measured = history[~history["final"].astype(bool)] if result.objective == "student" else history
         first = trial == result.best.trial
         axes.plot(
-            measured["rounds"],
+            measured["rounds"] + measured.get("passes", 0),
             measured["value"],
             marker="o",
             color="#0b6e8f" if first else "#9aa5ab",
@@ -63,7 +63,7 @@ def sizes(found: pd.DataFrame, result: SearchResult) -> Figure:
             zorder=3 if first else 2,
             label=f"trial {trial} (best)" if first else None,
         )
-    axes.set_xlabel("boosting rounds")
+    axes.set_xlabel("boosting rounds" + (", then consensus passes" if result.best.passes is not None else ""))
     axes.set_ylabel(f"{result.metric} on {result.validation} validation")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

@@ -44,7 +44,8 @@ def rows(results: Mapping[int, Any], config: Config) -> pd.DataFrame:
             continue
         known = [key for key in COLUMNS if key in history]
         # a trial that was started again measured its first sizes twice
-        history = history[known].drop_duplicates(["rounds", "final"], keep="last").sort_values(["rounds", "final"])
+        size = [key for key in ("rounds", "passes", "final") if key in known]
+        history = history[known].drop_duplicates(size, keep="last").sort_values(size)
         last = history.iloc[-1]
         broken = result.error is not None or (isinstance(last.get("reason"), str) and last["reason"])
         state = "failed" if broken else "finished" if last["final"] else "stopped"
@@ -59,7 +60,7 @@ def _point(drawn: space.Point, search: SearchConfig) -> space.Point:
     return {
         key: _plain(drawn.get(key), parameter.extremes)
         for key, parameter in search.space.items()
-        if key != space.ROUNDS
+        if key not in space.NESTED
     }
 
 
@@ -95,7 +96,7 @@ def summarise(
     """
     search = config.search
     assert search is not None
-    trials = []
+    trials, passing = [], space.searches_passes(config)
     for number, history in found.groupby("trial"):
         last = history.iloc[-1]
         trials.append(
@@ -103,8 +104,10 @@ def summarise(
                 trial=int(number),
                 state=last["state"],
                 rounds=int(last["rounds"]),
+                passes=int(last["passes"]) if passing else None,
                 objective=float(last[OBJECTIVE]),
                 best_rounds=int(last["best_rounds"]),
+                best_passes=int(last["best_passes"]) if passing else None,
                 seconds=round(float(last["seconds"]), 1),
                 point=points[int(number)],
             )
@@ -116,34 +119,52 @@ def summarise(
         metric=search.metric,
         mode=search.mode,
         validation=search.validation,
-        best=_best(found, search, points, *space.sizes(config)),
+        best=_best(found, config, points),
         trials=trials,
         failed=[FailedTrial(trial=number, reason=reason, point=points[number]) for number, reason in failed.items()],
     )
 
 
-def _best(
-    found: pd.DataFrame, search: SearchConfig, points: Mapping[int, space.Point], least: int, most: int
-) -> BestTrial:
-    """The best value; of equal ones the smaller ensemble's, then the earlier trial's."""
+def _best(found: pd.DataFrame, config: Config, points: Mapping[int, space.Point]) -> BestTrial:
+    """The best value; of equal ones the smaller ensemble's, then that of fewer passes, then the earlier trial's."""
+    search = config.search
+    assert search is not None
+    passing = space.searches_passes(config)
+    if not passing:
+        found = found.assign(passes=0, best_passes=0)
+    prefix = ""
     if search.objective == "student":
         able = found[found["final"].astype(bool)]
-        size = "best_rounds"
+        prefix = "best_"
     else:
-        able = found[(found["rounds"] >= least) & (found["rounds"] <= most)]
-        size = "rounds"
+        (least, most), (fewest, _) = space.sizes(config), space.passes(config)
+        sized = (found["rounds"] >= least) & (found["rounds"] <= most)
+        able = found[(found["passes"] >= fewest) & (sized | (found["passes"] > 0))]
     voted = able[able["experts"] > 0]
     able = voted if len(voted) else found
-    order = able.sort_values(["value", size, "trial"], ascending=[search.mode == "min", True, True])
+    size = [f"{prefix}rounds", f"{prefix}passes"]
+    order = able.sort_values(["value", *size, "trial"], ascending=[search.mode == "min", True, True, True])
     first = order.iloc[0]
     trial = int(first["trial"])
-    return BestTrial(trial=trial, rounds=int(first[size]), value=float(first["value"]), point=points[trial])
+    return BestTrial(
+        trial=trial,
+        rounds=int(first[size[0]]),
+        passes=int(first[size[1]]) if passing else None,
+        value=float(first["value"]),
+        point=points[trial],
+    )
 
 
 def best_config(config: Config, best: BestTrial) -> Config:
     """The search's config at its best point, for `ensemw2s run`."""
     plain = config.model_copy(update={"search": None, "name": f"{config.name}-best"})
-    return space.apply(plain, {**best.point, space.ROUNDS: best.rounds})
+    passes = {space.PASSES: best.passes} if best.passes is not None else {}
+    return space.apply(plain, {**best.point, space.ROUNDS: best.rounds, **passes})
+
+
+def _size(best: BestTrial) -> str:
+    """A size in words: 3 rounds and 2 passes."""
+    return f"{best.rounds} rounds" + (f" and {best.passes} passes" if best.passes is not None else "")
 
 
 def write(config: Config, found: pd.DataFrame, result: SearchResult, folder: Path) -> None:
@@ -151,7 +172,7 @@ def write(config: Config, found: pd.DataFrame, result: SearchResult, folder: Pat
     best = result.best
     said = (
         f"# Trial {best.trial} of the search {config.name}: {result.metric} {best.value:.4f} on "
-        f"{result.validation} validation examples, with {best.rounds} rounds.\n"
+        f"{result.validation} validation examples, with {_size(best)}.\n"
     )
     (folder / "best.yaml").write_text(said + dump_config(best_config(config, best)), encoding="utf-8")
     plots.write(config, found, result, folder / "plots")
@@ -170,16 +191,18 @@ def print_trials(result: SearchResult, console: Console) -> None:
     for trial in ordered[:SHOWN]:
         values = [_short(trial.point.get(key, "")) for key in keys]
         table.add_row(
-            str(trial.trial), trial.state, str(trial.rounds), f"{trial.objective:.4f}",
-            str(trial.best_rounds), f"{trial.seconds:.0f}", *values,
+            str(trial.trial), trial.state, _with_passes(trial.rounds, trial.passes), f"{trial.objective:.4f}",
+            _with_passes(trial.best_rounds, trial.best_passes), f"{trial.seconds:.0f}", *values,
         )  # fmt: skip
     console.print(table)
+    if result.best.passes is not None:
+        console.print(Text("4 + 2 are four boosting rounds, and two consensus passes of as many"))
     for failed in result.failed:
         console.print(Text(f"trial {failed.trial} failed: {failed.reason}"))
     best = result.best
     console.print(
         Text(
-            f"\nbest: trial {best.trial} with {best.rounds} rounds, {result.metric} {best.value:.4f} on "
+            f"\nbest: trial {best.trial} with {_size(best)}, {result.metric} {best.value:.4f} on "
             f"{result.validation} validation"
         )
     )
@@ -192,6 +215,10 @@ def print_trials(result: SearchResult, console: Console) -> None:
                 "or harder ones, tell them apart"
             )
         )
+
+
+def _with_passes(rounds: int, passes: int | None) -> str:
+    return f"{rounds} + {passes}" if passes else str(rounds)
 
 
 def _short(value: object) -> str:

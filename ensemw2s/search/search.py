@@ -25,7 +25,7 @@ from ensemw2s.pipeline.phases import prepare
 from ensemw2s.progress import Progress
 from ensemw2s.search import report, space
 from ensemw2s.search.live import Watcher, live_table, numbered, trial_folder
-from ensemw2s.search.records import OBJECTIVE, RESULT, SearchResult, read_result, write_result
+from ensemw2s.search.records import ITERATION, OBJECTIVE, RESULT, SearchResult, read_result, write_result
 from ensemw2s.search.trial import Trial, trial_config
 from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Description
@@ -215,7 +215,7 @@ def _tune(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=_searcher(search),
-                    scheduler=_scheduler(search, space.sizes(config)[1]),
+                    scheduler=_scheduler(search, space.sizes(config)[1] + space.passes(config)[1]),
                     num_samples=search.trials,
                     max_concurrent_trials=count,
                     metric=OBJECTIVE,
@@ -255,17 +255,17 @@ def _searcher(search: SearchConfig) -> Any:
     return OptunaSearch(partial(space.draw, space=search.space), metric=OBJECTIVE, mode=search.mode, sampler=sampler)
 
 
-def _scheduler(search: SearchConfig, rounds: int) -> Any:
+def _scheduler(search: SearchConfig, iterations: int) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
     if search.scheduler == "none":
         return FIFOScheduler()
     if search.scheduler == "median":
-        return MedianStoppingRule(time_attr="rounds", grace_period=search.grace_rounds, min_samples_required=3)
-    # a trial that reaches the last round ends by itself, with all that it reports in the end
+        return MedianStoppingRule(time_attr=ITERATION, grace_period=search.grace_rounds, min_samples_required=3)
+    # a trial that reaches the last iteration ends by itself, with all that it reports in the end
     return ASHAScheduler(
-        time_attr="rounds",
-        max_t=max(rounds, search.grace_rounds) + 1,
+        time_attr=ITERATION,
+        max_t=max(iterations, search.grace_rounds) + 1,
         grace_period=search.grace_rounds,
         reduction_factor=search.reduction_factor,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ensemw2s.config import (
     BoostingConfig,
     Config,
+    ConsensusConfig,
     EnsembleConfig,
     Lora,
     Recipe,
@@ -25,6 +26,9 @@ Point = dict[str, object]
 """Dotted config key → value, as JSON has it."""
 
 ROUNDS = "boosting.rounds"
+PASSES = "consensus.passes"
+NESTED = (ROUNDS, PASSES)
+"""Keys that are never drawn: a trial of the most measures all smaller numbers on its way."""
 
 FITTED_VOTES = (
     "ensemble.weights stacked and ensemble.calibration temperature are fitted on examples that a search judges by: "
@@ -35,6 +39,7 @@ TUNABLE = (
     *(f"expert.{key}" for key in Recipe.model_fields),
     *(f"boosting.{key}" for key in BoostingConfig.model_fields if key != "members"),
     *(f"ensemble.{key}" for key in EnsembleConfig.model_fields),
+    *(f"consensus.{key}" for key in ConsensusConfig.model_fields),
     *(f"models.{role}.lora.{key}" for role in ("weak.*", "strong") for key in Lora.model_fields),
     *(f"student.{key}" for key in StudentConfig.model_fields),
 )
@@ -72,9 +77,11 @@ def _wrong(config: Config, key: str, parameter: Parameter) -> Iterator[str]:
     if key not in TUNABLE:
         yield f"{key}: cannot be tuned{nearest(key, TUNABLE)}"
         return
-    if key == ROUNDS and parameter.integer is None:
+    if key in NESTED and parameter.integer is None:
         yield f"{key}: needs integer: [LEAST, MOST]; all sizes between are measured in every trial"
         return
+    if key.startswith("consensus.") and key != PASSES and not passes(config)[1]:
+        yield f"{key}: changes nothing without passes; set consensus.passes, or search it"
     if key.startswith(("student.", "models.strong.")) and config.search.objective == "ensemble":
         yield f"{key}: changes the student alone; set search.objective to student"
     if key.startswith("models.weak.") and not any(model.lora for model in config.models.weak):
@@ -128,11 +135,28 @@ def sizes(config: Config) -> tuple[int, int]:
     return parameter.integer
 
 
+def searches_passes(config: Config) -> bool:
+    """Whether a key of consensus passes is in the space. Otherwise trials make no passes, whatever the config says."""
+    assert config.search is not None
+    return any(key.startswith("consensus.") for key in config.search.space)
+
+
+def passes(config: Config) -> tuple[int, int]:
+    """The least and the largest number of consensus passes that the search considers."""
+    if not searches_passes(config):
+        return 0, 0
+    assert config.search is not None
+    parameter = config.search.space.get(PASSES)
+    if parameter is None or parameter.integer is None:
+        return config.consensus.passes, config.consensus.passes
+    return parameter.integer
+
+
 def draw(trial: Trial, space: dict[str, Parameter]) -> Point:
     """Draws a point, one parameter after the other, those only whose conditions hold (Optuna's define-by-run)."""
     point: Point = {}
     for key, parameter in space.items():
-        if key == ROUNDS or any(point.get(other) not in values for other, values in parameter.conditions.items()):
+        if key in NESTED or any(point.get(other) not in values for other, values in parameter.conditions.items()):
             continue
         if parameter.choice is not None:
             point[key] = _chosen(trial, key, parameter.choice)

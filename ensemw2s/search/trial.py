@@ -1,7 +1,8 @@
 """One trial of a search: a point of the space goes in, the ensemble after each round is measured and reported to Tune.
 
-Boosted ensembles are nested: T rounds give the ensembles of 1 to T rounds, so a trial measures every size. Stages that
-another trial has made are taken from there.
+Boosted ensembles are nested: T rounds give the ensembles of 1 to T rounds, so a trial measures every size. Consensus
+passes follow the last round, and the ensemble is measured after each. Stages that another trial has made are taken from
+there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +32,9 @@ from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.pipeline import steps
+from ensemw2s.pipeline.anchoring import find_anchor
 from ensemw2s.pipeline.build import build_graph
+from ensemw2s.pipeline.consensus import each_pass
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.rounds import each_round, is_last
 from ensemw2s.pipeline.systems import ensemble_voter, one
@@ -43,7 +47,7 @@ from ensemw2s.storage.store import Stage
 
 
 class Trial(tune.Trainable):
-    """A trial as Tune's trainable: a step is a boosting round, in the end one for the student.
+    """A trial as Tune's trainable: a step is a boosting round or a consensus pass, in the end one for the student.
 
     A class and not a function, because a function is killed when its trial is stopped, and Ray Train then keeps what
     it had reserved (Ray 2.60 without a dashboard); `cleanup` lets the lanes end. There is nothing to checkpoint: a
@@ -87,10 +91,10 @@ class Trial(tune.Trainable):
         self._open.callback(running.close, abandon=True)
         plan = ResourcePlan(lanes=lanes, actors=actors, keep_lanes=keep)
         context = Context(graph, plan, Progress(Console(quiet=True)), running, on_stage=lambda *_: None)
-        self._rounds = measured(context, searched.search, *space.sizes(searched))
+        self._rounds = measured(context, searched.search, space.sizes(searched)[0], space.passes(searched)[0])
 
     def step(self) -> dict[str, object]:
-        """Runs a round, and measures its ensemble."""
+        """Runs a round or a pass, and measures its ensemble."""
         found = next(self._rounds)
         return {**found.for_tune(), "done": found.final}
 
@@ -101,76 +105,110 @@ class Trial(tune.Trainable):
 
 
 def trial_config(config: Config, point: space.Point) -> Config:
-    """The config of a trial: the point's values, as many rounds as the search considers, and only what is measured."""
-    _, most = space.sizes(config)
+    """The config of a trial: the point's values, as many rounds and passes as count, and only what is measured."""
+    (_, rounds), (_, passes) = space.sizes(config), space.passes(config)
     plain = config.model_copy(update={"search": None})
-    chosen = space.apply(plain, {**point, space.ROUNDS: most})
+    chosen = space.apply(plain, {**point, space.ROUNDS: rounds, space.PASSES: passes})
     student = config.search is not None and config.search.objective == "student"
     systems = [ENSEMW2S, STUDENT_ENSEMW2S] if student else [ENSEMW2S]
     if student and chosen.student.asks_itself:
         systems.insert(1, STUDENT_EASY_ONLY)
     evaluation = chosen.evaluation.model_copy(update={"systems": systems})
-    # only a run searches for an anchor or makes consensus passes; a trial's members are then as they were trained
+    # only a run searches for the anchor of its ensemble; a trial's members are then as they were trained
     boosting = chosen.boosting.model_copy(update={"anchor": 1.0} if chosen.boosting.anchor == "auto" else {})
-    consensus = chosen.consensus.model_copy(update={"passes": 0})
     tracking = chosen.tracking.model_copy(update={"kind": "none"})
-    return chosen.model_copy(
-        update={"evaluation": evaluation, "boosting": boosting, "consensus": consensus, "tracking": tracking}
-    )
+    return chosen.model_copy(update={"evaluation": evaluation, "boosting": boosting, "tracking": tracking})
 
 
-def measured(context: Context, search: SearchConfig, least: int, most: int) -> Generator[Measurement]:
-    """Runs the rounds, and measures the ensemble after each.
+def measured(context: Context, search: SearchConfig, least: int, fewest: int = 0) -> Generator[Measurement]:
+    """Runs the rounds and the passes, and measures the ensemble after each.
 
     Args:
         context: The trial's run.
         search: What is measured.
         least: Smallest number of rounds that may be chosen.
-        most: Largest one.
+        fewest: Smallest number of passes that may be chosen.
 
     Yields:
-        What Tune is told after each round that has an expert with a vote; a student's search ends with the student's.
+        What Tune is told after each round that has an expert with a vote, and after each pass; a student's search ends
+        with the student's.
     """
-    began, best, best_rounds = time.monotonic(), None, least
+    began, progress = time.monotonic(), _Best(search, rounds=least, passes=fewest)
     history: list[RoundRecord] = []
     metrics: dict[str, float] = {}
+    passes, by_ensemble = 0, search.objective == "ensemble"
 
     def measurement(value: float, *, final: bool, reason: str = "") -> Measurement:
         voting = [member for member in members_of(history) if member.weight > 0]
         return Measurement(
-            rounds=len(history),
+            rounds=len(context.graph.rounds) if passes else len(history),
+            passes=passes,
             experts=len(voting),
             value=value,
             exact_match=metrics.get("exact_match"),
             token_accuracy=metrics.get("token_accuracy"),
             nll=metrics.get("nll"),
             option_accuracy=metrics.get("option_accuracy"),
-            objective=value if best is None else best,
-            best_rounds=best_rounds,
+            objective=value if progress.value is None else progress.value,
+            best_rounds=progress.rounds,
+            best_passes=progress.passes,
             seconds=time.monotonic() - began,
             final=final,
             reason=reason,
         )
 
+    def measure_members() -> dict[str, float]:
+        voter = ensemble_voter(context.graph, weighed_members(history, context.config.ensemble.weights))
+        return measure(context, search, voter)
+
     try:
         for history in each_round(context, context.graph.rounds):
             if history[-1].accepted:
-                voter = ensemble_voter(context.graph, weighed_members(history, context.config.ensemble.weights))
-                metrics = measure(context, search, voter)
+                metrics = measure_members()
             if not metrics:
                 continue  # no expert has a vote so far
             value = metrics[search.metric]
-            if len(history) >= least and (best is None or better(search, value, best)):
-                best, best_rounds = value, len(history)
-            yield measurement(value, final=is_last(context.graph, history) and search.objective == "ensemble")
+            if not fewest and len(history) >= least:
+                progress.take(value, len(history), 0)
+            ends = is_last(context.graph, history) and not context.graph.passes
+            yield measurement(value, final=ends and by_ensemble)
+        if context.graph.anchor is not None:
+            _once(context.graph.anchor, partial(find_anchor, context))
+        for record, made in each_pass(context):
+            passes = record.number
+            if record.took_place:
+                history = made
+                metrics = measure_members()
+            else:
+                passes = max(passes, fewest)  # none of those that would follow changes anything
+            value = metrics[search.metric]
+            if passes >= fewest:
+                progress.take(value, len(context.graph.rounds), passes)
+            ends = not record.took_place or passes == len(context.graph.passes)
+            yield measurement(value, final=ends and by_ensemble)
     except BoostingError as error:
         nothing = math.log(context.vocabulary) if search.metric == "nll" else 0.0
         yield measurement(nothing, final=True, reason=str(error))
         return
     if search.objective == "student":
-        metrics = _student(context, search, best_rounds)
-        best = metrics[search.metric]
-        yield measurement(best, final=True)
+        metrics = _student(context, search, progress.rounds, progress.passes)
+        progress.value = metrics[search.metric]
+        yield measurement(progress.value, final=True)
+
+
+@dataclass
+class _Best:
+    """The best ensemble of a trial so far, among those that may be chosen."""
+
+    search: SearchConfig
+    rounds: int
+    passes: int
+    value: float | None = None
+
+    def take(self, value: float, rounds: int, passes: int) -> None:
+        """Takes a better one; of equal ones the first stays."""
+        if self.value is None or better(self.search, value, self.value):
+            self.value, self.rounds, self.passes = value, rounds, passes
 
 
 def better(search: SearchConfig, value: float, best: float) -> bool:
@@ -205,9 +243,9 @@ def metrics_of(rows: Rows, answers: list[str]) -> dict[str, float]:
     return found
 
 
-def _student(context: Context, search: SearchConfig, rounds: int) -> dict[str, float]:
-    """Trains the student on the labels of the ensemble after these rounds, and measures it."""
-    config = space.apply(context.config, {space.ROUNDS: rounds})
+def _student(context: Context, search: SearchConfig, rounds: int, passes: int) -> dict[str, float]:
+    """Trains the student on the labels of the ensemble after these rounds and passes, and measures it."""
+    config = space.apply(context.config, {space.ROUNDS: rounds, space.PASSES: passes})
     graph = build_graph(config, context.graph.root)
     smaller = Context(graph, context.plan, context.progress, context.lanes, context.on_stage)
     _once(graph.ensemble, lambda: steps.make_ensemble(smaller))

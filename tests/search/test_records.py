@@ -54,6 +54,7 @@ def test_tune_is_told_only_of_what_was_measured() -> None:
     )
     assert measured.for_tune() == {
         "rounds": 2, "experts": 2, "value": 0.5, "exact_match": 0.5, "nll": 0.1, "objective": 0.5, "best_rounds": 2,
-        "seconds": 1.0, "final": False, "reason": "",
+        "seconds": 1.0, "final": False, "reason": "", "passes": 0, "best_passes": 0, "iteration": 2,
     }  # fmt: skip
+    assert measured.model_copy(update={"passes": 3}).for_tune()["iteration"] == 5, "passes follow the rounds"
     assert Measurement.model_validate({**measured.for_tune(), "done": False, "trial_id": "a"}) == measured

@@ -122,3 +122,28 @@ def test_files_and_table_are_written(tmp_path, grid) -> None:
     assert "best: trial 1 with 2 rounds, exact_match 0.7000 on easy validation" in shown
     lines = [line.split()[0] for line in shown.splitlines() if line[:1].isdigit() or line.lstrip()[:1].isdigit()]
     assert lines == ["1", "0", "2"]
+
+
+def test_passes_are_a_size_too_and_best_yaml_has_the_number_that_was_measured(tmp_path) -> None:
+    def measured(rounds: int, passes: int, value: float, final: bool = False) -> dict:
+        return {**row(rounds, value, value, rounds, final), "passes": passes, "best_passes": passes}
+
+    keys = {"boosting.rounds": {"integer": [2, 3]}, "consensus.passes": {"integer": [1, 2]}}
+    made = config(tmp_path, space={**keys, "consensus.fraction": {"uniform": [0.1, 0.9]}})
+    grid = [
+        result({"consensus.fraction": 0.5}, [measured(3, 0, 0.9), measured(3, 1, 0.6), measured(3, 2, 0.6, True)]),
+        result({"consensus.fraction": 0.7}, [measured(3, 0, 0.9), measured(3, 1, 0.5), measured(3, 2, 0.7, True)]),
+    ]
+    results = dict(enumerate(grid))
+    found = report.rows(results, made)
+    assert found[["trial", "passes"]].values.tolist() == [[t, p] for t in (0, 1) for p in (0, 1, 2)]
+    summary = report.summarise(made, found, {}, {number: r.config for number, r in results.items()})
+    assert (summary.best.trial, summary.best.rounds, summary.best.passes) == (1, 3, 2)
+    assert [(t.passes, t.best_passes) for t in summary.trials] == [(2, 2), (2, 2)]
+    best = report.best_config(made, summary.best)
+    assert (best.boosting.rounds, best.consensus.passes, best.consensus.fraction) == (3, 2, 0.7)
+    console = Console(record=True, width=200)
+    report.print_trials(summary, console)
+    shown = console.export_text()
+    assert "3 + 2" in shown
+    assert "best: trial 1 with 3 rounds and 2 passes" in shown

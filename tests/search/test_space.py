@@ -98,6 +98,18 @@ def test_the_range_of_rounds_is_read_and_never_drawn() -> None:
     assert space.draw(trial, space.check(made).space).keys() == {"expert.epochs"}
 
 
+def test_keys_of_passes_can_be_tuned_where_passes_are_made_and_their_number_is_never_drawn() -> None:
+    keys = {"consensus.passes": {"integer": [0, 2]}, "consensus.anchor": {"choice": ["auto", 0.5]}}
+    made = config({**keys, "consensus.fraction": {"uniform": [0.2, 0.9]}})
+    assert space.draw(optuna.create_study().ask(), space.check(made).space).keys() == {
+        "consensus.anchor",
+        "consensus.fraction",
+    }
+    assert "consensus.passes: needs integer" in mistakes({"consensus.passes": {"choice": [1, 2]}})
+    assert "consensus.anchor: changes nothing without passes" in mistakes({"consensus.anchor": {"uniform": [0, 1]}})
+    assert "search.space.consensus.fraction" in mistakes({**keys, "consensus.fraction": {"uniform": [0.0, 2.0]}})
+
+
 def test_points_are_within_their_bounds_and_conditions() -> None:
     made = config(
         {

@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from ensemw2s.config import parse_config
 from ensemw2s.pipeline.build import build_graph
 from ensemw2s.search import space, trial
 
+from ..boosting.conftest import round_record
 from .test_search import wanted
 
 
@@ -81,3 +85,69 @@ def test_only_what_is_measured_is_in_a_trial(made) -> None:
     assert trial.trial_config(student, {}).evaluation.systems == ["ensemw2s", "student_ensemw2s"]
     asked = trial.trial_config(space.apply(student, {"student.labels": "agreed"}), {}).evaluation.systems
     assert asked == ["ensemw2s", "student_easy_only", "student_ensemw2s"]
+
+
+def test_a_trial_makes_passes_only_if_the_space_has_a_key_of_them(made) -> None:
+    def passes(keys: dict[str, Any], own: int = 2) -> tuple[tuple[int, int], int]:
+        tree = made.model_dump(mode="json") | {"consensus": {"passes": own}}
+        config = parse_config({**tree, "search": {"space": {"expert.epochs": {"integer": [1, 2]}, **keys}}})
+        return space.passes(config), trial.trial_config(config, {}).consensus.passes
+
+    assert passes({}) == ((0, 0), 0)
+    assert passes({"consensus.passes": {"integer": [1, 3]}}) == ((1, 3), 3)
+    assert passes({"consensus.fraction": {"uniform": [0.2, 0.8]}}) == ((2, 2), 2)
+
+
+@pytest.fixture
+def run(made, tmp_path, monkeypatch) -> Any:
+    """Measures a trial of three rounds and up to three passes, of which some may be refused, from written values."""
+
+    def measured(values: list[float], *, fewest: int = 0, refused: int = 9) -> tuple[list[Any], list[str]]:
+        keys = {"consensus.passes": {"integer": [fewest, 3]}, "boosting.rounds": {"integer": [2, 3]}}
+        config = parse_config({**made.model_dump(mode="json"), "search": {"space": keys}})
+        own = trial.trial_config(config, {})
+        done: list[str] = []
+
+        def passes(_: Any) -> Any:
+            for number in range(1, min(refused, 3) + 1):
+                took = number < refused
+                yield SimpleNamespace(number=number, took_place=took), [round_record(t, [1.0]) for t in range(1, 4)]
+
+        found = iter(values)
+        monkeypatch.setattr(trial, "each_round", lambda *_: ([round_record(t, [1.0])] * t for t in (1, 2, 3)))
+        monkeypatch.setattr(trial, "each_pass", passes)
+        monkeypatch.setattr(trial, "ensemble_voter", lambda *_: None)
+        monkeypatch.setattr(trial, "measure", lambda *_: {"exact_match": next(found)})
+        monkeypatch.setattr(trial, "_once", lambda stage, work: done.append(stage.name))
+        context: Any = SimpleNamespace(graph=build_graph(own, tmp_path / "stages"), config=own)
+        return list(trial.measured(context, config.search, 2, fewest)), done
+
+    return measured
+
+
+def test_a_pass_is_an_iteration_after_the_rounds_that_reports_validation(run) -> None:
+    found, done = run([0.1, 0.2, 0.3, 0.5, 0.7, 0.6])
+    assert [(m.rounds, m.passes, m.for_tune()["iteration"]) for m in found] == [
+        (1, 0, 1), (2, 0, 2), (3, 0, 3), (3, 1, 4), (3, 2, 5), (3, 3, 6),
+    ]  # fmt: skip
+    assert [m.value for m in found] == [0.1, 0.2, 0.3, 0.5, 0.7, 0.6]
+    assert [m.objective for m in found] == [0.1, 0.2, 0.3, 0.5, 0.7, 0.7]
+    assert (found[-1].best_rounds, found[-1].best_passes) == (3, 2)
+    assert [m.final for m in found] == [False] * 5 + [True]
+    assert done == ["anchor"], "which consensus.anchor auto asks for, once"
+
+
+def test_a_round_may_stay_the_best_unless_passes_are_asked_for(run) -> None:
+    values = [0.1, 0.9, 0.3, 0.5, 0.7, 0.6]
+    assert [(m.best_rounds, m.best_passes, m.objective) for m in run(values)[0]][-1] == (2, 0, 0.9)
+    found = run(values, fewest=1)[0]
+    assert [(m.best_rounds, m.best_passes, m.objective) for m in found][-1] == (3, 2, 0.7)
+    assert [m.objective for m in found[:3]] == [0.1, 0.9, 0.3], "Tune compares what there is"
+
+
+def test_a_pass_that_does_not_take_place_ends_the_trial_with_the_ensemble_as_it_was(run) -> None:
+    found = run([0.1, 0.2, 0.3, 0.5], refused=2)[0]
+    assert [(m.passes, m.value, m.final) for m in found[-2:]] == [(1, 0.5, False), (2, 0.5, True)]
+    assert found[-1].best_passes == 1, "of equal ones the fewest"
+    none = run([0.1, 0.2, 0.3], fewest=2, refused=1)[0]
+    assert (none[-1].passes, none[-1].value, none[-1].final) == (2, 0.3, True)
