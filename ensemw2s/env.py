@@ -80,6 +80,11 @@ WORLD_SIZE = Setting("WORLD_SIZE", "Number of training workers.", "1")
 MASTER_ADDR = Setting("MASTER_ADDR", "Address of the first training worker.", "127.0.0.1")
 DS_ACCELERATOR = Setting("DS_ACCELERATOR", "Device of DeepSpeed: `cuda` if torch finds a GPU, else `cpu`.")
 MLFLOW_FILES = Setting("MLFLOW_ALLOW_FILE_STORE", "MLflow may write into a folder, as `tracking` asks for.", "true")
+WANDB_ERRORS = Setting(
+    "WANDB_ERROR_REPORTING",
+    "wandb sends no reports of its own errors: the network may be slow or closed.",
+    "false",
+)
 RAY_RETRY_DELAY = Setting(
     "RAY_task_retry_delay_ms",
     "Milliseconds between two tries of a task: long enough to learn that a silent node is lost.",

@@ -147,7 +147,8 @@ class _Wandb:
     """A run of Weights & Biases, in the project that is named like the whole run; offline unless there is a key."""
 
     def __init__(self, tracking: Tracking, after: int) -> None:
-        import wandb
+        env.WANDB_ERRORS.set_default()
+        import wandb  # costs seconds
 
         folder = Path(tracking.place)
         folder.mkdir(parents=True, exist_ok=True)

@@ -172,7 +172,13 @@ def recorded(place: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.slow
 def test_wandb_goes_on_with_a_run_or_begins_it_anew_without_a_network(tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    from wandb.sdk.lib.service import service_process
+
+    started, start = [], service_process.subprocess.Popen
+    monkeypatch.setattr(
+        service_process.subprocess, "Popen", lambda command, **kw: started.append(command) or start(command, **kw)
+    )
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING"):
         monkeypatch.delenv(name, raising=False)
     place = tmp_path / "wandb"
     for after, steps in ((0, (1, 2)), (2, (3,)), (0, (7,))):
@@ -181,3 +187,6 @@ def test_wandb_goes_on_with_a_run_or_begins_it_anew_without_a_network(tmp_path, 
             curves.point(step, {"alpha": step / 10})
         curves.close()
     assert sorted(recorded(place).values(), key=len) == [{7: 0.7}, {1: 0.1, 2: 0.2, 3: 0.3}]
+    own = [command for command in started if "wandb-core" in command[0]]
+    assert own, "wandb has a process of its own, which would report errors over the network"
+    assert all("--no-observability" in command for command in own)
