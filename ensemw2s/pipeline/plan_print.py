@@ -70,7 +70,14 @@ def print_plan(
     _line(console, "", f"\n{_verdict(plan)}")
 
 
-_STYLES = {"done": "green", "given": "green", "to do": "yellow", "changed": "bold red", "not needed": "dim"}
+_STYLES = {
+    "done": "green",
+    "given": "green",
+    "to do": "yellow",
+    "changed": "bold red",
+    "not needed": "dim",
+    "freed": "dim",
+}
 
 
 def _state_of(item: Item, found: dict[str, StageState]) -> str:
@@ -78,7 +85,7 @@ def _state_of(item: Item, found: dict[str, StageState]) -> str:
     if item.given:
         return "given"
     each = [found[stage.name].state for stage in item.stages]
-    for state in ("changed", "to do", "not needed", "done"):
+    for state in ("changed", "to do", "not needed", "freed", "done"):
         number = each.count(state)
         if number == len(each):
             return state
@@ -101,7 +108,9 @@ def _verdict(plan: Plan) -> str:
             f"another name, or `run --fresh` deletes {them} and goes on with {work}; {done} would be reused."
         )
     if plan.complete:
-        return "Everything is done: `run` would only print the results again."
+        freed = len(plan.names("freed"))
+        gone = f" {times(freed, 'stage')} that were freed stay so." if freed else ""
+        return f"Everything is done: `run` would only print the results again.{gone}"
     return f"`run` would reuse {times(done, 'stage')}; {work}." if done else f"Nothing is done yet: {work}."
 
 

@@ -13,7 +13,8 @@ class PlannedStage(Record):
 
     Attributes:
         name: Its name.
-        state: Whether it is done, to do, changed (made with another config) or not needed.
+        state: Whether it is done, to do, changed (made with another config), not needed, or freed (gone, and not made
+            again).
         detail: The settings that changed, or why it is not needed; empty where there is nothing to say.
         steps: Optimizer steps of its training; None where it trains no model.
     """

@@ -9,12 +9,13 @@ from typing import Literal
 from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.boosting.records import RoundRecord
 from ensemw2s.errors import ArtifactError
+from ensemw2s.evaluation.records import RESULTS
 from ensemw2s.pipeline.graph import Graph, Pass, Round, stages_of_rounds
-from ensemw2s.storage import store
+from ensemw2s.storage import remote, store
 from ensemw2s.storage.store import Stage
 from ensemw2s.training import checkpoints
 
-State = Literal["done", "to do", "changed", "not needed"]
+State = Literal["done", "to do", "changed", "not needed", "freed"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class StageState:
     """What lies on disk for a stage.
 
     Attributes:
-        state: `changed`: it was made with another config. `not needed`: boosting ended with an earlier round.
+        state: `changed`: it was made with another config. `not needed`: boosting ended with an earlier round. `freed`:
+            it is gone (`ensemw2s clean`), and a run that is complete does not make it again.
         detail: The settings that changed (empty where only its inputs did), or why it is not needed.
     """
 
@@ -42,6 +44,8 @@ def survey(graph: Graph) -> dict[str, StageState]:
         for stage in stages_of_rounds(rounds[ended or len(rounds) :]):
             if found[stage.name].state == "to do":
                 found[stage.name] = StageState("not needed", f"boosting ended with round {ended}, which got no vote")
+    if found[graph.evaluation.name].state == "done" and remote.exists(graph.root / RESULTS):  # as `run` looks at it
+        found |= {name: StageState("freed") for name, stage in found.items() if stage.state == "to do"}
     return found
 
 

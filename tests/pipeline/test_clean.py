@@ -4,14 +4,26 @@ from pathlib import Path
 
 import pytest
 
+from ensemw2s.boosting.consensus import PassRecord
 from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.pipeline.clean import clean, superfluous
 from ensemw2s.pipeline.graph import Graph
+from ensemw2s.pipeline.plan import lay_out
+from ensemw2s.pipeline.survey import survey
 from ensemw2s.storage import store
 
+from ..boosting.conftest import round_record
 from .test_build import graph
 
 WEIGHTS = "model.safetensors"
+
+PASS = PassRecord(
+    number=1, anchor=1.0, agreement="token", judge="none", seconded=None, validation=9, accuracy=1.0, best=1.0,
+    needed=0.9, threshold=0.5, precision=1.0, prompts=10, passing=10, kept=5,
+)  # fmt: skip
+
+IN_THE_CACHE = ("models/", "corpus")
+"""Stages that are no part of the run's folder."""
 
 
 @pytest.fixture
@@ -22,7 +34,7 @@ def finished(tmp_path: Path) -> Graph:
     models += [s.stage for s in (*made.students, *made.learning_from(made.all_labels))]
     names = {stage.name for stage in models}
     for stage in made.stages():
-        if stage.name.startswith(("models/", "corpus")):  # in the cache, which is no part of the run
+        if stage.name.startswith(IN_THE_CACHE):
             continue
         with store.publish(stage.path, stage.description) as folder:
             for member in [folder] if stage.name in names else [folder / "members" / "0"]:
@@ -79,3 +91,25 @@ def test_a_run_at_work_and_what_is_no_run_are_refused(finished: Graph, tmp_path:
     with pytest.raises(ConfigError, match="is no run"):
         clean(tmp_path)
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_plan_of_a_cleaned_run_has_nothing_to_do_where_run_would_do_nothing(finished: Graph) -> None:
+    for r in finished.all_rounds:
+        round_record(r.number, [1.0]).write(r.stage.path)
+    for p in finished.passes:
+        PASS.write(p.kept.path)
+
+    def states() -> set[str]:
+        found = survey(finished)
+        return {found[stage.name].state for stage in finished.stages() if not stage.name.startswith(IN_THE_CACHE)}
+
+    assert states() == {"done"}
+    clean(finished.root)
+    assert states() == {"done", "freed"}
+    found = survey(finished)
+    assert found["rounds/1/experts/0"].state == found["baselines/bagging/0"].state == "freed"
+    assert found["ensemble"].state == "done"
+    plan = lay_out(finished, found, dict.fromkeys((base.name for base in finished.bases), 1))
+    assert plan.left() == (0, 0)
+    (finished.root / "results.json").unlink()
+    assert states() == {"done", "to do"}, "without its results a run does work"
