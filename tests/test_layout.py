@@ -37,7 +37,7 @@ FLOORS = [
     ["evaluation"],
     ["pipeline"],
     ["serving", "costs", "search", "publishing"],
-    ["study"],
+    ["study", "pilot"],
     ["cli"],
     ["__main__"],
 ]

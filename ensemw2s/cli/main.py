@@ -54,7 +54,17 @@ def root(
 
 
 PANELS = {
-    "Runs": (runs.init, runs.plan, runs.run, runs.report, runs.compare, runs.tune, studies.study, runs.clean),
+    "Runs": (
+        runs.init,
+        runs.plan,
+        runs.pilot,
+        runs.run,
+        runs.report,
+        runs.compare,
+        runs.tune,
+        studies.study,
+        runs.clean,
+    ),
     "Saved models": (saved.label, saved.evaluate, saved.models),
     "Publishing": (publishing.export, publishing.push),
     "Serving": (serving.serve, serving.ask, serving.chat),

@@ -256,6 +256,43 @@ def tune(
         search.run(loaded, resume=resume, fresh=fresh, debug=debug, progress=Progress(Output()))
 
 
+def pilot(
+    config: options.ConfigFile,
+    set_: options.Overrides = None,
+    rows: Annotated[
+        int, option("--rows", "Most examples that a model learns from.", min=20, max=100_000, show_default=True)
+    ] = 200,
+    fresh: options.Fresh = False,
+    json: Annotated[bool, option("--json", "Print the figures as JSON, for programs, at the end.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Try a config on a few examples: is there a gap to recover, do the weak models agree, how long will it take?
+
+    Makes a small run of it, in STORAGE/NAME-pilot: an expert for each weak base, at least two, and the strong model on
+    easy examples alone and, where enough true answers to hard prompts are known, on these. It ends in a paragraph on
+    what to expect of the whole run, and leaves its figures in pilot.json. The same command continues a pilot that was
+    stopped. The small run's test examples may be those of the whole run: settings that were chosen after many pilots
+    are chosen on them.
+
+        ensemw2s pilot qa.yaml
+        ensemw2s pilot qa.yaml --rows 100 --set models.strong.base=FOLDER
+    """
+    with outcome(debug=debug, resumable=True):
+        from ensemw2s.config import load_config
+        from ensemw2s.pilot import pilot as piloting
+        from ensemw2s.pilot.words import paragraph
+        from ensemw2s.pipeline import preflight
+        from ensemw2s.progress import Progress
+
+        loaded = load_config(config, set_)
+        with before_work():
+            preflight.check(loaded)
+        found = piloting.run(loaded, rows, fresh=fresh, debug=debug, progress=Progress(Output()))
+        say(f"\n{paragraph(found)}")
+        if json:
+            say(found.model_dump_json(indent=2))
+
+
 def report(
     run_dir: options.RunFolder,
     debug: options.Debug = False,

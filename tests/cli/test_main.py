@@ -20,7 +20,7 @@ from ensemw2s.errors import DataError, TrainingError
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    *("init", "run", "plan", "tune", "study", "report", "compare", "clean"),
+    *("init", "run", "plan", "pilot", "tune", "study", "report", "compare", "clean"),
     *("label", "evaluate", "models", "serve", "ask", "chat"),
 )
 
