@@ -124,6 +124,15 @@ def test_files_and_table_are_written(tmp_path, grid) -> None:
     assert lines == ["1", "0", "2"]
 
 
+@pytest.mark.parametrize(("value", "said"), [(0.7, True), (0.6, False)])
+def test_trials_that_tie_with_the_best_are_named(tmp_path, value, said) -> None:
+    tied = [result(POINTS[0], [row(2, 0.7, 0.7, 2, True)]), result(POINTS[1], [row(2, value, value, 2, True)])]
+    _, summary = summary_of(config(tmp_path), tied)
+    console = Console(record=True, width=300)
+    report.print_trials(summary, console)
+    assert ("trial 0 ties with 1 more (1): their exact_match is the same" in console.export_text()) == said
+
+
 def test_passes_are_a_size_too_and_best_yaml_has_the_number_that_was_measured(tmp_path) -> None:
     def measured(rounds: int, passes: int, value: float, final: bool = False) -> dict:
         return {**row(rounds, value, value, rounds, final), "passes": passes, "best_passes": passes}
