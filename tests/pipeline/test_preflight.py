@@ -68,6 +68,15 @@ def test_good_configs_pass_and_leave_nothing_behind(make, models, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize(("most", "rate", "said"), [(1000, None, 1), (1000, 0.0002, 0), (10_000_000, None, 0)])
+def test_a_large_model_with_the_learning_rate_of_tiny_ones_is_warned_of(
+    make, models, monkeypatch, caplog, most, rate, said
+):
+    monkeypatch.setattr(preflight, "LARGE", most)
+    preflight.check(make([models["one"]], **({} if rate is None else {"expert": {"learning_rate": rate}})))
+    assert caplog.text.count("expert.learning_rate is 0.001, the default for models of 30 thousand parameters") == said
+
+
 def test_a_missing_column_is_found(make):
     columns = {"prompt": "question", "difficulty": "level"}
     source = {"kind": "files", "paths": make().data.source.paths, "columns": columns}
