@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ensemw2s.boosting.records import AnchorSearch, ExpertRecord, VoteFit, member_name
 from ensemw2s.config.systems import ENSEMW2S, EXPERT_SINGLE, STUDENT_ENSEMW2S, STUDENT_SINGLE, TABLE
-from ensemw2s.evaluation.plots import DARK, LIGHT
 from ensemw2s.evaluation.records import BySplit, ExampleShown, Interval, Metrics, Pgr, RunResults, TokenShown
 from ensemw2s.evaluation.summary import summarise
+from ensemw2s.evaluation.themes import DARK, LIGHT
 from ensemw2s.evaluation.wording import (
     NOTHING,
     SPLITS,

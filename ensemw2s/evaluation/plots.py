@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -22,28 +21,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, Percent
 from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation.records import RunResults
 from ensemw2s.evaluation.records_labels import AgreementBin
+from ensemw2s.evaluation.themes import Theme
 from ensemw2s.evaluation.wording import SPLITS, label, number, pair, percent, systems_of
 
 WIDTH = 4.4  # inches, of 100 CSS pixels each
 DOTS_PER_INCH = 200
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of the page and its plots."""
-
-    paper: str
-    ink: str
-    muted: str
-    faint: str
-    id: str
-    ood: str
-    other: str
-    heat: str
-
-
-LIGHT = Theme("#ffffff", "#1b1e22", "#5b626b", "#e4e7eb", "#0072b2", "#d55e00", "#737b84", "213 94 0")
-DARK = Theme("#15171a", "#e7e9ec", "#9aa2ab", "#2b2f35", "#56b4e9", "#f0953f", "#9da5ae", "240 149 63")
 
 S = TypeVar("S")
 Plot = Callable[[S, Theme], Figure | None]

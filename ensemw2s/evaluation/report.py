@@ -13,10 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.config.systems import TABLE
-from ensemw2s.evaluation.page import page
-from ensemw2s.evaluation.plots import DARK, LIGHT, PLOTS, render
-from ensemw2s.evaluation.records import RunResults, StageTime
+from ensemw2s.evaluation.records import RESULTS, RunResults, StageTime
 from ensemw2s.evaluation.summary import summarise
+from ensemw2s.evaluation.themes import DARK, LIGHT
 from ensemw2s.evaluation.wording import (
     NOTHING,
     SPLITS,
@@ -28,7 +27,9 @@ from ensemw2s.evaluation.wording import (
     seconds,
     systems_of,
 )
-from ensemw2s.storage import store
+from ensemw2s.storage import remote, store
+
+REPORT = "report.html"
 
 
 def write_report(results: RunResults, directory: Path) -> Path:
@@ -41,14 +42,29 @@ def write_report(results: RunResults, directory: Path) -> Path:
     Returns:
         Path of the page, which is put in place whole.
     """
+    from ensemw2s.evaluation.page import page
+    from ensemw2s.evaluation.plots import PLOTS, render  # with matplotlib: only where something is drawn
+
     light, dark = (render(results, theme, PLOTS) for theme in (LIGHT, DARK))
     plots = directory / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     for name, png in light.items():
         store.put_bytes(plots / f"{name}.png", png)
-    html = directory / "report.html"
+    html = directory / REPORT
     store.put_bytes(html, page(results, light, dark).encode("utf-8"))
     return html
+
+
+def is_written(directory: Path) -> bool:
+    """Whether the page and the plots of a run are there, and no older than its results.
+
+    Args:
+        directory: Folder of the run, with a local copy of its results.
+    """
+    html = directory / REPORT
+    if not (html.exists() and (directory / "plots").is_dir() and remote.exists(html)):
+        return False
+    return html.stat().st_mtime_ns >= (directory / RESULTS).stat().st_mtime_ns
 
 
 def print_table(results: RunResults, console: Console) -> None:

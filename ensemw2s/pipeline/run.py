@@ -14,7 +14,7 @@ from ensemw2s.cluster.resources import plan_resources
 from ensemw2s.config import Config, dump_config
 from ensemw2s.errors import ArtifactError
 from ensemw2s.evaluation.records import RESULTS, RunResults
-from ensemw2s.evaluation.report import print_table, write_report
+from ensemw2s.evaluation.report import REPORT, is_written, print_table, write_report
 from ensemw2s.evaluation.task import Task
 from ensemw2s.pipeline import preflight
 from ensemw2s.pipeline.begun import BEGUN, as_begun
@@ -70,12 +70,13 @@ def run(
         if status[graph.evaluation.name] and remote.exists(graph.root / RESULTS):
             shown.say(f"{remote.shown(graph.root)} is complete: nothing to do")
             results = RunResults.read(graph.root / RESULTS)
-            write_report(results, graph.root)
+            if not is_written(graph.root):
+                write_report(results, graph.root)
         else:
             with shown:
                 results = _work(graph, status, shown, debug)
     print_table(results, shown.console)
-    shown.say(f"\nreport: {remote.shown(graph.root / 'report.html')}")
+    shown.say(f"\nreport: {remote.shown(graph.root / REPORT)}")
     return results
 
 

@@ -11,8 +11,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ensemw2s.config.study import DEFAULT
 from ensemw2s.config.systems import BAGGING, DEEP_ENSEMBLE, ENSEMW2S, TABLE
-from ensemw2s.evaluation.plots import Plot, Theme, canvas, legend
+from ensemw2s.evaluation.plots import Plot, canvas, legend
 from ensemw2s.evaluation.records import VALIDATION
+from ensemw2s.evaluation.themes import Theme
 from ensemw2s.evaluation.wording import SPLITS, points
 from ensemw2s.study.records import StudyFigures
 from ensemw2s.study.sheet import lower_first, name_of, scope_name, scopes

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from ensemw2s.config.study import StudyConfig
 from ensemw2s.evaluation.page import data_uri
-from ensemw2s.evaluation.plots import DARK, LIGHT, render
+from ensemw2s.evaluation.plots import render
+from ensemw2s.evaluation.themes import DARK, LIGHT
 from ensemw2s.pipeline.manifest import git_commit, versions
 from ensemw2s.storage import store
 from ensemw2s.study import plots, tables

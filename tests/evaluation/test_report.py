@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,8 +18,9 @@ from ensemw2s.config.systems import TABLE
 from ensemw2s.evaluation import page as pages
 from ensemw2s.evaluation import plots
 from ensemw2s.evaluation import report as reports
-from ensemw2s.evaluation.plots import DARK, LIGHT, wilson
+from ensemw2s.evaluation.plots import wilson
 from ensemw2s.evaluation.records import RunResults
+from ensemw2s.evaluation.themes import DARK, LIGHT, Theme
 from ensemw2s.evaluation.wording import NBSP
 
 PLOTS = ("systems", "rounds", "alpha", "weights", "agreement")
@@ -68,7 +70,7 @@ def print_table(results: dict[str, Any], console: Console) -> None:
     reports.print_table(RunResults.model_validate(results), console)
 
 
-def render(results: dict[str, Any], theme: plots.Theme) -> dict[str, bytes]:
+def render(results: dict[str, Any], theme: Theme) -> dict[str, bytes]:
     return plots.render(RunResults.model_validate(results), theme, plots.PLOTS)
 
 
@@ -398,3 +400,17 @@ def test_wilson_interval_of_none_of_ten_is_the_textbook_one():
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_a_report_is_written_until_something_of_it_is_missing_or_its_results_are_newer(tmp_path):
+    page, results = tmp_path / "report.html", tmp_path / "results.json"
+    for file in (page, results):
+        file.touch()
+    os.utime(results, ns=(page.stat().st_mtime_ns,) * 2)
+    assert not reports.is_written(tmp_path), "its plots are missing"
+    (tmp_path / "plots").mkdir()
+    assert reports.is_written(tmp_path)
+    os.utime(results, ns=(page.stat().st_mtime_ns + 1,) * 2)
+    assert not reports.is_written(tmp_path), "its results are newer"
+    page.unlink()
+    assert not reports.is_written(tmp_path), "its page is missing"

@@ -239,10 +239,11 @@ def test_a_run_checks_its_config_once(checked, said, make, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_driver_that_starts_nothing_imports_no_ray_and_no_torch():
+def test_a_driver_that_starts_and_draws_nothing_imports_no_ray_no_torch_and_no_matplotlib():
     code = (
         "import sys\n"
-        "sys.modules.update(dict.fromkeys(('ray', 'torch', 'transformers', 'peft', 'deepspeed')))\n"  # None: no import
+        "names = ('ray', 'torch', 'transformers', 'peft', 'deepspeed', 'matplotlib', 'pandas', 'scipy')\n"
+        "sys.modules.update(dict.fromkeys(names))\n"  # None: no import
         "import ensemw2s.pipeline.plan, ensemw2s.pipeline.preflight, ensemw2s.pipeline.run\n"
         "import ensemw2s.training.checkpoints"
     )

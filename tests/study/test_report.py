@@ -9,7 +9,8 @@ from markupsafe import escape
 from rich.console import Console
 
 from ensemw2s.config.study import StudyConfig
-from ensemw2s.evaluation.plots import LIGHT, render
+from ensemw2s.evaluation.plots import render
+from ensemw2s.evaluation.themes import LIGHT
 from ensemw2s.evaluation.wording import NBSP
 from ensemw2s.study import plots, report, tables, tables_variants
 from ensemw2s.study.records import Diagnosis, MeanDifference, StudyResults, VariantDifference
