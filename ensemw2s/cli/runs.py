@@ -182,7 +182,9 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
     """Prints the plan for this machine, or for the cluster that the config names."""
     from ensemw2s.cluster.connect import cluster_address
     from ensemw2s.cluster.resources import plan_resources
+    from ensemw2s.costs.disk import disk
     from ensemw2s.costs.here import on_this_machine
+    from ensemw2s.costs.needs import shapes
     from ensemw2s.pipeline import preflight
     from ensemw2s.pipeline.begun import as_begun
     from ensemw2s.pipeline.build import build_graph
@@ -199,13 +201,14 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
         division = plan_resources(loaded, resources)
         address = cluster_address(loaded.cluster)
         here = on_this_machine(graph, laid_out, resources) if address is None else None
+        takes = disk(graph, shapes(graph), division.lanes)
     free = preflight.free_bytes(graph.root)
     if as_json:
         from ensemw2s.costs.here import PlanHere
         from ensemw2s.pipeline.plan_record import PlanRecord
 
         plan_record = PlanRecord.of(laid_out, resources=resources, division=division, free_bytes=free, address=address)
-        say(PlanHere(**dict(plan_record), rows=scan, here=here).model_dump_json(indent=2))
+        say(PlanHere(**dict(plan_record), rows=scan, here=here, disk=takes).model_dump_json(indent=2))
         return
     if said:
         say(said)
@@ -216,7 +219,7 @@ def _plan_here(loaded: Config, *, as_json: bool, debug: bool) -> None:
         division=division,
         free_bytes=free,
         address=address,
-        more={"Rows": scan.words()} | (here.lines() if here is not None else {}),
+        more={"Rows": scan.words()} | (here.lines() if here is not None else {}) | {"Disk": takes.words()},
     )
 
 

@@ -17,6 +17,7 @@ import psutil
 from ensemw2s.cluster.resources import Resources
 from ensemw2s.config import Config
 from ensemw2s.costs import needs
+from ensemw2s.costs.disk import Disk
 from ensemw2s.costs.estimate import Estimate, estimate
 from ensemw2s.costs.hardware import Assumptions, Cluster, Instance, PricedNode, Prices, Processor
 from ensemw2s.costs.lengths import Lengths, lengths
@@ -106,10 +107,12 @@ class PlanHere(PlanRecord):
     Attributes:
         rows: How far the rows were read.
         here: Time and memory on this machine; None for a cluster, or if nothing is left to run.
+        disk: What the run's weights take in storage.
     """
 
     rows: Scan
     here: Here | None
+    disk: Disk
 
 
 def on_this_machine(

@@ -256,6 +256,7 @@ def test_a_recipe_is_planned_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.stdout.startswith("quickstart, seed 0, in runs/quickstart")
     assert "Time       about" in result.stdout
     assert "Memory     at most about" in result.stdout
+    assert "Disk       at most about" in result.stdout
     result = call("study", "tiny", "--plan", "--set", "seeds=[0]")
     assert result.exit_code == 0, result.stderr
     assert "Time  about" in result.stdout
@@ -273,6 +274,7 @@ def test_plans_are_printed_for_programs_too(tmp_path: Path, monkeypatch: pytest.
     assert {stage["name"] for stage in plan["here"]["stages"]} >= {"models", "rounds", "students", "evaluation"}
     assert plan["here"]["seconds"] > 6
     assert plan["here"]["memory_gib"] > 1
+    assert 0 < plan["disk"]["passes"] < plan["disk"]["models"], "two passes of the quickstart's members"
     study = json.loads(call("study", "tiny", "--plan", "--json", "--set", "seeds=[0]").stdout)
     assert study["cells"][0]["seed"] == 0
     assert not any(cell["complete"] for cell in study["cells"])
