@@ -61,7 +61,7 @@ def endpoint(
     process = subprocess.Popen([str(part) for part in command], stdout=sys.stderr, env={**os.environ, **paths})
     try:
         url = f"http://127.0.0.1:{port}"
-        end = time.time() + 180
+        end = time.time() + 480
         while not _is_ready(url):
             if process.poll() is not None or time.time() > end:
                 raise RuntimeError("ensemw2s serve did not come up")
