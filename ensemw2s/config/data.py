@@ -10,6 +10,31 @@ from ensemw2s.config.answers import AnswerMatch
 from ensemw2s.config.section import PositiveInt, Section, raise_all
 
 
+class MultipleChoice(Section):
+    """How a multiple-choice question becomes a prompt and an answer.
+
+    `columns.prompt` is the question, `columns.choices` its options and `columns.answer` the right one: its label, its
+    text, or its place (`A` or `1` for the first).
+    """
+
+    style: Literal["text", "letter", "likelihood"] = Field(
+        "text",
+        description="text: the prompt lists the options and the answer is the text of one. letter: the same, with "
+        "letters, and the answer is a letter. likelihood: the prompt is the question alone, and options are compared "
+        "by their likelihood.",
+    )
+    labels: str | None = Field(
+        None,
+        description="Column or template of the list of the options' labels, where columns.choices is a plain list. "
+        "Default: none are needed, or columns.choices has them, as `{text: [...], label: [...]}`.",
+    )
+    shuffle_seed: Annotated[int, Field(ge=0)] | None = Field(
+        0,
+        description="Seed of the order of the options, which differs from question to question, so that no place is "
+        "right more often than another. null keeps the order of the source.",
+    )
+
+
 class Columns(Section):
     """Where an example's fields come from in a source's rows.
 
@@ -21,7 +46,23 @@ class Columns(Section):
     answer: str = Field("answer", description="Column or template of the answer.")
     id: str | None = Field(None, description="Column or template of a unique id. Default: a hash of the content.")
     difficulty: str | None = Field(None, description="Column or template of a number; larger means harder.")
-    choices: str | None = Field(None, description="Column with the list of options of a multiple-choice question.")
+    choices: str | None = Field(
+        None,
+        description="Column or template of the options of a multiple-choice question: a list of texts; with "
+        "multiple_choice also `{text: [...], label: [...]}` or a list of such pairs.",
+    )
+    multiple_choice: MultipleChoice | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # fingerprints of older sources have no such key
+        description="Make prompt and answer from question, options and the key of the right one. Default: prompt and "
+        "answer are what their columns say.",
+    )
+
+    @model_validator(mode="after")
+    def _has_options(self) -> Columns:
+        if self.multiple_choice is not None and self.choices is None:
+            raise ValueError("multiple_choice needs choices, the column of the options")
+        return self
 
 
 WHERE = (
@@ -123,10 +164,18 @@ class DataConfig(Section):
     split: SplitConfig = Field(SplitConfig(), description="What is easy and what is hard.")
     sizes: SplitSizes = Field(SplitSizes(), description="Examples per split.")
     prompt_template: str = Field("{prompt}", description="Text around the prompt; {prompt} stands for the prompt.")
+    shots: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="Solved examples before each prompt, the same ones everywhere. The seed chooses them among "
+        "easy_train, and they are not trained on. The template is put around each of them, and an empty line after it.",
+    )
     answer_prefix: str = Field(
         " ", description="Text before the answer when it becomes tokens; not used with a chat template."
     )
     chat_template: bool = Field(False, description="Render prompts with the tokenizer's chat template (chat models).")
+    system_prompt: str | None = Field(
+        None, description="Text of the system message before each prompt; needs chat_template. Default: none."
+    )
     add_bos: bool | None = Field(
         None,
         description="Whether a prompt without a chat template starts with the tokenizer's BOS token. Default: exactly "
@@ -151,6 +200,11 @@ class DataConfig(Section):
         "error", description="What to do with rows whose text a tokenizer cannot give back."
     )
 
+    @property
+    def has_options(self) -> bool:
+        """Whether prompts are multiple-choice questions, which are labelled by their likeliest option."""
+        return any(s is not None and s.columns.multiple_choice is not None for s in (self.source, self.hard_source))
+
     @field_validator("prompt_template")
     @classmethod
     def _has_prompt(cls, value: str) -> str:
@@ -173,5 +227,9 @@ class DataConfig(Section):
             )
         if mode == "difficulty" and difficulty_from == "column" and self.source.columns.difficulty is None:
             wrong.append("split.difficulty_from column needs source.columns.difficulty")
+        if self.shots >= self.sizes.easy_train:
+            wrong.append(f"shots is {self.shots}; sizes.easy_train must be larger, since shots are not trained on")
+        if self.system_prompt is not None and not self.chat_template:
+            wrong.append("system_prompt is only read with chat_template: true; or write it into prompt_template")
         raise_all(wrong)
         return self

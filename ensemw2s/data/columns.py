@@ -18,7 +18,9 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from ensemw2s.config import Columns
+from ensemw2s.config import Columns, MultipleChoice
+from ensemw2s.data.examples import content_key
+from ensemw2s.data.options import Question, make_question, parted
 from ensemw2s.data.rows import JSON, Fields, Row
 from ensemw2s.errors import DataError
 
@@ -128,13 +130,33 @@ def render_row(columns: Columns, row: Row, *, origin: str = "the row", answer_op
         identity = _text(columns.id, row, "id", origin)
         if not identity:
             raise DataError(f"{origin}: the id (columns.id {columns.id!r}) is empty or null; ids must be unique text")
-    return {
-        "id": identity,
-        "prompt": prompt,
-        "answer": answer,
-        "difficulty": None if columns.difficulty is None else _number(columns.difficulty, row, origin),
-        "choices": None if columns.choices is None else _choices(columns.choices, row, answer, origin),
-    }
+    difficulty = None if columns.difficulty is None else _number(columns.difficulty, row, origin)
+    choices = None
+    if (wanted := columns.multiple_choice) is not None:
+        question = _question(columns, wanted, row, prompt, answer, origin)
+        prompt, choices = question.prompt(wanted.style), question.choices(wanted.style)
+        answer = None if question.right is None else choices[question.right]
+    elif columns.choices is not None:
+        choices = _choices(columns.choices, row, answer, origin)
+    return {"id": identity, "prompt": prompt, "answer": answer, "difficulty": difficulty, "choices": choices}
+
+
+def question_key(columns: Columns, row: Row) -> str | None:
+    """What two multiple-choice examples must not share besides their prompts: a hash of question and right answer.
+
+    The same question with other wrong options, or with the same ones in another order, is the same example. None where
+    the answer is not known, and of what is no multiple-choice question.
+
+    Args:
+        columns: Which column or template gives which field.
+        row: A row that `render_row` takes.
+    """
+    if (wanted := columns.multiple_choice) is None:
+        return None
+    text = _text(columns.prompt, row, "prompt", "the row") or ""
+    answer = (_text(columns.answer, row, "answer", "the row", absent_ok=True) or "").strip() or None
+    question = _question(columns, wanted, row, text, answer, "the row")
+    return None if question.right is None else content_key(f"\0{text}\0{question.options[question.right]}")
 
 
 def _present(row: Row) -> str:
@@ -258,13 +280,45 @@ def _choices(spec: str, row: Row, answer: str | None, origin: str) -> list[str] 
     value = _value(spec, row, "choices", origin, _compile_list)
     if value is None:
         return None
-    if isinstance(value, str) and value.lstrip().startswith("["):  # CSV cells can hold a list as JSON only
-        with contextlib.suppress(ValueError):
-            value = JSON.decode(value)
-    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_option, value)):
-        raise DataError(f"{origin}: the choices (columns.choices {spec!r}) are {value!r}, expected a list of texts")
-    where = f"{origin}: a choice (columns.choices {spec!r})"
-    choices = [scalar_text(v, spec, where).strip() for v in value]
+    choices = _texts(_decoded(value), spec, "choice", origin)
     if answer is not None and answer not in choices:
         raise DataError(f"{origin}: the answer {answer!r} is none of its choices {choices}; both must be the same text")
     return choices
+
+
+def _decoded(value: object) -> object:
+    """The value, read as JSON where it is text that looks like it: CSV cells can hold a list in no other way."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):
+            return JSON.decode(value)
+    return value
+
+
+def _texts(value: object, spec: str, what: str, origin: str) -> list[str]:
+    """A list of options or labels as texts."""
+    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_option, value)):
+        raise DataError(
+            f"{origin}: the {what}s (columns.{_KEYS[what]} {spec!r}) are {value!r}, expected a list of texts"
+        )
+    where = f"{origin}: a {what} (columns.{_KEYS[what]} {spec!r})"
+    return [scalar_text(one, spec, where).strip() for one in value]
+
+
+_KEYS = {"choice": "choices", "label": "multiple_choice.labels"}
+"""Settings of columns by what their lists hold."""
+
+
+def _question(
+    columns: Columns, wanted: MultipleChoice, row: Row, text: str, answer: str | None, origin: str
+) -> Question:
+    """The multiple-choice question of a row, from its question and the key of the right option."""
+    assert columns.choices is not None, "the config's check"
+    value, given = parted(_decoded(_value(columns.choices, row, "choices", origin, _compile_list)))
+    options = _texts(value, columns.choices, "choice", origin)
+    if wanted.labels is not None:
+        given = _decoded(_value(wanted.labels, row, "multiple_choice.labels", origin, _compile_list))
+    labels = None if given is None else _texts(given, wanted.labels or columns.choices, "label", origin)
+    try:
+        return make_question(text.strip(), options, labels, answer, wanted)
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from None

@@ -101,18 +101,19 @@ def lost(text: str, tokenizer: PreTrainedTokenizerBase, *, answer: bool) -> str 
 
 
 def _lengths(example: Fields, reader: RowReader, data: DataConfig) -> tuple[int, int]:
-    """Tokens of the prompt and of the answer, with those that begin and end them."""
-    prompt, answer, tokenizer = example["prompt"], example["answer"], reader.tokenizer
+    """Tokens of the prompt and of the longest answer or option, with those that begin and end them."""
+    prompt, tokenizer = example["prompt"], reader.tokenizer
+    answers = [text for text in (example["answer"], *(example["choices"] or ())) if text is not None]
     if tokenizer is None:
         around = len(data.prompt_template.replace("{prompt}", "").encode()) + 1
         ending = len(data.answer_prefix.encode()) + 1
-        return len(prompt.encode()) + around, 0 if answer is None else len(answer.encode()) + ending
+        return len(prompt.encode()) + around, max((len(text.encode()) + ending for text in answers), default=0)
     [ids] = tokenize_prompts([prompt], tokenizer, data)
-    if answer is None:
+    if not answers:
         return len(ids), 0
     before = "" if data.chat_template else data.answer_prefix
-    [answered] = encode_text([answer], tokenizer, before=before, after=turn_end(tokenizer, data)[0])
-    return len(ids), len(answered) + 1
+    encoded = encode_text(answers, tokenizer, before=before, after=turn_end(tokenizer, data)[0])
+    return len(ids), max(map(len, encoded)) + 1
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ensemw2s.config import DataConfig, FilesSource, HuggingFaceSource, ReasoningGymSource
-from ensemw2s.data.columns import answer_text, render_row
+from ensemw2s.data.columns import answer_text, question_key, render_row
 from ensemw2s.data.dropped import Tally
 from ensemw2s.data.examples import content_key, example_id, example_table
 from ensemw2s.data.readers import WhereReader, make_reader
@@ -165,16 +165,17 @@ def _example(
     """The example that a row makes; None for one that repeats another or is dropped."""
     example = render_row(source.columns, row, origin=origin, answer_optional=answer_optional)
     key = content_key(example["prompt"])
-    if key in seen.keys:
+    keys = [key] if (other := question_key(source.columns, row)) is None else [key, other]
+    if (known := next((one for one in keys if one in seen.keys), None)) is not None:
         if seen.tally is not None:
-            first = seen.keys[key] or ("an easy row", example["answer"])
-            seen.tally.repeat(origin, example["answer"], first)
+            first = seen.keys[known] or ("an easy row", example["answer"])
+            seen.tally.repeat(origin, example["answer"], first if known == key else (first[0], example["answer"]))
         return None
     if seen.check is not None and (why := seen.check(origin, example)) is not None:
         if seen.tally is not None:
             seen.tally.add(why)
         return None
-    seen.keys[key] = (origin, example["answer"])
+    seen.keys |= dict.fromkeys(keys, (origin, example["answer"]))
     if example["id"] is None:
         example["id"] = made = example_id(example["prompt"], seen.ids)
         seen.ids.add(made)

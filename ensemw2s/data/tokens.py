@@ -43,8 +43,28 @@ def render(prompt: str, data_config: DataConfig, tokenizer: PreTrainedTokenizerB
     if not data_config.chat_template:
         return text
     _check_chat(tokenizer)
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(_asked(text, data_config), add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        if data_config.system_prompt is None:
+            raise
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path or 'the model'} refuses a system message: {error}; leave "
+            "data.system_prompt out and write its text into data.prompt_template"
+        ) from None
+
+
+def with_system(messages: list[dict[str, str]], data_config: DataConfig) -> list[dict[str, str]]:
+    """A conversation that begins with `data.system_prompt`, unless it has a system message of its own."""
+    if data_config.system_prompt is None or (messages and messages[0]["role"] in ("system", "developer")):
+        return messages
+    return [{"role": "system", "content": data_config.system_prompt}, *messages]
+
+
+def _asked(text: str, data_config: DataConfig) -> list[dict[str, str]]:
+    return with_system([{"role": "user", "content": text}], data_config)
 
 
 def tokenize_prompts(
@@ -62,7 +82,7 @@ def tokenize_prompts(
     if data_config.chat_template:
         _check_chat(tokenizer)
         asked = [data_config.prompt_template.replace("{prompt}", prompt) for prompt in prompts]
-        return [tokenize_chat([{"role": "user", "content": text}], tokenizer) for text in asked]
+        return [tokenize_chat(_asked(text, data_config), tokenizer) for text in asked]
     before, after = data_config.prompt_template.split("{prompt}", 1)
     ids = encode_text(prompts, tokenizer, before=before, after=after)
     begin = begin_ids(tokenizer, data_config)
@@ -194,7 +214,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> tup
         from jinja2 import TemplateError
 
         _check_chat(tokenizer)
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        turns = [*_asked("a", data_config), {"role": "assistant", "content": _MARK}]
         try:
             tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(_MARK)[2]
         except (TemplateError, ValueError):  # a template for questions alone

@@ -10,6 +10,9 @@ from ensemw2s.cluster.pool import Chunk
 Rows = dict[str, list[Any]]
 """Per-example columns of one voter on one split."""
 
+OPTION = {"answer": "option", "sum": "option_sum", "token": "option_token", "byte": "option_byte"}
+"""Measure of options (`ensemble.options.By`) → the column with the option that is likeliest by it."""
+
 
 @dataclass(frozen=True)
 class SplitChunk:

@@ -21,11 +21,12 @@ from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.data.tokens import TokenData, tokenize_examples
 from ensemw2s.ensemble.decoding import decode_with, list_engine
 from ensemw2s.ensemble.engine import Engine
+from ensemw2s.ensemble.options import MEASURES, score_options
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
-from ensemw2s.evaluation.chunks import AnsweredChunk, Rows, SplitChunk
+from ensemw2s.evaluation.chunks import OPTION, AnsweredChunk, Rows, SplitChunk
 from ensemw2s.evaluation.voters import VoterGroup
 from ensemw2s.labeling.labeler import answer_text
 
@@ -103,8 +104,8 @@ def evaluate(
 
     Returns:
         Columns: `n_tokens`, `token_correct`, `nll`, `forced` (all tokens right); when decoded `answer`, `cut` (at the
-        longest length), `n_decoded`, `agreement`, `seconds` (a share of the whole for each); `option` (chosen text or
-        null); `tokens` of shown ones.
+        longest length), `n_decoded`, `agreement`, `seconds` (a share of the whole for each); `option`, `option_sum`,
+        `option_token`, `option_byte` (likeliest option by each measure, or null); `tokens` of shown ones.
         With `members`, of an ensemble, `answer_ids` and `member_ids`: the tokens that each member finds likeliest.
     """
     tokens = TokenData.from_table(tokenize_examples(examples, loaded.tokenizer, data))
@@ -126,8 +127,8 @@ def evaluate(
         "token_correct": [int(f.correct.sum()) for f in forced],
         "nll": [-float(f.logprobs.sum(dtype="float64")) for f in forced],
         "forced": [bool(f.correct.all()) for f in forced],
-        "option": _options(examples, tokens, loaded, data, size),
     }
+    columns |= _options(examples, loaded, data, labeling.batch_size)
     if loaded.model.num_members > 1 and members:
         columns["answer_ids"] = [ids.tolist() for ids in tokens.answer_ids]
         columns["member_ids"] = [f.member_tokens.tolist() for f in forced]
@@ -170,29 +171,11 @@ def _forced(tokens: TokenData, generations: list[Generation], loaded: Loaded, si
     return [found[i] for i in range(len(tokens.answer_ids))]
 
 
-def _options(
-    examples: pa.Table, tokens: TokenData, loaded: Loaded, data: DataConfig, size: dict[str, Any]
-) -> list[str | None]:
-    """Of each multiple-choice question the option with the highest log-probability, the first of equals."""
-    rows = [(i, choice) for i, options in enumerate(examples["choices"].to_pylist()) for choice in options or []]
-    chosen: list[str | None] = [None] * len(examples)
-    if not rows:
-        return chosen
-    prompts = examples["prompt"].to_pylist()
-    table = pa.table(
-        {
-            "id": [f"{i}-{k}" for k, (i, _) in enumerate(rows)],
-            "prompt": [prompts[i] for i, _ in rows],
-            "answer": [choice for _, choice in rows],
-        }
-    )
-    options = TokenData.from_table(tokenize_examples(table, loaded.tokenizer, data))
-    best = [-np.inf] * len(examples)
-    for (i, choice), s in zip(rows, score(loaded.model, options.prompt_ids, options.answer_ids, **size), strict=True):
-        total = float(s.logprobs.sum(dtype="float64"))
-        if total > best[i]:
-            best[i], chosen[i] = total, choice
-    return chosen
+def _options(examples: pa.Table, loaded: Loaded, data: DataConfig, batch_size: int) -> Rows:
+    """Of each multiple-choice question the likeliest option by each measure (see `OPTION`); None of all others."""
+    prompts, options = examples["prompt"].to_pylist(), examples["choices"].to_pylist()
+    scored = score_options(prompts, options, loaded, data, batch_size=batch_size)
+    return {OPTION[by]: [None if s is None else s.texts[s.best(by)] for s in scored] for by in MEASURES}
 
 
 def _tokens(generation: Generation, loaded: Loaded) -> list[dict[str, object]]:

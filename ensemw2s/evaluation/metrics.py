@@ -6,7 +6,8 @@ be checked by hand. Fractions stay fractions (0.05); only the report writes them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +118,7 @@ def metrics(
     token_correct: npt.ArrayLike | None = None,
     n_tokens: npt.ArrayLike | None = None,
     nll_sum: npt.ArrayLike | None = None,
-    option_correct: npt.ArrayLike | None = None,
+    options: Mapping[str, npt.ArrayLike] = MappingProxyType({}),
     samples: int,
     seed: int,
 ) -> Metrics:
@@ -129,7 +130,8 @@ def metrics(
         token_correct: Array [n], int: answer tokens (the end token among them) whose teacher-forced argmax is right.
         n_tokens: Array [n], int: answer tokens, the end token among them. Needed beside the two figures of tokens.
         nll_sum: Array [n], float: negative log-likelihood of the true answer in nats, summed over its tokens.
-        option_correct: Array [k], bool: of the examples with options, whether the best-scored option is the true one.
+        options: Name of a figure of options → array [k], bool: of the examples with options, whether the option that is
+            likeliest by its measure is the true one.
         samples: Bootstrap resamples of the interval.
         seed: Seed of the resamples.
 
@@ -151,7 +153,7 @@ def metrics(
         mean = float(array.sum() / tokens) if tokens else float("nan")
         return mean if np.isfinite(mean) else None
 
-    options = None if option_correct is None else np.asarray(option_correct, dtype=np.float64)
+    shares = {name: np.asarray(right, dtype=np.float64) for name, right in options.items()}
     return Metrics(
         exact_match=float(hits.mean()),
         forced_exact_match=None if forced is None else float(_same_length(exact=exact, forced=forced)[1].mean()),
@@ -159,7 +161,7 @@ def metrics(
         nll=per_token(nll_sum, "nll_sum"),
         n=len(hits),
         ci95=interval(hits, samples=samples, seed=seed),
-        option_accuracy=float(options.mean()) if options is not None and options.size else None,
+        **{name: float(right.mean()) for name, right in shares.items() if right.size},
     )
 
 

@@ -12,7 +12,16 @@ import numpy as np
 from ensemw2s.config.systems import TABLE
 from ensemw2s.data.answers import Key
 from ensemw2s.evaluation import metrics as m
+from ensemw2s.evaluation.chunks import OPTION, Rows
 from ensemw2s.evaluation.voters import BASE, EXPERT
+
+FIGURES = {
+    "answer": "option_accuracy",
+    "sum": "option_acc",
+    "token": "option_acc_token",
+    "byte": "option_acc_norm",
+}
+"""Measure of options (`ensemble.options.By`) → the field of `Metrics` that says how often its winner is right."""
 
 
 def voters_of(system: str, answered: Collection[str], votes: Mapping[str, float]) -> list[str]:
@@ -53,3 +62,30 @@ def right(
     """Right or not, for each example [n]; of several models the mean over them."""
     exact = [m.exact_match(answers, truths, key) for answers in given]
     return exact[0] if len(exact) == 1 else np.mean(exact, axis=0)
+
+
+def options_right(rows: Rows, truths: Sequence[str], asked: m.BoolArray) -> dict[str, m.FloatArray]:
+    """Figure of options (a field of `Metrics`) → right or not, for each example that has options.
+
+    Args:
+        rows: Columns of one voter.
+        truths: n true answers.
+        asked: `[n]`: which examples have options.
+    """
+    if not asked.any():
+        return {}
+    found = {FIGURES[by]: rows[column] for by, column in OPTION.items() if column in rows}
+    return {
+        figure: np.array([o == t for o, t in zip(options, truths, strict=True)], np.float64)[asked]
+        for figure, options in found.items()
+    }
+
+
+def voted_options(voters: Sequence[Rows], weights: Sequence[float]) -> Rows:
+    """The options that get the most votes: columns of one voter from those of several, None where there are none."""
+    columns = [column for column in OPTION.values() if all(column in rows for rows in voters)]
+    voted: Rows = {}
+    for column in columns:
+        given = [[option or "" for option in rows[column]] for rows in voters]
+        voted[column] = [option or None for option, _ in m.majority_vote(given, weights)]
+    return voted

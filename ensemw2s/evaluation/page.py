@@ -147,6 +147,9 @@ def _accuracy(found: Metrics) -> dict[str, str]:
         "tokens": percent(found.token_accuracy, ""),
         "nll": plain(found.nll, 3),
         "options": percent(found.option_accuracy, ""),
+        "measures": ""
+        if found.option_acc is None
+        else f"{percent(found.option_acc)} / {percent(found.option_acc_norm)}",
     }
 
 

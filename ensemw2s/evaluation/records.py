@@ -61,7 +61,12 @@ class Metrics(SparseRecord):
             votes a true token can get no probability at all.
         n: Number of examples.
         ci95: Bootstrap interval of `exact_match`, over examples.
-        option_accuracy: Of the examples with options, the share whose likeliest option is the true one.
+        option_accuracy: Of the examples with options, the share whose likeliest option is the true one. Options are
+            compared by the log-likelihood of the whole answer, end token included.
+        option_acc: The same by the log-likelihood of the option alone, without the end token (lm-eval's `acc`).
+        option_acc_token: The same by that per token.
+        option_acc_norm: The same by that per byte of the option's text (lm-eval's `acc_bytes`, and its `acc_norm` where
+            a character is a byte).
     """
 
     exact_match: float | None = None
@@ -71,6 +76,9 @@ class Metrics(SparseRecord):
     n: int | None = None
     ci95: Interval | None = None
     option_accuracy: float | None = None
+    option_acc: float | None = only_where_known()
+    option_acc_token: float | None = only_where_known()
+    option_acc_norm: float | None = only_where_known()
 
 
 class TrainingCost(SparseRecord):

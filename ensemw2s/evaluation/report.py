@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemw2s.config.systems import TABLE
-from ensemw2s.evaluation.records import RESULTS, RunResults, StageTime
+from ensemw2s.evaluation.records import RESULTS, Metrics, RunResults, StageTime
 from ensemw2s.evaluation.summary import summarise
 from ensemw2s.evaluation.themes import DARK, LIGHT
 from ensemw2s.evaluation.wording import (
@@ -96,13 +96,22 @@ def _systems_table(results: RunResults) -> Table:
     table.add_column("")
     for heading in ("ID", "OOD", "PGR, OOD"):
         table.add_column(heading, justify="right", no_wrap=True)
+    options = any(results.metrics(name, split).option_acc is not None for name in results.systems for split in SPLITS)
+    if options:
+        table.add_column("options: acc / acc_norm, OOD", justify="right", no_wrap=True)
     for name in systems_of(results):
         cells = [Text(_with_interval(results, name, split)) for split in SPLITS]
         found = results.recovered(name, "ood")
         recovered = "" if found is None else "null" if number(found.value) is None else plain(found.value)
         style = "bold" if name in TABLE and TABLE[name].ours else ""
-        table.add_row(Text(label(name)), *cells, Text(recovered), style=style)
+        found_options = [Text(_options(results.metrics(name, "ood")))] if options else []
+        table.add_row(Text(label(name)), *cells, Text(recovered), *found_options, style=style)
     return table
+
+
+def _options(found: Metrics) -> str:
+    figures = (found.option_acc, found.option_acc_norm)
+    return NOTHING if None in figures else " / ".join(percent(figure, "") for figure in figures)
 
 
 def _stages_table(stages: Sequence[StageTime], total_seconds: float | None) -> Table:

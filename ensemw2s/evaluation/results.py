@@ -121,24 +121,31 @@ class Figures:
 
     def _metrics(self, name: str, split: str, exact: np.ndarray) -> Metrics:
         system, columns = TABLE[name], self.columns[split]
+        voters = [columns[voter] for voter in self._voters(name)]
         if system.vote == "answers":
-            return m.metrics(exact, samples=self.samples, seed=self.seed)
+            has = bool(self.has_choices[split].any())
+            voted = outcomes.voted_options(voters, list(self.votes.values())) if has else {}
+            options = self._options(voted, split)
+            return m.metrics(exact, options=options, samples=self.samples, seed=self.seed)
         if system.averages_bases:
-            bases = [columns[voter] for voter in self._voters(name)]
-            return self._of_rows(_mean_rows(bases), exact, split, option=_mean_options(bases, self.answers[split]))
+            each = [self._options(rows, split) for rows in voters]
+            options = {figure: np.mean([one[figure] for one in each], axis=0) for figure in each[0]}
+            return self._of_rows(_mean_rows(voters), exact, split, options)
         return self._of_rows(columns[name], exact, split)
 
-    def _of_rows(self, rows: Rows, exact: np.ndarray, split: str, option: np.ndarray | None = None) -> Metrics:
-        asked = self.has_choices[split]
-        if option is None:
-            option = np.array([o == t for o, t in zip(rows["option"], self.answers[split], strict=True)])
+    def _options(self, rows: Rows, split: str) -> dict[str, m.FloatArray]:
+        return outcomes.options_right(rows, self.answers[split], self.has_choices[split])
+
+    def _of_rows(
+        self, rows: Rows, exact: np.ndarray, split: str, options: Mapping[str, m.FloatArray] | None = None
+    ) -> Metrics:
         return m.metrics(
             exact,
             forced=rows["forced"],
             token_correct=rows["token_correct"],
             n_tokens=rows["n_tokens"],
             nll_sum=rows["nll"],
-            option_correct=option[asked] if asked.any() else None,
+            options=self._options(rows, split) if options is None else options,
             samples=self.samples,
             seed=self.seed,
         )
@@ -276,7 +283,3 @@ def _mean_rows(bases: list[Rows]) -> Rows:
     """Teacher-forced columns averaged over the bases."""
     keys = ("forced", "token_correct", "n_tokens", "nll")
     return {key: list(np.mean([rows[key] for rows in bases], axis=0)) for key in keys}
-
-
-def _mean_options(bases: list[Rows], truths: list[str]) -> np.ndarray:
-    return np.mean([[o == t for o, t in zip(rows["option"], truths, strict=True)] for rows in bases], axis=0)

@@ -32,6 +32,7 @@ from ensemw2s.errors import ConfigError, DataError
 from ensemw2s.evaluation import metrics
 from ensemw2s.evaluation.chunks import Rows
 from ensemw2s.evaluation.evaluate import evaluate_all
+from ensemw2s.evaluation.outcomes import options_right
 from ensemw2s.evaluation.records import Metrics
 from ensemw2s.evaluation.voters import EvaluationWork, VoterGroup
 from ensemw2s.evaluation.warnings import CUT
@@ -192,14 +193,14 @@ def figures(
         seed: Seed of the bootstrap resamples.
         match: When two answers are the same one.
     """
-    chosen = zip(rows["option"], truths, choices, strict=True)
+    asked = np.array([among is not None for among in choices], bool)
     return metrics.metrics(
         metrics.exact_match(rows["answer"], truths, answer_key(match)),
         forced=rows["forced"],
         token_correct=rows["token_correct"],
         n_tokens=rows["n_tokens"],
         nll_sum=rows["nll"],
-        option_correct=[option == truth for option, truth, among in chosen if among is not None] or None,
+        options=options_right(rows, truths, asked),
         samples=SAMPLES,
         seed=seed,
     )
@@ -217,7 +218,14 @@ def print_figures(found: SavedModelResult, console: Console) -> None:
     table.add_row("Token accuracy", percent(m.token_accuracy), "teacher-forced, end token included")
     table.add_row("NLL", plain(m.nll, 3), "nats per token")
     if m.option_accuracy is not None:
-        table.add_row("Option accuracy", percent(m.option_accuracy), "likeliest of the choices")
+        table.add_row("Option accuracy", percent(m.option_accuracy), "likeliest of the choices, end token included")
+    for figure, how in (
+        (m.option_acc, "by likelihood of the option alone (lm-eval's acc)"),
+        (m.option_acc_token, "the same per token"),
+        (m.option_acc_norm, "the same per byte (lm-eval's acc_norm)"),
+    ):
+        if figure is not None:
+            table.add_row("", percent(figure), how)
     console.print(table)
     if found.cut is not None and found.cut > CUT:
         console.print(

@@ -17,13 +17,14 @@ from ensemw2s.cluster.connect import cluster_address
 from ensemw2s.cluster.resources import Resources, local_resources
 from ensemw2s.config import ClusterConfig, DataConfig, LabelingConfig, SplitConfig
 from ensemw2s.config.tree import read_tree
+from ensemw2s.data.shots import with_template
 from ensemw2s.errors import ConfigError, ResourceError
 from ensemw2s.labeling.intake import FileSource
 from ensemw2s.storage import remote
 
 RENDERING = (
     "prompt_template", "answer_prefix", "chat_template", "add_bos", "answer_match", "max_prompt_tokens",
-    "max_answer_tokens",
+    "max_answer_tokens", "system_prompt",
 )  # fmt: skip
 """Keys of `data` that decide how a prompt and its answer become tokens, and how answers are compared."""
 
@@ -68,6 +69,7 @@ def settings_for(model: str, source: FileSource, options: Mapping[str, object]) 
         tree = read_tree(remote.pull(run / "config.yaml"))
         older = {"add_bos": True}  # their config does not say it: a BOS wherever the tokenizer had one
         data = _with(data, {key: (older | tree.get("data", {})).get(key) for key in RENDERING})
+        data = with_template(data, run / "data")
         labeling = _with(labeling, {**tree.get("labeling", {}), "soft_top_k": 0})
     if options.get("max_actors") is not None:
         labeling = labeling.model_copy(update={"min_actors": 1})

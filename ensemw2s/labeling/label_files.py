@@ -67,6 +67,7 @@ class LabelWork:
                 "input": identity(self.settings.source),
                 "columns": self.settings.source.columns.model_dump(mode="json"),
                 **{k: getattr(data, k) for k in ("prompt_template", "chat_template", "max_prompt_tokens")},
+                **({} if data.system_prompt is None else {"system_prompt": data.system_prompt}),
                 **labeling.deciding(),
             },
         )

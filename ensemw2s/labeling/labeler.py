@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +30,7 @@ from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
 from ensemw2s.errors import ResourceError
 from ensemw2s.labeling.chunks import LabelChunk, LabeledChunk, LabelJob
+from ensemw2s.labeling.option_labels import label_questions
 from ensemw2s.labeling.parts import REJECTED_SCHEMA, label_schema, part_name, rejected_part, write_part
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import read_table
@@ -49,7 +50,9 @@ class Labeler:
         if remote.exists(folder / part_name(start)):
             return self._made_before(chunk)
         faults.reach("labeling/chunk")
-        prompts = chunk.prompts.read().select(["id", "prompt"])
+        table = chunk.prompts.read()
+        wanted = ["id", "prompt", *(["choices"] if self._data.has_options else [])]
+        prompts = table.select([name for name in wanted if name in table.column_names])
         with self._makers.maker(folder) as maker:
             began = time.time()
             labels, rejected = maker.label(prompts, self._data, self._labeling)
@@ -95,6 +98,7 @@ class Maker:
 
     loaded: Loaded
     engine: SharedEngine
+    _alone: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, loaded: Loaded, labeling: LabelingConfig) -> Maker:
@@ -105,8 +109,10 @@ class Maker:
     def label(self, prompts: pa.Table, data: DataConfig, labeling: LabelingConfig) -> tuple[pa.Table, pa.Table]:
         """Answers prompts.
 
+        A question with options gets the likeliest of them, where the data has multiple choice; all else is decoded.
+
         Args:
-            prompts: Table with `id` and `prompt`.
+            prompts: Table with `id` and `prompt`, and `choices` where the data has multiple choice.
             data: How a prompt is rendered, and how long it may be.
             labeling: Longest answer, samples, whether distributions are kept.
 
@@ -116,6 +122,28 @@ class Maker:
         Raises:
             ResourceError: If there is no memory for a prompt that is no longer than it may be.
         """
+        if data.has_options:
+            with self._alone:  # scoring and the engine use the same models
+                return self._label_options(prompts, data, labeling)
+        return self._decode(prompts, data, labeling)
+
+    def _label_options(
+        self, prompts: pa.Table, data: DataConfig, labeling: LabelingConfig
+    ) -> tuple[pa.Table, pa.Table]:
+        """`label` where some prompts, most often all, are questions with options."""
+        rows = prompts.to_pylist()
+        asked = [row for row in rows if row.get("choices")]
+        made, wrong = label_questions(asked, self.loaded, data, labeling)
+        others = pa.Table.from_pylist([row for row in rows if not row.get("choices")], schema=prompts.schema)
+        decoded, failed = self._decode(others.select(["id", "prompt"]), data, labeling)
+        order = {row["id"]: i for i, row in enumerate(rows)}
+        labels = sorted([*made.to_pylist(), *decoded.to_pylist()], key=lambda row: order[row["id"]])
+        rejected = sorted([*wrong, *failed.to_pylist()], key=lambda row: order[row["id"]])
+        schema = label_schema(labeling, margin=True)
+        return pa.Table.from_pylist(labels, schema=schema), pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+
+    def _decode(self, prompts: pa.Table, data: DataConfig, labeling: LabelingConfig) -> tuple[pa.Table, pa.Table]:
+        """`label` where nothing has options."""
         rows = prompts.to_pylist()
         ids = tokenize_prompts([row["prompt"] for row in rows], self.loaded.tokenizer, data)
         wrong = {i: reason for i, one in enumerate(ids) if (reason := _unusable(one, data.max_prompt_tokens))}

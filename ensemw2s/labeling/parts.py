@@ -33,6 +33,7 @@ LABEL_SCHEMA = pa.schema(
         ("token_entropy", pa.list_(pa.float32())),
     ]
 )
+OPTION_FIELDS = [("margin", pa.float64())]
 SAMPLE_FIELDS = [("consistency", pa.float64())]
 SOFT_FIELDS = [("top_tokens", pa.list_(pa.list_(pa.int32()))), ("top_logprobs", pa.list_(pa.list_(pa.float16())))]
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("reason", pa.string())])
@@ -40,10 +41,11 @@ REJECTED = "rejected"
 KEPT = "kept"
 
 
-def label_schema(labeling: LabelingConfig) -> pa.Schema:
-    """The columns of labels that are made with this config."""
+def label_schema(labeling: LabelingConfig, *, margin: bool = False) -> pa.Schema:
+    """The columns of labels that are made with this config; `margin` where questions have options."""
     samples = SAMPLE_FIELDS if labeling.samples > 1 else []
-    return pa.schema([*LABEL_SCHEMA, *samples, *(SOFT_FIELDS if labeling.soft_top_k else [])])
+    options = OPTION_FIELDS if margin else []
+    return pa.schema([*LABEL_SCHEMA, *options, *samples, *(SOFT_FIELDS if labeling.soft_top_k else [])])
 
 
 def part_name(start: int) -> str:

@@ -69,6 +69,7 @@ def summarise(folder: Path) -> LabelSummary:
     edges = {
         "agreement": np.linspace(0, 1, BINS + 1),
         "consistency": np.linspace(0, 1, BINS + 1),
+        "margin": np.linspace(0, 1, BINS + 1),
         "vote_entropy": np.linspace(0, most_divided or 1.0, BINS + 1),
         "n_tokens": np.unique(np.linspace(0, longest or 1, min(BINS, longest or 1) + 1).round()),
         "logprob": np.linspace(least_likely or -1.0, 0, BINS + 1),

@@ -93,7 +93,7 @@ def find_anchor(context: Context) -> None:
     members = weighed_members(finished_rounds(graph, graph.rounds), config.ensemble.weights)
     store.resume(stage.path, stage.description)
     easy = read_table(graph.data.path / "easy_validation.parquet")[:PROMPTS]
-    hard = read_table(graph.data.path / "hard_unlabelled.parquet", ["id", "prompt"])[:PROMPTS]
+    hard = read_table(graph.data.path / "hard_unlabelled.parquet")[:PROMPTS]
     prompts = write_prompts(stage.path, easy, hard)
     jobs = [
         LabelJob(anchored_voter(graph, members, "ensemble", scale), prompts, _tried(stage.path, scale))
@@ -113,7 +113,9 @@ def find_anchor(context: Context) -> None:
 def write_prompts(folder: Path, *tables: pa.Table) -> Path:
     """Writes prompts of several splits, whose ids differ, as one table for `answer`."""
     path = folder / "prompts.parquet"
-    pq.write_table(pa.concat_tables([table.select(["id", "prompt"]) for table in tables]), path)
+    options = any(table["choices"].null_count < len(table) for table in tables if "choices" in table.column_names)
+    columns = ["id", "prompt", *(["choices"] if options else [])]
+    pq.write_table(pa.concat_tables([table.select(columns) for table in tables]), path)
     remote.push(path)
     return path
 
@@ -123,7 +125,7 @@ def answer(context: Context, jobs: list[LabelJob], stage: str) -> None:
     plain = {"samples": 1, "temperature": 0.0, "soft_top_k": 0, "max_rejected": None}
     label_all(
         jobs,
-        data=context.config.data,
+        data=context.graph.rendering,
         labeling=context.config.labeling.model_copy(update=plain),
         pool=context.pool,
         on_progress=lambda n, total, note: context.progress.update(stage, n, total, note),

@@ -97,7 +97,7 @@ def _make_answers(context: Context, p: Pass, rounds: tuple[Round, ...]) -> None:
     scale = found_anchor(graph) if wanted == "auto" else wanted
     members = weighed_members(finished_rounds(graph, rounds), config.ensemble.weights)
     store.resume(p.answers.path, p.answers.description)
-    splits = [read_table(graph.data.path / f"{name}.parquet", ["id", "prompt"]) for name in _SPLITS]
+    splits = [read_table(graph.data.path / f"{name}.parquet") for name in _SPLITS]
     prompts = write_prompts(p.answers.path, *splits)
     voters = [anchored_voter(graph, members, "ensemble", scale)]
     if config.consensus.judge != "none":
@@ -174,7 +174,7 @@ def _make_kept(context: Context, p: Pass) -> None:
         kept=len(kept),
     )
     base = graph.weak[0]
-    tokens = tokenize_examples(kept, load_tokenizer(base.path, base.revision), config.data)
+    tokens = tokenize_examples(kept, load_tokenizer(base.path, base.revision), context.graph.rendering)
     tokens = tokens.append_column(WEIGHT, pa.array(np.full(len(tokens), consensus.weight)))
     with store.publish(p.kept.path, p.kept.description) as folder:
         pq.write_table(kept, folder / ANSWERS)

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from ensemw2s.config import Config, Lora, Recipe, StudentConfig
+from ensemw2s.config import Config, DataConfig, Lora, Recipe, StudentConfig
+from ensemw2s.data.shots import with_template
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
 
@@ -235,6 +236,11 @@ class Graph:
     generations: tuple[StudentGeneration, ...]
     students: tuple[Student, ...]
     evaluation: Stage
+
+    @property
+    def rendering(self) -> DataConfig:
+        """How prompts become tokens once the splits are made: as the config says, with the few-shot examples."""
+        return with_template(self.config.data, self.data.path) if self.config.data.shots else self.config.data
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:

@@ -26,6 +26,8 @@ FIRST_ROUND = ("unit", "window", "weighting", "bootstrap")
 LATER: Mapping[str, tuple[object, ...]] = {
     "add_bos": (None, True),  # True is what older runs did
     "answer_match": ("exact",),
+    "system_prompt": (None,),
+    "shots": (0,),
     "too_long": ("error",),
     "unreadable": ("error",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from ensemw2s.boosting.records import AnchorSearch, BoostedExpert, TrainingSpent, VoteFit, members_of
 from ensemw2s.config.systems import ENSEMW2S, SEQUENCE_VOTE
 from ensemw2s.data.dropped import Dropped
+from ensemw2s.data.shots import take_shots, write_template
 from ensemw2s.data.splits import SPLITS, Splits, check_disjoint, make_splits
 from ensemw2s.data.tokens import check_answers_fit, tokenize_examples
 from ensemw2s.ensemble.manifest import read_manifest
@@ -34,7 +36,7 @@ from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import StudentGeneration
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
-from ensemw2s.pipeline.scan import TOKENIZER, check_trained, remember, run_check
+from ensemw2s.pipeline.scan import TOKENIZER, check_splits, check_trained, remember, run_check
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
 from ensemw2s.pipeline.student_tables import choices, is_easy_only, make_student_data, take_easy_only
 from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
@@ -62,10 +64,17 @@ def make_data(context: Context) -> None:
         check=run_check(config),
     )
     check_disjoint(splits)
+    rendered = config.data
+    if config.data.shots:
+        rendered, easy_train = take_shots(splits.easy_train, config.data)
+        splits = replace(splits, easy_train=easy_train)
+        check_splits(config.model_copy(update={"data": rendered}), run_check(config), splits.tables())
     with store.publish(stage.path, stage.description) as folder:
         for name, table in splits.tables().items():
             pq.write_table(table, folder / f"{name}.parquet")
         pq.write_table(splits.hard_labels, folder / "hard_labels.parquet")
+        if config.data.shots:
+            write_template(folder, rendered)
         if splits.dropped:
             splits.dropped.write_file(folder / DROPPED)
     remember(config)
@@ -117,7 +126,7 @@ def make_tokens(context: Context) -> None:
     with store.publish(stage.path, stage.description) as folder:
         for name in ("easy_train", "easy_validation"):
             table = read_table(context.graph.data.path / f"{name}.parquet")
-            tokens = tokenize_examples(table, tokenizer, context.config.data)
+            tokens = tokenize_examples(table, tokenizer, context.graph.rendering)
             check_answers_fit(tokens, context.config.labeling.max_new_tokens)
             pq.write_table(tokens, folder / f"{name}.parquet")
 
@@ -168,7 +177,7 @@ def _make_labels(context: Context, makers: Mapping[str, Stage]) -> None:
         jobs.append(LabelJob(label_maker(context.graph, maker), prompts, stage.path))
     label_all(
         jobs,
-        data=context.config.data,
+        data=context.graph.rendering,
         labeling=context.config.labeling,
         pool=context.pool,
         on_progress=lambda n, total, note: context.progress.update("labels", n, total, note),
@@ -259,7 +268,7 @@ def evaluate(context: Context) -> None:
         work += [EvaluationWork("hard_validation", hard, group, decoded=False) for group in voters]
     columns = evaluate_all(
         work,
-        data=config.data,
+        data=context.graph.rendering,
         labeling=config.labeling,
         pool=context.pool,
         shown=config.evaluation.examples,

@@ -37,9 +37,9 @@ def make_student_data(context: Context, student: Student) -> None:
         chosen = _chosen(context, student.maker)
         tables.append(_label_tokens(context, chosen, tokenizer))
     elif student.learns_from == "true":
-        tables.append(tokenize_examples(_true_hard(data), tokenizer, config.data))
+        tables.append(tokenize_examples(_true_hard(data), tokenizer, context.graph.rendering))
     if config.student.mix_easy or student.learns_from == "easy" or (chosen is not None and chosen.choice.easy_only):
-        tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, config.data))
+        tables.append(tokenize_examples(read_table(data / "easy_train.parquet"), tokenizer, context.graph.rendering))
     with store.publish(student.data.path, student.data.description) as folder:
         pq.write_table(_with_weights(tables), folder / "train.parquet")
         if chosen is not None:
@@ -118,7 +118,7 @@ def _chosen(context: Context, maker: str) -> Chosen:
 def _label_tokens(context: Context, chosen: Chosen, tokenizer: Any) -> pa.Table:
     """Chosen pseudo-labels as tokens of the student, with their weights where not all count 1."""
     config, labels = context.config, chosen.labels
-    tokens = tokenize_examples(labels, tokenizer, config.data)
+    tokens = tokenize_examples(labels, tokenizer, context.graph.rendering)
     if (chosen.weights != 1).any():
         tokens = tokens.append_column(WEIGHT, pa.array(chosen.weights, pa.float32()))
     if config.student.objective != "soft":

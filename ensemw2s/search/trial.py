@@ -221,7 +221,7 @@ def measure(context: Context, search: SearchConfig, voter: Voter) -> dict[str, f
     path = context.graph.data.path / f"{search.validation}_validation.parquet"
     columns = evaluate_all(
         [EvaluationWork("validation", path, VoterGroup(name="trial", voters=(voter,)), decoded=False)],
-        data=context.config.data,
+        data=context.graph.rendering,
         labeling=context.config.labeling,
         pool=context.pool,
         shown=0,

@@ -20,7 +20,7 @@ import numpy as np
 
 from ensemw2s import faults
 from ensemw2s.config import DataConfig, FilesSource
-from ensemw2s.data.tokens import begin_ids, tokenize_chat, tokenize_prompts
+from ensemw2s.data.tokens import begin_ids, tokenize_chat, tokenize_prompts, with_system
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.manifest import MANIFEST, read_manifest
 from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_vocabulary
@@ -240,7 +240,7 @@ class HostedModel:
         instead = {} if "developer" in str(tokenizer.chat_template) else {"developer": "system"}
         plain = [{"role": instead.get(one["role"], one["role"]), "content": one["content"]} for one in messages]
         try:
-            return tokenize_chat(plain, tokenizer)
+            return tokenize_chat(with_system(plain, self.rendering), tokenizer)
         except Exception as error:  # a template is a program of the model's authors, which refuses as it likes
             raise ModelError(f"the chat template of {self.settings.name} refuses these messages: {error}") from error
 
@@ -289,7 +289,9 @@ class HostedModel:
     @cached_property
     def _as_it_is(self) -> DataConfig:
         """How a text is rendered that is a prompt already."""
-        return self.rendering.model_copy(update={"prompt_template": "{prompt}", "chat_template": False})
+        return self.rendering.model_copy(
+            update={"prompt_template": "{prompt}", "chat_template": False, "system_prompt": None}
+        )
 
     @cached_property
     def _begin(self) -> str:

@@ -89,3 +89,10 @@ def test_of_a_tokenizer_that_is_not_trained_yet_bytes_count_and_only_drop(tmp_pa
     assert not make_splits(data, seed=0, check=RunCheck(tiny, data)).dropped
     drops = data.model_copy(update={"too_long": "drop"})
     assert make_splits(drops, seed=0, check=RunCheck(tiny, drops)).dropped.too_long == 1
+
+
+def test_the_longest_option_counts_as_an_answer(tmp_path):
+    data = config(tmp_path, rows(), max_answer_tokens=4)
+    wanted = {"id": "1", "prompt": "1", "answer": "2", "difficulty": None, "choices": ["2", "2 3 4 5"]}
+    with pytest.raises(DataError, match="the answer has"):
+        check(data)("row 1", wanted)

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -166,6 +168,26 @@ def test_a_chat_template_wraps_the_prompt_and_brings_its_own_bos(chat_tokenizer)
     tokens = tokenize_examples(table(("1+1", "2")), chat_tokenizer, settings)
     assert decoded(tokens, "prompt_ids", chat_tokenizer) == ["<bos>[user]Q: 1+1[a]"]
     assert decoded(tokens, "answer_ids", chat_tokenizer) == ["2<eos>"]
+
+
+def test_the_system_prompt_comes_before_each_question(chat_tokenizer):
+    settings = config(chat_template=True, system_prompt="Be brief.")
+    assert render("1+1", settings, chat_tokenizer) == "<bos>[system]Be brief.<bos>[user]1+1[a]"
+    tokens = tokenize_examples(table(("1+1", "2")), chat_tokenizer, settings)
+    assert decoded(tokens, "prompt_ids", chat_tokenizer) == ["<bos>[system]Be brief.<bos>[user]1+1[a]"]
+    assert decoded(tokens, "answer_ids", chat_tokenizer) == ["2<eos>"]
+
+
+def test_a_system_prompt_that_a_template_refuses_is_an_error_that_says_what_to_do(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(ModelError, match=r"refuses a system message: no system role; leave data.system_prompt out"):
+        render("1", config(chat_template=True, system_prompt="Be brief."), tokenizer)
+    with pytest.raises(ValueError, match="system_prompt is only read with chat_template"):
+        config(system_prompt="Be brief.")
 
 
 def test_a_missing_chat_template_is_an_error(tokenizer):

@@ -71,7 +71,8 @@ def naive(models, weights, tokenizer, prompt: str, answer: str) -> tuple[np.ndar
 
 def test_teacher_forcing_gives_tokens_right_and_their_likelihood(pair, models, tokenizer):
     found = evaluate(SUMS, pair, DATA, LABELING, decoded=False, shown=0)
-    assert found.keys() == {"n_tokens", "token_correct", "nll", "forced", "option"}
+    options = {"option", "option_sum", "option_token", "option_byte"}
+    assert found.keys() == {"n_tokens", "token_correct", "nll", "forced"} | options
     for i, row in enumerate(SUMS.to_pylist()):
         logprobs, right = naive(models, [0.75, 0.25], tokenizer, row["prompt"], row["answer"])
         assert found["n_tokens"][i] == len(right)
@@ -180,7 +181,7 @@ def test_the_option_is_the_one_with_the_highest_likelihood_of_the_whole(pair, mo
 
 
 def test_of_options_that_are_equally_likely_the_first_is_chosen(models, tokenizer, monkeypatch):
-    from ensemw2s.evaluation import evaluator as module
+    from ensemw2s.ensemble import options as module
 
     real = module.score
 

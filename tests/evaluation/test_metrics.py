@@ -154,7 +154,7 @@ class TestMetrics:
             n_tokens=[2, 3, 3, 4],
             nll_sum=[0.5, 4.0, 0.5, 1.0],
             forced=[True, False, False, True],
-            option_correct=[True, False],
+            options={"option_accuracy": [True, False]},
             **DRAW,
         )
         assert got.exact_match == 0.75
@@ -166,7 +166,7 @@ class TestMetrics:
         assert got.ci95 == interval([1, 0, 1, 1], **DRAW)
 
     def test_figures_that_a_system_does_not_have_are_null(self):
-        got = metrics([True, False], option_correct=[], **DRAW)
+        got = metrics([True, False], options={"option_accuracy": []}, **DRAW)
         lacking = ("forced_exact_match", "token_accuracy", "nll", "option_accuracy")
         assert [getattr(got, key) for key in lacking] == [None] * 4
 

@@ -270,6 +270,21 @@ def test_option_accuracy_of_zero_shot_bases_is_averaged_over_them():
     assert made.bases()["b"].ood.option_accuracy == 0.5
 
 
+def test_options_are_judged_by_each_measure_and_of_a_vote_by_its_members():
+    def said(*options: str | None) -> dict[str, list]:
+        return {"options": [options[0], None, options[1], None], "option_byte": [options[2], None, options[3], None]}
+
+    columns = {
+        **VOTERS,
+        "expert:rounds/1/experts/0": rows("12yy", **said("1", "5", "5", "3")),  # of weight 3, the others of 1.5 and 1
+        "expert:rounds/3/experts/0": rows("x2zy", **said("5", "3", "1", "5")),
+        "expert:rounds/3/experts/1": rows("x 3y", **said("5", "3", "1", "5")),
+    }
+    tables = {split: table.set_column(2, "answer", pa.array(TRUTHS)) for split, table in truths(FEW).items()}
+    found = figures("sequence_vote", ood=columns, tables=tables).systems()["sequence_vote"].ood
+    assert (found.option_accuracy, found.option_acc, found.option_acc_norm) == (0.5, None, 0.5)
+
+
 def test_without_options_there_is_no_option_accuracy():
     assert {facts.id.option_accuracy for facts in figures().systems().values()} == {None}
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ensemw2s.config import DataConfig
 from ensemw2s.pipeline import identity
 from ensemw2s.pipeline.identity import model_identity
 
@@ -50,3 +51,20 @@ def test_weights_are_read_once_per_process_until_they_change(model, monkeypatch)
     (model / "model.safetensors").write_bytes(b"more weights")
     assert model_identity(base) != before
     assert read[2:] == ["model.safetensors"]
+
+
+def test_a_source_without_multiple_choice_has_the_identity_that_it_had_before():
+    columns = {"prompt": "q", "answer": "a", "choices": "c"}
+    source = {"kind": "files", "paths": ["a.jsonl"], "columns": columns}
+    plain = DataConfig(source=source, split={"mode": "random"})
+    chosen = DataConfig(source=source | {"columns": columns | {"multiple_choice": {}}}, split={"mode": "random"})
+    assert "multiple_choice" not in identity.data_tree(plain)["source"]["columns"]
+    assert "multiple_choice" in identity.data_tree(chosen)["source"]["columns"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("shots", 2), ("system_prompt", "Be brief.")])
+def test_settings_that_older_runs_do_not_have_count_only_where_they_are_used(key, value):
+    source = {"kind": "files", "paths": ["a.jsonl"]}
+    plain = DataConfig(source=source, split={"mode": "random"}, chat_template=True)
+    assert key not in identity.data_tree(plain)
+    assert identity.data_tree(plain.model_copy(update={key: value}))[key] == value

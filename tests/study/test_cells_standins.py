@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from ensemw2s.config import load_config
 from ensemw2s.config.study import load_study
+from ensemw2s.data.answers import answer_key
 from ensemw2s.data.sources import read_source
 from ensemw2s.data.splits import make_splits
 from ensemw2s.study.cells import Cell, expand
@@ -58,6 +60,11 @@ def gsm8k(i: int) -> dict[str, Any]:
     return {"question": f"Ann has {i} pens and gets one. How many?", "answer": f"{steps}#### {1000 + i:,}"}
 
 
+def openbookqa(i: int) -> dict[str, Any]:
+    choices = options(["rain", "fur", "ice", "snow"], "ABCD")
+    return {"id": f"7-{i}", "question_stem": f"What keeps {i} warm?", "choices": choices, "answerKey": "B"}
+
+
 SETS = {"sciq": [sciq], "arc": [arc, harder], "quartz": [quartz], "gsm8k": [gsm8k]}
 
 HUB = {"sciq": (6839, 6839), "arc": (5197, 2590), "quartz": (1932, 1932), "gsm8k": (5615, 3177)}
@@ -65,15 +72,26 @@ HUB = {"sciq": (6839, 6839), "arc": (5197, 2590), "quartz": (1932, 1932), "gsm8k
 and of GSM8K those with at most three and with more steps."""
 
 EXPECTED = {
-    "sciq": ("What is 1? Options: gas 1; gas 2; gas 3; water 1", "water 1", ["gas 1", "gas 2", "gas 3", "water 1"]),
-    "arc": ("Which falls, 1?\nOptions: ice; steam; rain 1; fog", "rain 1", ["ice", "steam", "rain 1", "fog"]),
+    "sciq": ("What is 1?", "water 1", ["gas 1", "gas 2", "gas 3", "water 1"]),
+    "arc": ("Which falls, 1?", "rain 1", ["fog", "ice", "rain 1", "steam"]),
     "quartz": (
-        "Ice melts faster when it is 1 degrees warmer.\nIf it is 1 degrees warmer, ice melts\nOptions: faster; slower",
+        "Ice melts faster when it is 1 degrees warmer.\nIf it is 1 degrees warmer, ice melts",
         "faster",
         ["faster", "slower"],
     ),
+    "openbookqa": ("What keeps 1 warm?", "fur", ["fur", "ice", "rain", "snow"]),
     "gsm8k": ("Ann has 1 pens and gets one. How many?", "1,001", None),
 }
+"""Question, answer and sorted options of the second row."""
+
+
+def asked(row: dict[str, Any]) -> tuple[str, str, list[str] | None]:
+    """The same of an example, whose options are lines of its prompt."""
+    if row["choices"] is None:
+        return row["prompt"], row["answer"], None
+    question, *listed = row["prompt"].split("\n- ")
+    assert listed == row["choices"]
+    return question, row["answer"], sorted(listed)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +100,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import datasets
 
     place = tmp_path_factory.mktemp("sets")
-    for name, makers in SETS.items():
+    for name, makers in {**SETS, "openbookqa": [openbookqa]}.items():
         splits = ("train", "test") if name == "gsm8k" else ("train", "validation", "test")
         for maker in makers:
             rows = [maker(i) for i in range(COUNT * len(splits))]
@@ -122,7 +140,7 @@ def test_rows_of_the_hubs_columns_become_questions_with_answers(study: str, task
     table = read_source(config.source, seed=0, n_easy=0, n_hard=0)
     assert table.num_rows == COUNT * (2 if task == "gsm8k" else 3)
     row = table.to_pylist()[1]
-    assert (row["prompt"], row["answer"], row["choices"]) == EXPECTED[task]
+    assert asked(row) == EXPECTED[task]
     splits = make_splits(config, seed=0, reference=lambda rated: [float(i) for i in range(rated.num_rows)])
     assert splits.easy_train.num_rows == 8
     if task == "gsm8k":
@@ -130,3 +148,20 @@ def test_rows_of_the_hubs_columns_become_questions_with_answers(study: str, task
         assert set(splits.ood_test["difficulty"].to_pylist()) == {5.0}
     if task == "arc":
         assert all(text.startswith("Why") for text in splits.ood_test["prompt"].to_pylist())
+
+
+@pytest.mark.parametrize("recipe", ["real", "arc", "openbookqa", "quartz", "gsm8k"])
+def test_recipes_of_runs_read_the_hubs_columns(recipe: str, saved: Path) -> None:
+    task = "sciq" if recipe == "real" else recipe
+    overrides = [f"data.source.path={saved / task}", f"data.sizes={SIZES}"]
+    if recipe == "arc":
+        overrides.append(f"data.hard_source.path={saved / 'harder'}")
+    config = load_config(recipe, overrides).data
+    row = read_source(config.source, seed=0, n_easy=0, n_hard=0).to_pylist()[1]
+    if recipe == "gsm8k":
+        assert row["answer"].endswith("#### 1,001")
+        assert answer_key(config.answer_match)(row["answer"]) == 1001
+    else:
+        assert asked(row) == EXPECTED[task]
+    splits = make_splits(config, seed=0, reference=lambda rated: [float(i) for i in range(rated.num_rows)])
+    assert splits.easy_train.num_rows == 8
