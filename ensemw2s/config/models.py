@@ -30,6 +30,11 @@ class ModelConfig(Section):
     pretraining_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of an embedded tiny model's pre-training."
     )
+    vocabulary: Annotated[int, Field(ge=32, le=65536)] | None = Field(
+        None,
+        description="Largest vocabulary of an embedded weak model's own tokenizer. Default: it has the family's "
+        "(models.pretraining.vocabulary).",
+    )
     lora: Lora | None = Field(None, description="Train LoRA adapters only. Default: full fine-tuning.")
 
     @property

@@ -34,9 +34,11 @@ def shapes(graph: Graph) -> Shapes:
     Raises:
         ModelError: If the config of one cannot be read.
     """
-    vocabulary = graph.config.models.pretraining.vocabulary
+    family = graph.config.models.pretraining.vocabulary
     return {
-        base.name: tiny_shape(base.tiny, vocabulary) if base.tiny is not None else shape_of(base.path, base.revision)
+        base.name: tiny_shape(base.tiny, base.vocabulary or family)
+        if base.tiny is not None
+        else shape_of(base.path, base.revision)
         for base in graph.bases
     }
 

@@ -187,7 +187,7 @@ class Ensemble:
         Raises:
             ModelError: If the rule is not `probability`, or the bytes of a tokenizer's tokens are not known.
         """
-        return ByteMixture.of_models(self._voices(), epsilon=epsilon, contexts=contexts, texts=texts, sit_out=sit_out)
+        return ByteMixture.of_models(self.voices(), epsilon=epsilon, contexts=contexts, texts=texts, sit_out=sit_out)
 
     def generate(
         self, prompts: Sequence[AnyPrompt], *, max_new_bytes: int, sampling: Sampling | None = None, seed: int = 0
@@ -203,7 +203,8 @@ class Ensemble:
     def _by_bytes(self) -> ByteMixture:
         return self.by_bytes()
 
-    def _voices(self) -> list[VoiceModel]:
+    def voices(self) -> list[VoiceModel]:
+        """The models of each tokenizer."""
         return [VoiceModel(self.model, self.tokenizer, 1.0)]
 
 
@@ -239,7 +240,8 @@ class MixedEnsemble(Ensemble):
         """The members' names."""
         return f"{type(self).__name__}({', '.join(entry.name for entry in self.members)})"
 
-    def _voices(self) -> list[VoiceModel]:
+    def voices(self) -> list[VoiceModel]:
+        """The models of each tokenizer."""
         return list(self._made)
 
 

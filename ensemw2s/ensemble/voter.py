@@ -6,7 +6,7 @@ needs nothing but the description.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,15 @@ from ensemw2s.config import DataConfig
 from ensemw2s.data.tokens import turn_end
 from ensemw2s.ensemble.anchor import Anchor
 from ensemw2s.ensemble.combine import Rule
-from ensemw2s.models.tokenizers import load_tokenizer
+from ensemw2s.errors import ModelError
+from ensemw2s.models.tokenizers import load_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from ensemw2s.ensemble.bytewise.mixture import VoiceModel
+    from ensemw2s.ensemble.bytewise.voter import LoadedMixture
     from ensemw2s.ensemble.model import EnsembleForCausalLM
 
 
@@ -36,6 +39,7 @@ class Voter(BaseModel):
         temperatures: What their logits are divided by; empty: 1.
         anchor: λ of the members, which are mixed with their bases when they are loaded.
         bases: Folder or hub id of each member's base, where the anchor is not 1.
+        mixed: Whether the models may have several tokenizers: each is read with that of its own folder.
         ensemble: Folder of a saved ensemble, in place of all of these.
     """
 
@@ -48,6 +52,7 @@ class Voter(BaseModel):
     temperatures: list[float] = []
     anchor: float = 1.0
     bases: list[str] = []
+    mixed: bool = False
     ensemble: str | None = None
 
     def members(self) -> list[tuple[str, Anchor]]:
@@ -100,8 +105,10 @@ def weights_type(precision: str, device: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def load_voters(voters: list[Voter], *, device: str | None = None, precision: str = "fp32") -> list[Loaded]:
-    """Loads voters of one tokenizer; a model that several share is in memory once.
+def load_voters(
+    voters: list[Voter], *, device: str | None = None, precision: str = "fp32"
+) -> list[Loaded | LoadedMixture]:
+    """Loads voters; a model that several share is in memory once. They have one tokenizer unless they are mixed.
 
     Args:
         voters: Descriptions.
@@ -116,16 +123,33 @@ def load_voters(voters: list[Voter], *, device: str | None = None, precision: st
     return [*_load_saved(voters, place, dtype)] if voters[0].ensemble else _load_models(voters, place, dtype)
 
 
-def _load_saved(voters: list[Voter], device: str, dtype: torch.dtype) -> Iterator[Loaded]:
-    from ensemw2s.ensemble.artifact import Ensemble
+def only_tokens(loaded: Loaded | LoadedMixture, name: str) -> Loaded:
+    """A voter of one tokenizer.
+
+    Raises:
+        ModelError: If its members have several.
+    """
+    if isinstance(loaded, Loaded):
+        return loaded
+    raise ModelError(
+        f"ensemble {name} has members of {len(loaded.voices)} tokenizers, so there are no token ids to vote on; this "
+        "needs one tokenizer. Ensemble.from_pretrained(...) loads it, and its generate and score work, over bytes"
+    )
+
+
+def _load_saved(voters: list[Voter], device: str, dtype: torch.dtype) -> Iterator[Loaded | LoadedMixture]:
+    from ensemw2s.ensemble.artifact import Ensemble, MixedEnsemble
 
     for voter in voters:
         assert voter.ensemble is not None, "saved ensembles and single models are loaded apart"
         saved = Ensemble.from_pretrained(voter.ensemble, device=device, dtype=dtype)
-        yield Loaded(saved.model, saved.tokenizer)
+        if isinstance(saved, MixedEnsemble):
+            yield _mixture(saved.voices())
+        else:
+            yield Loaded(saved.model, saved.tokenizer)
 
 
-def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[Loaded]:
+def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[Loaded | LoadedMixture]:
     from ensemw2s.ensemble.members import load_members
     from ensemw2s.ensemble.model import EnsembleForCausalLM
 
@@ -133,13 +157,39 @@ def _load_models(voters: list[Voter], device: str, dtype: torch.dtype) -> list[L
     paths, anchors = [path for path, _ in wanted], [anchor for _, anchor in wanted]
     loaded = load_members(paths, device=device, dtype=dtype, anchors=anchors)
     models = dict(zip(wanted, loaded, strict=True))
-    tokenizer = load_tokenizer(paths[0])
-    return [
-        Loaded(
-            EnsembleForCausalLM(
-                [models[m] for m in voter.members()], voter.weights, voter.rule, temperatures=voter.temperatures
-            ),
-            tokenizer,
+    own = {path: load_tokenizer(path) for path in dict.fromkeys(paths if voters[0].mixed else paths[:1])}
+
+    def together(voter: Voter, chosen: list[int]) -> EnsembleForCausalLM:
+        members = voter.members()
+        return EnsembleForCausalLM(
+            [models[members[i]] for i in chosen],
+            [voter.weights[i] for i in chosen],
+            voter.rule,
+            temperatures=[voter.temperatures[i] for i in chosen] if voter.temperatures else [],
         )
-        for voter in voters
-    ]
+
+    found: list[Loaded | LoadedMixture] = []
+    for voter in voters:
+        if not voter.mixed:
+            found.append(Loaded(together(voter, list(range(len(voter.models)))), own[paths[0]]))
+            continue
+        hashes = [tokenizer_hash(own[path]) for path in voter.models]
+        groups = [[i for i, other in enumerate(hashes) if other == one] for one in dict.fromkeys(hashes)]
+        voices = [(together(voter, group), own[voter.models[group[0]]], group) for group in groups]
+        if len(voices) == 1:
+            found.append(Loaded(*voices[0][:2]))
+        else:
+            found.append(_mixture([_voice(m, t, sum(voter.weights[i] for i in group)) for m, t, group in voices]))
+    return found
+
+
+def _voice(model: EnsembleForCausalLM, tokenizer: PreTrainedTokenizerBase, weight: float) -> VoiceModel:
+    from ensemw2s.ensemble.bytewise.mixture import VoiceModel
+
+    return VoiceModel(model, tokenizer, weight)
+
+
+def _mixture(voices: Sequence[VoiceModel]) -> LoadedMixture:
+    from ensemw2s.ensemble.bytewise.voter import LoadedMixture
+
+    return LoadedMixture(tuple(voices))

@@ -19,6 +19,7 @@ from ensemw2s import faults
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.data.tokens import TokenData, tokenize_examples
+from ensemw2s.ensemble.bytewise.voter import ByteVoter, LoadedMixture
 from ensemw2s.ensemble.decoding import decode_with, list_engine
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.options import MEASURES, score_options
@@ -26,6 +27,7 @@ from ensemw2s.ensemble.requests import Generation
 from ensemw2s.ensemble.score import score
 from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
+from ensemw2s.evaluation.bytewise import evaluate_bytes
 from ensemw2s.evaluation.chunks import OPTION, AnsweredChunk, Rows, SplitChunk
 from ensemw2s.evaluation.voters import VoterGroup
 from ensemw2s.labeling.labeler import answer_text
@@ -37,7 +39,8 @@ class Evaluator:
     def __init__(self, groups: Sequence[VoterGroup], data: DataConfig, labeling: LabelingConfig) -> None:
         self._groups = {group.name: group for group in groups}
         self._data, self._labeling = data, labeling
-        self._loaded: tuple[str, list[Loaded]] = ("", [])
+        self._loaded: tuple[str, list[Loaded | LoadedMixture]] = ("", [])
+        self._mixtures: dict[str, ByteVoter] = {}  # the same, of voters with several tokenizers
         self._engines: dict[str, Engine] = {}  # of the group that is loaded, by voter
 
     def __call__(self, chunk: SplitChunk) -> AnsweredChunk:
@@ -45,13 +48,20 @@ class Evaluator:
         faults.reach("evaluation/chunk")
         group = self._groups[chunk.group]
         if self._loaded[0] != group.name:
-            self._loaded, self._engines = ("", []), {}
+            self._loaded, self._engines, self._mixtures = ("", []), {}, {}
             gc.collect()  # what is left of the old group must not stay beside the next one
             self._loaded = (group.name, load_voters(list(group.voters), precision=self._labeling.precision))
         examples = chunk.examples.read()
         columns = {}
         for voter, loaded in zip(group.voters, self._loaded[1], strict=True):
             left = max(0, min(chunk.shown - chunk.examples.start, len(examples)))
+            if not isinstance(loaded, Loaded):
+                mixture = self._mixture(voter.name, loaded)
+                shown = left if voter.name == ENSEMW2S else 0
+                columns[voter.name] = evaluate_bytes(
+                    examples, loaded, mixture, self._labeling, decoded=chunk.decoded, shown=shown
+                )
+                continue
             engine = self._engine(voter.name, loaded) if chunk.decoded else None
             columns[voter.name] = evaluate(
                 examples,
@@ -72,6 +82,12 @@ class Evaluator:
         if voter not in self._engines:
             self._engines[voter] = decoder(loaded, self._labeling)
         return self._engines[voter]
+
+    def _mixture(self, voter: str, loaded: LoadedMixture) -> ByteVoter:
+        """The same for a voter of several tokenizers."""
+        if voter not in self._mixtures:
+            self._mixtures[voter] = ByteVoter(loaded, self._data, texts=self._labeling.batch_size)
+        return self._mixtures[voter]
 
 
 def decoder(loaded: Loaded, labeling: LabelingConfig) -> Engine:

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ensemw2s import faults
 from ensemw2s.config import DataConfig, LabelingConfig
 from ensemw2s.data.answers import Key, answer_key
 from ensemw2s.data.tokens import tokenize_prompts
+from ensemw2s.ensemble.bytewise.voter import ByteVoter, LoadedMixture
 from ensemw2s.ensemble.decoding import CHUNK
 from ensemw2s.ensemble.engine import Engine
 from ensemw2s.ensemble.requests import Generation, Request
@@ -42,7 +44,7 @@ class Labeler:
     def __init__(self, jobs: Sequence[LabelJob], data: DataConfig, labeling: LabelingConfig) -> None:
         """Args: what may be labelled by whom; how prompts are rendered; how they are decoded."""
         self._data, self._labeling, self._name = data, labeling, uuid.uuid4().hex
-        self._makers = _OneAtATime({job.output.resolve(): job.voter for job in jobs}, labeling)
+        self._makers = _OneAtATime({job.output.resolve(): job.voter for job in jobs}, data, labeling)
 
     def __call__(self, chunk: LabelChunk) -> LabeledChunk:
         """Labels a chunk, unless its part is there already."""
@@ -56,7 +58,7 @@ class Labeler:
         with self._makers.maker(folder) as maker:
             began = time.time()
             labels, rejected = maker.label(prompts, self._data, self._labeling)
-            engine = maker.engine.engine
+            proposed, accepted = maker.drafted
         if len(rejected):
             write_part(rejected, rejected_part(folder, start))
         write_part(labels, folder / part_name(start))  # the last: it says that the chunk is done
@@ -66,9 +68,9 @@ class Labeler:
             reason=rejected["reason"][0].as_py() if len(rejected) else "",
             tokens=sum(labels["n_tokens"].to_pylist()),
             actor=self._name,
-            proposed=engine.counters.proposed,
-            accepted=engine.counters.accepted,
-            kinds=tuple(sorted(set(engine.kinds.values()))),
+            proposed=proposed,
+            accepted=accepted,
+            kinds=maker.kinds,
             began=began,
             ended=time.time(),
         )
@@ -105,6 +107,17 @@ class Maker:
         """Args: the voter; batch size and drafts."""
         engine = Engine(loaded.model, slots=labeling.batch_size, speculation=as_asked(labeling), chunk=CHUNK)
         return cls(loaded, SharedEngine(engine))
+
+    @property
+    def drafted(self) -> tuple[int, int]:
+        """Tokens that drafts proposed so far, and how many of these were accepted."""
+        counters = self.engine.engine.counters
+        return counters.proposed, counters.accepted
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """How the members run."""
+        return tuple(sorted(set(self.engine.engine.kinds.values())))
 
     def label(self, prompts: pa.Table, data: DataConfig, labeling: LabelingConfig) -> tuple[pa.Table, pa.Table]:
         """Answers prompts.
@@ -176,17 +189,65 @@ class Maker:
         )
 
 
+@dataclass(frozen=True)
+class ByteMaker:
+    """A maker whose members have several tokenizers: it answers by the byte, and in its labels a token is a byte."""
+
+    loaded: LoadedMixture
+    voter: ByteVoter
+
+    @property
+    def drafted(self) -> tuple[int, int]:
+        """There are no drafts."""
+        return 0, 0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """How the members run."""
+        return self.voter.kinds
+
+    def label(self, prompts: pa.Table, data: DataConfig, labeling: LabelingConfig) -> tuple[pa.Table, pa.Table]:
+        """As `Maker.label`."""
+        rows = prompts.to_pylist()
+        read = self.voter.prompts([row["prompt"] for row in rows])
+        wrong: dict[int, str] = {}
+        for i, voices in enumerate(read):
+            if reasons := [r for one in voices if (r := _unusable(list(one.ids), data.max_prompt_tokens))]:
+                wrong[i] = reasons[0]
+        usable = [i for i in range(len(rows)) if i not in wrong]
+        sampling = Sampling(labeling.temperature, 0, labeling.top_p)
+        answers = [
+            self.voter.generate(
+                [read[i] for i in usable],
+                max_new_tokens=labeling.max_new_tokens,
+                sampling=sampling,
+                seed=labeling.seed + sample,
+            )
+            for sample in range(labeling.samples)
+        ]
+        ends, key, labels = self.loaded.ends(data), answer_key(data.answer_match), []
+        for i, samples in zip(usable, zip(*answers, strict=True), strict=True):
+            found = [sample for sample in samples if isinstance(sample, Generation)]
+            if len(found) < len(samples):
+                wrong[i] = next(str(sample) for sample in samples if not isinstance(sample, Generation))
+            else:
+                labels.append(_row(rows[i], found, self.loaded, ends, key))
+        rejected = [{**rows[i], "reason": wrong[i]} for i in sorted(wrong)]
+        schema = label_schema(labeling)
+        return pa.Table.from_pylist(labels, schema=schema), pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+
+
 class _OneAtATime:
     """The makers of an actor's jobs, of which one is in memory: another one is loaded when nobody uses it any more."""
 
-    def __init__(self, voters: Mapping[Path, Voter], labeling: LabelingConfig) -> None:
-        self._voters, self._labeling = voters, labeling
+    def __init__(self, voters: Mapping[Path, Voter], data: DataConfig, labeling: LabelingConfig) -> None:
+        self._voters, self._data, self._labeling = voters, data, labeling
         self._changed = threading.Condition()
-        self._loaded: dict[Path, Maker] = {}
+        self._loaded: dict[Path, Maker | ByteMaker] = {}
         self._users = 0
 
     @contextmanager
-    def maker(self, output: Path) -> Iterator[Maker]:
+    def maker(self, output: Path) -> Iterator[Maker | ByteMaker]:
         """The maker of the job with this folder, for as long as the block lasts."""
         with self._changed:
             self._changed.wait_for(lambda: output in self._loaded or self._users == 0)
@@ -194,7 +255,11 @@ class _OneAtATime:
                 self._loaded = {}
                 gc.collect()  # engines refer to their ensemble in a circle
                 [loaded] = load_voters([self._voters[output]], precision=self._labeling.precision)
-                self._loaded = {output: Maker.of(loaded, self._labeling)}
+                if isinstance(loaded, Loaded):
+                    self._loaded = {output: Maker.of(loaded, self._labeling)}
+                else:
+                    own = ByteVoter(loaded, self._data, texts=self._labeling.batch_size)
+                    self._loaded = {output: ByteMaker(loaded, own)}
             maker = self._loaded[output]
             self._users += 1
         try:
@@ -216,7 +281,7 @@ def _unusable(ids: list[int], longest: int) -> str | None:
 def _row(
     prompt: Mapping[str, object],
     samples: list[Generation],
-    loaded: Loaded,
+    loaded: Loaded | LoadedMixture,
     ends: tuple[int, ...] = (),
     key: Callable[[str], Key] = str.strip,
 ) -> dict[str, object]:
@@ -227,8 +292,8 @@ def _row(
         "answer": answer_text(generation, loaded, ends),
         "token_ids": generation.token_ids,
         "logprob": float(generation.logprobs.sum(dtype="float64")),
-        "agreement": float(generation.agreement.mean(dtype="float64")),
-        "vote_entropy": float(generation.entropy.mean(dtype="float64")),
+        "agreement": _mean(generation.agreement),
+        "vote_entropy": _mean(generation.entropy),
         "n_tokens": len(generation.token_ids),
         "finish_reason": generation.finish_reason,
         "token_agreement": generation.agreement,
@@ -245,7 +310,7 @@ def _row(
 
 def most_frequent(
     samples: list[Generation],
-    loaded: Loaded,
+    loaded: Loaded | LoadedMixture,
     ends: tuple[int, ...] = (),
     key: Callable[[str], Key] = str.strip,
 ) -> tuple[Generation, float]:
@@ -269,11 +334,16 @@ def most_frequent(
     return likeliest[best], len(by_answer[best]) / len(samples)
 
 
+def _mean(values: np.ndarray) -> float:
+    """The mean; 0 of an answer without tokens, which only a mixture over bytes gives."""
+    return float(values.mean(dtype="float64")) if len(values) else 0.0
+
+
 def _logprob(generation: Generation) -> float:
     return float(generation.logprobs.sum(dtype="float64"))
 
 
-def answer_text(generation: Generation, loaded: Loaded, ends: tuple[int, ...] = ()) -> str:
+def answer_text(generation: Generation, loaded: Loaded | LoadedMixture, ends: tuple[int, ...] = ()) -> str:
     """The decoded text without the end token, other control tokens and surrounding white space."""
     ids = generation.token_ids
     if ids and ids[-1] in ends:  # it need not be marked as special

@@ -88,8 +88,8 @@ def check_same_tokenizer(tokenizers: Sequence[tuple[str, PreTrainedTokenizerBase
         if actual != expected:
             raise ModelError(
                 f"{name} and {first_name} have different tokenizers: {_difference(actual, expected)}. "
-                "In a run, experts vote on token ids, so all its models must share one tokenizer. Trained models of "
-                "different tokenizers can vote over bytes: Ensemble.generate and Ensemble.score (docs/bytewise.md)"
+                "Members that are saved with one tokenizer vote on token ids, so all must have it. Leave it out, and "
+                "members of different tokenizers vote over bytes (docs/bytewise.md)"
             )
 
 

@@ -16,6 +16,7 @@ from ensemw2s.data.readers import make_reader
 from ensemw2s.data.sources import sources_identity
 from ensemw2s.pipeline.graph import Base, BaseText, run_directory
 from ensemw2s.pipeline.identity import WHO_COMPUTES, as_made, base_identity, data_settings, settings_of
+from ensemw2s.pipeline.tokenizers import tokenizer_numbers
 from ensemw2s.storage import remote
 from ensemw2s.storage.store import Stage
 
@@ -56,12 +57,25 @@ class Foundations:
             "files": make_reader(FilesSource(paths=paths)).identity() if paths else {},
             "seed": seed,
         }
+        if own := sorted({model.vocabulary for model in models.weak if model.is_tiny and model.vocabulary}):
+            settings["vocabularies"] = own
         return BaseText(self._cached("corpus", settings, (self.data,)), seed)
 
     @cached_property
     def weak(self) -> tuple[Base, ...]:
         models = self.config.models
-        return tuple(self._base(model, name) for model, name in zip(models.weak, models.weak_names, strict=True))
+        bases = [self._base(model, name) for model, name in zip(models.weak, models.weak_names, strict=True)]
+        numbers = tokenizer_numbers(self.config)
+        return tuple(replace(base, tokenizer=number) for base, number in zip(bases, numbers, strict=True))
+
+    @cached_property
+    def readers(self) -> tuple[Base, ...]:
+        """The first weak base of each tokenizer."""
+        return tuple({base.tokenizer: base for base in reversed(self.weak)}[n] for n in self._tokenizers)
+
+    @property
+    def _tokenizers(self) -> range:
+        return range(1 + max(base.tokenizer for base in self.weak))
 
     @cached_property
     def strong(self) -> Base:
@@ -70,7 +84,9 @@ class Foundations:
 
     @cached_property
     def tokens(self) -> Stage:
-        return self._stage("tokens", {}, (self.data, self.weak[0].stage), folder="tokens/easy")
+        settings: dict[str, object] = {"segments": True} if len(self.readers) > 1 else {}
+        inputs = (self.data, *(base.stage for base in self.readers))
+        return self._stage("tokens", settings, inputs, folder="tokens/easy")
 
     def _stage(
         self, name: str, settings: dict[str, object], inputs: tuple[Stage, ...] = (), folder: str | None = None
@@ -105,6 +121,7 @@ class Foundations:
             "base": model.base,
             "pretraining_seed": seed,
             **self._training(),
+            **({"vocabulary": model.vocabulary} if model.vocabulary is not None else {}),
         }
         stage = self._cached(f"models/{name}", settings, (self.corpus.stage,))
         return Base(
@@ -115,6 +132,7 @@ class Foundations:
             tiny=model.base,
             pretraining_seed=seed,
             stage=stage,
+            vocabulary=model.vocabulary,
         )
 
     def _training(self) -> dict[str, object]:

@@ -30,6 +30,8 @@ class Base:
         tiny: Name in the embedded family, which the run pre-trains; None: the model exists already.
         pretraining_seed: Seed of the pre-training of an embedded one.
         stage: The stage that stands for it.
+        vocabulary: Largest vocabulary of an embedded one's own tokenizer; None: it has the family's.
+        tokenizer: Number of its tokenizer among those of the weak bases.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Base:
     tiny: str | None
     pretraining_seed: int | None
     stage: Stage
+    vocabulary: int | None = None
+    tokenizer: int = 0
 
     @property
     def location(self) -> str:
@@ -57,6 +61,11 @@ class Base:
         """Of an embedded one, the role whose text and recipe it is pre-trained with: `weak` or `strong`."""
         assert self.tiny is not None
         return self.tiny.removeprefix("tiny-")
+
+    @property
+    def suffix(self) -> str:
+        """Of an embedded one, what the names of its text and tokenizer end with."""
+        return "" if self.vocabulary is None else f"-{self.vocabulary}"
 
 
 @dataclass(frozen=True)
@@ -292,6 +301,15 @@ class Graph:
     def pretrained(self) -> tuple[Base, ...]:
         """The bases that the run pre-trains."""
         return tuple(base for base in self.bases if base.tiny is not None)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether the weak bases have different tokenizers, so that they vote over bytes."""
+        return any(base.tokenizer for base in self.weak)
+
+    def easy(self, split: str, base: Base) -> Path:
+        """The tokens of an easy split as a weak base reads it."""
+        return self.tokens.path / f"{split}{f'-{base.tokenizer}' if base.tokenizer else ''}.parquet"
 
     @property
     def boosted(self) -> tuple[Expert, ...]:

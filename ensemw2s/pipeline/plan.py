@@ -80,9 +80,9 @@ def parameters(graph: Graph) -> dict[str, int]:
     Raises:
         ModelError: If a model that the config names cannot be read.
     """
-    vocabulary = graph.config.models.pretraining.vocabulary
+    family = graph.config.models.pretraining.vocabulary
     return {
-        base.name: tiny_parameters(base.tiny, vocabulary)
+        base.name: tiny_parameters(base.tiny, base.vocabulary or family)
         if base.tiny is not None
         else model_info(base.path, base.revision).parameters
         for base in graph.bases

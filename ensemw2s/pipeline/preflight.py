@@ -15,13 +15,15 @@ from ensemw2s.cluster.resources import local_resources, plan_resources
 from ensemw2s.config import Config, ModelConfig, Recipe
 from ensemw2s.data.answers import answer_key
 from ensemw2s.data.sources import check_source
-from ensemw2s.data.tokens import render
+from ensemw2s.data.tokens import encode_text, render, turn_end
+from ensemw2s.ensemble.bytewise.vocabulary import token_bytes
 from ensemw2s.errors import ConfigError, ModelError, ResourceError
 from ensemw2s.models import corpus
 from ensemw2s.models.info import model_info
-from ensemw2s.models.tokenizers import check_same_tokenizer, load_tokenizer, tokenizer_hash
+from ensemw2s.models.tokenizers import load_tokenizer, tokenizer_hash
 from ensemw2s.pipeline.graph import run_directory
 from ensemw2s.pipeline.scan import Scan, check_rows
+from ensemw2s.pipeline.tokenizers import check_mixed, tokenizer_numbers
 from ensemw2s.storage import remote
 
 logger = logging.getLogger(__name__)
@@ -96,18 +98,23 @@ def check_storage(config: Config) -> None:
 def check_models(config: Config) -> None:
     """Raises `ModelError` or `ConfigError` if a model is missing or models cannot work together."""
     weak, names = config.models.weak, config.models.weak_names
-    mixed = {model.is_tiny for model in weak}
-    if len(mixed) > 1:
-        raise ConfigError(
-            "models.weak: embedded tiny models and others have different tokenizers; use one kind for all weak bases"
-        )
+    for name, model in [*zip(names, weak, strict=True), ("strong", config.models.strong)]:
+        if model.vocabulary is not None and model.base != "tiny-weak":
+            raise ConfigError(
+                f"models: {name}: vocabulary is {model.vocabulary}, but {model.base} is no tiny-weak that gets a "
+                "tokenizer of its own; leave it out"
+            )
     sizes: dict[str, list[int]] = {"expert": [], "student": []}
     own = [
         _tokenizer(name, model, sizes["expert"]) for name, model in zip(names, weak, strict=True) if not model.is_tiny
     ]
     strong = None if config.models.strong.is_tiny else _tokenizer("strong", config.models.strong, sizes["student"])
     _warn_of_defaults(config, sizes)
-    check_same_tokenizer(list(zip(names, own, strict=False)))
+    numbers = tokenizer_numbers(config)
+    if any(numbers):
+        check_mixed(config)
+        for tokenizer in own:
+            _check_bytes(tokenizer, config)
     if config.data.add_bos and not config.data.chat_template:
         for tokenizer in (*own, *([strong] if strong is not None else [])):
             if tokenizer.bos_token_id is None:
@@ -119,6 +126,23 @@ def check_models(config: Config) -> None:
     if config.student.objective == "soft":
         _check_soft(own[0] if own else None, strong)
     _check_vocabularies(config)
+
+
+def _check_bytes(tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
+    """Checks that answers of a model can be read as bytes, the same ones in training and in a mixture."""
+    by_id = token_bytes(tokenizer)
+    for text in ("a", " a b"):
+        [ids] = encode_text([text], tokenizer)
+        if (spelt := b"".join(by_id[index] or b"" for index in ids)) != text.encode():
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path} writes {spelt.decode(errors='replace')!r} for {text!r}. "
+                "Where weak models have different tokenizers, each has to keep an answer's spaces as they are"
+            )
+    if turn_end(tokenizer, config.data)[0]:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} writes text before an answer's end token. Where weak "
+            "models have different tokenizers, set data.chat_template to false"
+        )
 
 
 def _tokenizer(name: str, model: ModelConfig, sizes: list[int]) -> PreTrainedTokenizerBase:
@@ -174,17 +198,20 @@ def _check_vocabularies(config: Config) -> None:
     Raises:
         ModelError: Where votes, soft labels or drafts of one size do not fit another.
     """
-    weak = zip(config.models.weak_names, config.models.weak, strict=True)
-    sizes = [(name, model_info(m.base, m.revision).vocabulary) for name, m in weak if not m.is_tiny]
+    numbers = tokenizer_numbers(config)
+    weak = zip(config.models.weak_names, config.models.weak, numbers, strict=True)
+    sizes = [(name, model_info(m.base, m.revision).vocabulary, number) for name, m, number in weak if not m.is_tiny]
     if not sizes:
         return
-    first, size = sizes[0]
-    for name, other in sizes[1:]:
+    firsts = {number: (name, size) for name, size, number in reversed(sizes)}
+    for name, other, number in sizes:
+        first, size = firsts[number]
         if other != size:
             raise ModelError(
                 f"models: the output layer of {name} has {other} tokens, that of {first} {size}. Experts vote on token "
                 f"ids, so these must be equal: {RESIZE}"
             )
+    first, size, _ = sizes[0]
     model, draft = config.models.strong, config.labeling.speculation
     if config.student.objective == "soft" and not model.is_tiny:
         strong = model_info(model.base, model.revision).vocabulary

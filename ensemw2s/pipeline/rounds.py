@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +27,10 @@ from ensemw2s.boosting.records import (
 )
 from ensemw2s.boosting.scoring import predictions
 from ensemw2s.data.examples import derive_seed
-from ensemw2s.data.tokens import TokenData
 from ensemw2s.errors import BoostingError
 from ensemw2s.pipeline.context import Context
 from ensemw2s.pipeline.graph import Expert, Graph, Round
+from ensemw2s.pipeline.segments import Easy
 from ensemw2s.pipeline.specs import expert_spec, tracking_of
 from ensemw2s.storage import store
 from ensemw2s.training.curves import CurveWriter
@@ -140,13 +139,13 @@ class _Attempt:
         w: Weight of each unit, `[units]`, summing to 1.
         experts: The experts.
         trained: What the training of each says of itself, by name.
-        tokens: Most likely token of each expert at each answer position, `[experts, tokens]`.
+        tokens: What each expert predicts of each sample, `[experts, samples]`: its likeliest token, or a vote.
         errors: Weighted error of each expert.
         reference: Mean weighted error of the experts' bases; None unless the prior asks for it.
         alphas: Alpha of each expert.
         error: Weighted error of their vote.
         alpha: Alpha of their vote.
-        mask: Where their vote is wrong, `[tokens]`.
+        mask: Where their vote is wrong, `[samples]`.
         seconds: What training and scoring took.
     """
 
@@ -154,7 +153,7 @@ class _Attempt:
     w: NDArray[np.float64]
     experts: tuple[Expert, ...]
     trained: dict[str, TrainRecord]
-    tokens: NDArray[np.int32]
+    tokens: NDArray[np.integer]
     errors: list[float]
     reference: float | None
     alphas: list[float]
@@ -164,24 +163,9 @@ class _Attempt:
     seconds: RoundSeconds
 
 
-@dataclass(frozen=True)
-class _Easy:
-    """The easy training split as tokens, read once per round."""
-
-    table: Path
-    ids: list[str]
-    lengths: list[int]
-    answers: NDArray[np.int32]
-
-    @classmethod
-    def read(cls, table: Path) -> _Easy:
-        data = TokenData.read(table)
-        return cls(table, data.ids, [len(answer) for answer in data.answer_ids], np.concatenate(data.answer_ids))
-
-
 def _run_round(context: Context, rounds: Sequence[Round], r: Round, history: list[RoundRecord]) -> RoundRecord:
     began = time.time()
-    easy = _Easy.read(context.graph.tokens.path / "easy_train.parquet")
+    easy = Easy.read(context.graph)
     experts, retries = (_warmed(rounds, tries, history) for tries in (r.experts, r.retries))
     weights = round_weights(context, rounds, history, r.number)
     if any(expert.kept is not None for expert in experts):
@@ -216,20 +200,24 @@ def _warmed(rounds: Sequence[Round], experts: tuple[Expert, ...], history: list[
     )
 
 
-def _attempt(context: Context, easy: _Easy, experts: tuple[Expert, ...], weights: RoundWeights) -> _Attempt:
+def _attempt(context: Context, easy: Easy, experts: tuple[Expert, ...], weights: RoundWeights) -> _Attempt:
     """Trains and scores the experts of a round on these weights."""
     config, began = context.config, time.monotonic()
     trained = context.lanes.train([expert_spec(context.graph, expert, weights=weights) for expert in experts])
     faults.reach("boosting/trained")
     ready = time.monotonic()
-    models = [str(expert.stage.path) for expert in experts]
-    bases = [expert.base.reference for expert in experts] if config.boosting.prior == "pretrained" else []
-    tokens = predictions(
-        easy.table,
-        models + bases,
-        pool=context.pool,
-        reading=context.reading,
-        on_progress=lambda done, total: context.progress.update("scoring", done, total, "examples"),
+    models = [(str(expert.stage.path), expert.base) for expert in experts]
+    bases = [(expert.base.reference, expert.base) for expert in experts]
+    read = models + (bases if config.boosting.prior == "pretrained" else [])
+    tokens = easy.votes(
+        read,
+        lambda table, some: predictions(
+            table,
+            some,
+            pool=context.pool,
+            reading=context.reading,
+            on_progress=lambda done, total: context.progress.update("scoring", done, total, "examples"),
+        ),
     )
     seconds = RoundSeconds(training=round(ready - began, 3), scoring=round(time.monotonic() - ready, 3))
     units, w = weights.units(easy.lengths), weights.weights(easy.lengths)
@@ -261,7 +249,7 @@ def _attempt(context: Context, easy: _Easy, experts: tuple[Expert, ...], weights
     )
 
 
-def _record(r: Round, easy: _Easy, attempt: _Attempt, given_up: _Attempt | None, *, began: float) -> RoundRecord:
+def _record(r: Round, easy: Easy, attempt: _Attempt, given_up: _Attempt | None, *, began: float) -> RoundRecord:
     shares = samme.member_alphas(attempt.alpha, attempt.alphas)
     experts = []
     for k, expert in enumerate(attempt.experts):
@@ -304,13 +292,12 @@ def _quantiles(w: NDArray[np.float64]) -> WeightQuantiles:
     return WeightQuantiles(min=least, p50=p50, p90=p90, p99=p99, max=most, effective_fraction=effective)
 
 
-def _ensemble_mask(context: Context, easy: _Easy, history: list[RoundRecord]) -> NDArray[np.bool_]:
+def _ensemble_mask(context: Context, easy: Easy, history: list[RoundRecord]) -> NDArray[np.bool_]:
     """Errors of the vote of everything so far."""
     members = [m for m in members_of(history) if m.weight > 0]
-    tokens = predictions(
-        easy.table,
-        [str(context.graph.expert_folder(m.name)) for m in members],
-        pool=context.pool,
-        reading=context.reading,
+    experts = [context.graph.expert(m.name) for m in members]
+    tokens = easy.votes(
+        [(str(expert.stage.path), expert.base) for expert in experts],
+        lambda table, some: predictions(table, some, pool=context.pool, reading=context.reading),
     )
     return samme.committee_vote(tokens, [m.weight for m in members]) != easy.answers

@@ -24,8 +24,10 @@ def base_spec(graph: Graph, base: Base) -> TrainSpec:
     assert base.pretraining_seed is not None
     recipe: Recipe = getattr(graph.config.models.pretraining, base.role)
     corpus = graph.corpus.stage.path
-    start = Start(path=_absolute(corpus / "tokenizer"), tiny=base.tiny)
-    return _spec(graph, base.stage, start, corpus / f"{base.role}.parquet", recipe, seed=base.pretraining_seed)
+    start = Start(path=_absolute(corpus / f"tokenizer{base.suffix}"), tiny=base.tiny)
+    return _spec(
+        graph, base.stage, start, corpus / f"{base.role}{base.suffix}.parquet", recipe, seed=base.pretraining_seed
+    )
 
 
 def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = None) -> TrainSpec:
@@ -46,10 +48,10 @@ def expert_spec(graph: Graph, expert: Expert, *, weights: RoundWeights | None = 
     start = Start(path=base.location, revision=base.revision, lora=base.lora)
     if expert.warm_from is not None:
         start = Start(path=_absolute(expert.warm_from.path), lora=base.lora)
-    spec = _spec(graph, expert.stage, start, graph.tokens.path / "easy_train.parquet", expert.recipe, seed=expert.seed)
+    spec = _spec(graph, expert.stage, start, graph.easy("easy_train", base), expert.recipe, seed=expert.seed)
     if expert.kept is not None:
         spec = spec.model_copy(update={"tokens": [*spec.tokens, _absolute(expert.kept.path / TRAIN)]})
-    validation = _absolute(graph.tokens.path / "easy_validation.parquet") if expert.keep == "best" else None
+    validation = _absolute(graph.easy("easy_validation", base)) if expert.keep == "best" else None
     return spec.model_copy(update={"weights": weights, "validation": validation, "keep": expert.keep})
 
 

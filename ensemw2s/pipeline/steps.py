@@ -37,6 +37,7 @@ from ensemw2s.pipeline.graph import StudentGeneration
 from ensemw2s.pipeline.reference import reference_losses
 from ensemw2s.pipeline.rounds import finished_rounds
 from ensemw2s.pipeline.scan import TOKENIZER, check_splits, check_trained, remember, run_check
+from ensemw2s.pipeline.segments import with_segments
 from ensemw2s.pipeline.specs import base_spec, expert_spec, student_spec
 from ensemw2s.pipeline.student_tables import choices, is_easy_only, make_student_data, take_easy_only
 from ensemw2s.pipeline.systems import WEAK, groups, label_maker, prefix_voters
@@ -93,10 +94,11 @@ def read_splits(context: Context) -> Splits:
 
 def make_corpus(context: Context) -> None:
     """Writes the text that tiny bases are pre-trained on, and trains their tokenizer on it."""
-    made, config = context.graph.corpus, context.config
+    graph, config = context.graph, context.config
+    made = graph.corpus
     assert made is not None
     stage, splits, pretraining = made.stage, read_splits(context), config.models.pretraining
-    roles = {base.role for base in context.graph.pretrained}
+    roles = {base.role for base in graph.pretrained}
     sizes: dict[corpus.Role, int] = {
         "weak": pretraining.corpus.weak_documents,
         "strong": pretraining.corpus.strong_documents,
@@ -105,13 +107,20 @@ def make_corpus(context: Context) -> None:
     texts = corpus.documents(config.data, pretraining.corpus, splits, amounts=amounts, seed=made.seed)
     task = [f"{row['prompt']}{config.data.answer_prefix}{row['answer']}" for row in splits.easy_train.to_pylist()]
     read = [text for part in texts.values() for text in part] + task + splits.hard_unlabelled["prompt"].to_pylist()
-    tokenizer = tiny.train_tokenizer(read, pretraining.vocabulary, also=characters(config.data, splits))
-    say_unknown(context.graph.data.path, tokenizer, context.config.data)
-    check_trained(config, tokenizer, context.graph.data.path)
+    also = characters(config.data, splits)
+    own = {base.suffix: base.vocabulary or pretraining.vocabulary for base in graph.pretrained}
+    tokenizers = {suffix: tiny.train_tokenizer(read, size, also=also) for suffix, size in own.items()}
+    for tokenizer in tokenizers.values():
+        say_unknown(graph.data.path, tokenizer, config.data)
+        check_trained(config, tokenizer, graph.data.path)
+    needed = {(base.role, base.suffix) for base in graph.pretrained}
     with store.publish(stage.path, stage.description) as folder:
-        tokenizer.save_pretrained(folder / TOKENIZER)
-        for role, part in texts.items():
-            pq.write_table(corpus.tokenize_documents(part, tokenizer, context=tiny.CONTEXT), folder / f"{role}.parquet")
+        for suffix, tokenizer in tokenizers.items():
+            tokenizer.save_pretrained(folder / f"{TOKENIZER}{suffix}")
+            for role, part in texts.items():
+                if (role, suffix) in needed:
+                    documents = corpus.tokenize_documents(part, tokenizer, context=tiny.CONTEXT)
+                    pq.write_table(documents, folder / f"{role}{suffix}.parquet")
 
 
 def pretrain(context: Context) -> None:
@@ -121,14 +130,19 @@ def pretrain(context: Context) -> None:
 
 def make_tokens(context: Context) -> None:
     """Tokenizes the easy labelled splits for the weak models."""
-    stage, base = context.graph.tokens, context.graph.weak[0]
-    tokenizer = load_tokenizer(base.path, base.revision)
-    with store.publish(stage.path, stage.description) as folder:
-        for name in ("easy_train", "easy_validation"):
-            table = read_table(context.graph.data.path / f"{name}.parquet")
-            tokens = tokenize_examples(table, tokenizer, context.graph.rendering)
-            check_answers_fit(tokens, context.config.labeling.max_new_tokens)
-            pq.write_table(tokens, folder / f"{name}.parquet")
+    graph, config = context.graph, context.config
+    readers = list({base.tokenizer: base for base in reversed(graph.weak)}.values())[::-1]
+    tokenizers = [load_tokenizer(base.path, base.revision) for base in readers]
+    with store.publish(graph.tokens.path, graph.tokens.description) as folder:
+        for split in ("easy_train", "easy_validation"):
+            table = read_table(graph.data.path / f"{split}.parquet")
+            tables = [tokenize_examples(table, tokenizer, graph.rendering) for tokenizer in tokenizers]
+            for tokens in tables:
+                check_answers_fit(tokens, config.labeling.max_new_tokens)
+            if graph.mixed:
+                tables = with_segments(table, tables, tokenizers, config)
+            for base, tokens in zip(readers, tables, strict=True):
+                pq.write_table(tokens, folder / graph.easy(split, base).name)
 
 
 def make_ensemble(context: Context) -> None:
@@ -155,7 +169,7 @@ def make_ensemble(context: Context) -> None:
         )
         for m in members
     ]
-    tokenizer = load_tokenizer(base.path, base.revision)
+    tokenizer = None if context.graph.mixed else load_tokenizer(base.path, base.revision)
     with store.publish(stage.path, stage.description) as folder:
         save_ensemble(folder, members=sources, rule=config.combine, tokenizer=tokenizer)
         if fit is not None:
@@ -252,7 +266,9 @@ def _make_generation_ensemble(context: Context, generation: StudentGeneration) -
 def evaluate(context: Context) -> None:
     """Decodes and scores every system on the test splits, and works out the figures."""
     graph, config, stage = context.graph, context.config, context.graph.evaluation
-    history = with_votes(finished_rounds(graph, final_rounds(graph)), read_manifest(graph.ensemble.path).members)
+    history = with_votes(
+        finished_rounds(graph, final_rounds(graph)), read_manifest(graph.ensemble.path, mixed=True).members
+    )
     members = members_of(history)
     prefixes = VoterGroup(name="rounds", voters=tuple(prefix_voters(graph, members)))
     tests = {"id": graph.data.path / "id_test.parquet", "ood": graph.data.path / "ood_test.parquet"}

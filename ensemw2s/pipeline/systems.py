@@ -38,7 +38,12 @@ def ensemble_voter(graph: Graph, members: Sequence[BoostedExpert], name: str = E
 def prefix_voters(graph: Graph, members: Sequence[BoostedExpert]) -> list[Voter]:
     """The ensembles of the first t rounds, for every t; rounds without a vote change nothing and are left out."""
     rounds = sorted({m.round for m in members if m.weight > 0})
-    return [ensemble_voter(graph, [m for m in members if m.round <= t], f"{ROUNDS}{t}") for t in rounds]
+    return _own(graph, [ensemble_voter(graph, [m for m in members if m.round <= t], f"{ROUNDS}{t}") for t in rounds])
+
+
+def _own(graph: Graph, voters: Sequence[Voter]) -> list[Voter]:
+    """Weak voters, who read with the tokenizers of their own models where these may differ."""
+    return [voter.model_copy(update={"mixed": True}) for voter in voters] if graph.mixed else list(voters)
 
 
 def pass_voters(graph: Graph) -> list[Voter]:
@@ -80,14 +85,14 @@ def label_maker(graph: Graph, maker: str) -> Voter:
     if maker == STUDENT_EASY_ONLY:
         [student] = [student for student in graph.students if student.name == maker]
         return one(maker, _folder(student.stage))
-    return baseline_voter(graph, maker)
+    return _own(graph, [baseline_voter(graph, maker)])[0]
 
 
 def groups(graph: Graph, members: Sequence[BoostedExpert]) -> list[VoterGroup]:
     """All voters that the config's systems need on the test splits."""
     systems = graph.config.evaluation.systems
     weak = [voter for name in systems if not TABLE[name].is_student for voter in _weak_voters(graph, members, name)]
-    found = [VoterGroup(name=WEAK, voters=tuple(weak))] if weak else []
+    found = [VoterGroup(name=WEAK, voters=tuple(_own(graph, weak)))] if weak else []
     students = [one(student.name, _folder(student.stage)) for student in graph.students]
     found += [VoterGroup(name=voter.name, voters=(voter,)) for voter in pass_voters(graph)]
     return found + [VoterGroup(name=student.name, voters=(student,)) for student in students]

@@ -27,7 +27,7 @@ from ensemw2s.ensemble.requests import Generation, Request, as_tokens, check_voc
 from ensemw2s.ensemble.sampling import Sampling
 from ensemw2s.ensemble.shaping import Guide, NoTokenLeft, Shaping
 from ensemw2s.ensemble.speculation import Speculation
-from ensemw2s.ensemble.voter import Loaded, Voter, load_voters
+from ensemw2s.ensemble.voter import Loaded, Voter, load_voters, only_tokens
 from ensemw2s.errors import DataError, EnsemW2SError, ModelError, ResourceError
 from ensemw2s.labeling.inputs import settings_for
 from ensemw2s.serving.exchange import (
@@ -86,7 +86,8 @@ class HostedModel:
             if self.saved
             else Voter(name=settings.name, models=[settings.path], weights=[1.0])
         )
-        [self.loaded] = load_voters([voter], precision=settings.precision)
+        [loaded] = load_voters([voter], precision=settings.precision)
+        self.loaded = only_tokens(loaded, settings.path)
         self.rendering = rendering_of(settings, self.loaded)
         drafts = None if settings.speculation == "none" else Speculation(settings.speculation)
         self.loop = EngineLoop(

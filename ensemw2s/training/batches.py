@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ensemw2s.boosting.segments import SEGMENTS
 from ensemw2s.data.tokens import WEIGHT, TokenData
 from ensemw2s.errors import DataError
 from ensemw2s.storage.store import read_table
@@ -41,6 +42,10 @@ class TrainingSet:
     weights: NDArray[np.float64] | None = None
     """[n], what the loss of each example counts; None: all count 1. Unlike multipliers they are not normalised over a
     step: examples of like length share a step, so all of a step's examples may be ones that count little."""
+    segments: list[NDArray[np.int64]] | None = None
+    """Of each answer the segment of each token, where boosting weighs segments; None: it weighs tokens."""
+    shares: NDArray[np.float64] | None = None
+    """[N], what each token counts in the sum that losses are divided by: its part of its segment; None: 1."""
 
     @property
     def lengths(self) -> list[int]:
@@ -65,7 +70,9 @@ def read_training_set(paths: list[str], *, soft: bool) -> TrainingSet:
     if not tokens.ids:
         raise DataError(f"there is nothing to train on: {', '.join(paths)} hold no examples")
     ids, probabilities = _soft_targets(tables, tokens) if soft else (None, None)
-    return TrainingSet(tokens, np.ones(int(tokens.offsets[-1])), ids, probabilities, _weights(tables))
+    cut = [own for table in tables if SEGMENTS in table.column_names for own in table[SEGMENTS].to_pylist()]
+    segments = [np.asarray(own, np.int64) for own in cut] if len(cut) == len(tokens.ids) else None
+    return TrainingSet(tokens, np.ones(int(tokens.offsets[-1])), ids, probabilities, _weights(tables), segments)
 
 
 def _weights(tables: list[pa.Table]) -> NDArray[np.float64] | None:
@@ -144,8 +151,9 @@ def step_batches(
     """Yields, for each optimizer step of an epoch from step `first` on, this worker's micro-batches (see `collate`)."""
     lengths = np.array([len(p) + len(a) for p, a in zip(data.tokens.prompt_ids, data.tokens.answer_ids, strict=True)])
     offsets = data.tokens.offsets
+    counted = data.multipliers if data.shares is None else data.multipliers * data.shares
     for batch in epoch_batches(lengths, layout.batch_size, seed=seed, epoch=epoch)[first:]:
-        total = sum(float(data.multipliers[offsets[i] : offsets[i + 1]].sum()) for i in batch)
+        total = sum(float(counted[offsets[i] : offsets[i + 1]].sum()) for i in batch)
         yield [collate(data, rows, pad_id=pad_id, total=total) for rows in layout.slots(batch)]
 
 

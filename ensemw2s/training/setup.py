@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
+from ensemw2s.boosting.segments import numbered
 from ensemw2s.models import loading, tiny
 from ensemw2s.models.info import ADAPTER_CONFIG
 from ensemw2s.training.batches import Layout, TrainingSet, read_training_set
@@ -21,7 +23,12 @@ def training_set(spec: TrainSpec) -> TrainingSet:
     data = read_training_set(spec.tokens, soft=spec.objective.kind == "soft")
     if spec.weights is None:
         return data
-    return dataclasses.replace(data, multipliers=spec.weights.multipliers(data.lengths))
+    if data.segments is None:
+        return dataclasses.replace(data, multipliers=spec.weights.multipliers(data.lengths))
+    segments, counts = numbered(data.segments)
+    shares = 1.0 / np.bincount(segments)
+    weights = spec.weights.multipliers(counts)
+    return dataclasses.replace(data, multipliers=weights[segments], shares=shares[segments])
 
 
 def build(

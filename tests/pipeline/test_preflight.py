@@ -108,20 +108,36 @@ def test_a_model_without_a_tokenizer_is_named_with_its_place(make, models, tmp_p
         preflight.check(make(strong=str(tmp_path / "mute")))
 
 
-def test_weak_models_must_share_a_tokenizer(make, models):
-    with pytest.raises(ModelError, match="weak-1 and weak-0 have different tokenizers"):
-        preflight.check(make([models["one"], models["odd"]]))
+def test_weak_models_may_have_different_tokenizers(make, models):
+    preflight.check(make([models["one"], models["odd"]]))
+    preflight.check(make(["tiny-weak", models["one"]]))
 
 
-def test_a_weak_model_may_be_called_strong_and_is_still_checked(make, models):
-    weak = [{"base": models["one"]}, {"base": models["odd"], "name": "strong"}]
-    with pytest.raises(ModelError, match="strong and weak-0 have different tokenizers"):
-        preflight.check(make(models={"weak": weak, "strong": {"base": models["one"]}}))
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"boosting": {"prior": "samme"}}, "boosting.prior samme"),
+        ({"boosting": {"unit": "window"}}, "boosting.unit window"),
+        ({"boosting": {"anchor": 0.5}}, r"boosting.anchor 0\.5"),
+        ({"consensus": {"passes": 1}}, "consensus.passes 1"),
+        ({"ensemble": {"combine": "vote"}}, "ensemble.combine vote"),
+        ({"ensemble": {"combine": "log_probability"}}, "ensemble.combine log_probability"),
+        ({"ensemble": {"weights": "stacked"}}, "ensemble.weights stacked"),
+        ({"ensemble": {"calibration": "temperature"}}, "ensemble.calibration temperature"),
+        ({"student": {"objective": "soft"}, "labeling": {"soft_top_k": 4}}, "student.objective soft"),
+        ({"labeling": {"soft_top_k": 4}}, "labeling.soft_top_k 4"),
+        ({"labeling": {"speculation": "ngram"}}, "labeling.speculation ngram"),
+    ],
+)
+def test_what_bytes_cannot_have_is_refused_by_name(make, models, section, said):
+    with pytest.raises(ConfigError, match=rf"have different tokenizers(.|\n)*{said}"):
+        preflight.check(make([models["one"], models["odd"]], **section))
 
 
-def test_tiny_and_other_weak_models_do_not_mix(make, models):
-    with pytest.raises(ConfigError, match=r"models.weak: embedded tiny models and others have different tokenizers"):
-        preflight.check(make(["tiny-weak", models["one"]]))
+def test_an_own_vocabulary_is_for_tiny_weak_models_alone(make, models):
+    bases = {"weak": [{"base": models["one"], "vocabulary": 64}], "strong": {"base": "tiny-strong"}}
+    with pytest.raises(ConfigError, match=r"models: weak-0: vocabulary is 64, but .* is no tiny-weak"):
+        preflight.check(make(models=bases))
 
 
 SOFT = {"student": {"objective": "soft"}, "labeling": {"soft_top_k": 4}}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensemw2s.ensemble.bytewise.vocabulary import END
+
 
 @dataclass(frozen=True)
 class SpanVotes:
@@ -41,6 +43,7 @@ class ByteAnswer:
         shares: `[voices]`: the vote of each, sums to 1.
         dropped: `[voices]`: mass that was dropped with contexts under ε, summed over the answer.
         passes: `[voices]`, int64: rows of forward passes that the answer took.
+        likeliest: `[n]`, int64: the symbol that is likeliest under the mixture.
     """
 
     text: str
@@ -51,6 +54,30 @@ class ByteAnswer:
     shares: np.ndarray
     dropped: np.ndarray
     passes: np.ndarray
+    likeliest: np.ndarray
+
+    @property
+    def symbols(self) -> np.ndarray:
+        """`[n]`, int64: the answer's bytes, and 256 where it ended."""
+        data = np.frombuffer(self.text.encode(), np.uint8).astype(np.int64)
+        return np.append(data, END) if self.ended else data
+
+    @property
+    def agreement(self) -> np.ndarray:
+        """`[n]`, float64: share of the vote whose own likeliest symbol is the answer's; who sits out has none."""
+        speaking = self.shares[:, None] * (self.choices >= 0)
+        return np.asarray((speaking * (self.choices == self.symbols)).sum(axis=0) / speaking.sum(axis=0))
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """`[n]`, float64: entropy in nats of the shares of the voices' likeliest symbols; 0 where all agree."""
+        speaking = self.shares[:, None] * (self.choices >= 0)
+        found = np.zeros(len(self.logprobs))
+        for place, choices in enumerate(self.choices.T):
+            votes = np.bincount(choices[choices >= 0], weights=speaking[choices >= 0, place])
+            shares = votes[votes > 0] / votes.sum()
+            found[place] = -(shares * np.log(shares)).sum() + 0.0
+        return found
 
     @property
     def logprob(self) -> float:

@@ -60,11 +60,13 @@ class VoiceModel:
         model: Members of one tokenizer, combined by the rule `probability`.
         tokenizer: Their tokenizer.
         weight: Its vote, not normalised.
+        stop_ids: Tokens that end an answer beside those that model and tokenizer name.
     """
 
     model: EnsembleForCausalLM
     tokenizer: PreTrainedTokenizerBase
     weight: float
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass
@@ -80,6 +82,7 @@ class _Text:
     logprobs: list[float] = field(default_factory=list)
     voices: list[np.ndarray] = field(default_factory=list)
     choices: list[np.ndarray] = field(default_factory=list)
+    likeliest: list[int] = field(default_factory=list)
     dropped: np.ndarray = field(default_factory=lambda: np.zeros(0))
     passes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
@@ -281,6 +284,7 @@ class ByteMixture:
         with np.errstate(divide="ignore"):
             text.logprobs.append(float(np.log(mixed[symbol])))
             text.voices.append(np.log(np.nan_to_num(each[:, symbol])))
+        text.likeliest.append(int(mixed.argmax()))
         text.choices.append(np.where(np.isnan(each[:, 0]), -1, np.nan_to_num(each).argmax(axis=1)))
         if symbol == END:
             text.ended = True
@@ -322,6 +326,7 @@ class ByteMixture:
             shares=self.shares,
             dropped=text.dropped,
             passes=text.passes,
+            likeliest=np.array(text.likeliest[:kept], dtype=np.int64),
         )
 
     def _free(self, text: _Text) -> None:
@@ -367,7 +372,7 @@ def _identity(prompt: AnyPrompt) -> list[int]:
 
 
 def _stop_ids(part: VoiceModel) -> list[int]:
-    """The tokenizer's end of sequence, and what the model's own generation config ends with."""
+    """The tokenizer's end of sequence, what the model's own generation config ends with, and what is asked for."""
     configured = part.model.config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    return sorted({int(i) for i in [part.tokenizer.eos_token_id, *listed] if i is not None})
+    return sorted({int(i) for i in [part.tokenizer.eos_token_id, *listed, *part.stop_ids] if i is not None})
