@@ -98,7 +98,7 @@ def _systems_table(results: RunResults) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     options = any(results.metrics(name, split).option_acc is not None for name in results.systems for split in SPLITS)
     if options:
-        table.add_column("options: acc / acc_norm, OOD", justify="right", no_wrap=True)
+        table.add_column("acc / norm, OOD", justify="right", no_wrap=True)
     for name in systems_of(results):
         cells = [Text(_with_interval(results, name, split)) for split in SPLITS]
         found = results.recovered(name, "ood")

@@ -51,6 +51,7 @@ def check_mixed(config: Config) -> None:
         "ensemble.weights stacked (use alpha or uniform)": ensemble.weights == "stacked",
         "ensemble.calibration temperature (use none)": ensemble.calibration != "none",
         "student.objective soft (use logconf or xent)": config.student.objective == "soft",
+        "multiple_choice (leave it out: options are not compared over bytes)": config.data.has_options,
         f"labeling.soft_top_k {labeling.soft_top_k} (leave it at 0)": labeling.soft_top_k > 0,
         f"labeling.speculation {labeling.speculation} (use none)": labeling.speculation != "none",
     }

@@ -134,6 +134,15 @@ def test_what_bytes_cannot_have_is_refused_by_name(make, models, section, said):
         preflight.check(make([models["one"], models["odd"]], **section))
 
 
+def test_options_are_not_compared_over_bytes(make, models, tmp_path):
+    rows = [{"prompt": f"{i} + 1 =", "answer": "A", "options": [str(i + 1), str(i)], "level": i} for i in range(20)]
+    (tmp_path / "options.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"difficulty": "level", "choices": "options", "multiple_choice": {}}
+    data = {"source": {"kind": "files", "paths": [str(tmp_path / "options.jsonl")], "columns": columns}}
+    with pytest.raises(ConfigError, match=r"have different tokenizers(.|\n)*multiple_choice"):
+        preflight.check(make([models["one"], models["odd"]], data=data))
+
+
 def test_an_own_vocabulary_is_for_tiny_weak_models_alone(make, models):
     bases = {"weak": [{"base": models["one"], "vocabulary": 64}], "strong": {"base": "tiny-strong"}}
     with pytest.raises(ConfigError, match=r"models: weak-0: vocabulary is 64, but .* is no tiny-weak"):
