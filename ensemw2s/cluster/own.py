@@ -104,8 +104,26 @@ def quiet_core() -> Iterator[None]:
 
     Else its note that an actor could not be restarted without its arguments stands between the lines of every run and
     looks like a crash. The level is the only way to choose what this core writes to standard error.
-    Ray's other processes log as usual if they are started in `own_session`.
+    Ray's other processes log as usual if they are started in `own_session`. The core's line that says which level was
+    chosen is left out.
     """
-    with env.kept(env.RAY_LOG_LEVEL):
+    with env.kept(env.RAY_LOG_LEVEL), _without(f"from environment variable {env.RAY_LOG_LEVEL.name}".encode()):
         env.RAY_LOG_LEVEL.set_default()
         yield
+
+
+@contextmanager
+def _without(words: bytes) -> Iterator[None]:
+    """Holds back what is written to standard error, from C++ too; at the end all but lines with these words come."""
+    with tempfile.TemporaryFile() as held:
+        usual = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+            held.seek(0)
+            for line in held:
+                if words not in line:
+                    os.write(2, line)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 
 import pytest
 
@@ -84,3 +85,14 @@ def test_a_quiet_core_leaves_the_logs_of_rays_processes_as_the_user_has_them(mon
             with services.ConsolePopen(shell, env=environment, stdout=subprocess.PIPE) as process:
                 assert process.stdout.read().decode().strip() == (chosen or "")
     assert os.environ.get(name) == chosen
+
+
+def test_a_quiet_core_says_all_but_the_level_that_was_chosen_for_it(capfd):
+    with own.quiet_core():
+        os.write(2, b"I 7 7] Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\nanother line\n")
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "another line\nlater\n"
+    with suppress(RuntimeError), own.quiet_core():
+        os.write(2, b"the reason\n")
+        raise RuntimeError
+    assert capfd.readouterr().err == "the reason\n"
