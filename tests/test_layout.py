@@ -99,13 +99,13 @@ def imported_in(text: str, package: tuple[str, ...], *, everywhere: bool, types:
     return names
 
 
-def called(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
+def called(tree: ast.AST, *, types: bool) -> Iterator[ast.AST]:
     """What may run at any time; with `types` also what only a type checker reads."""
-    for child in ast.iter_child_nodes(node):
-        if not types and for_types(child):
-            continue
-        yield child
-        yield from called(child, types=types)
+    left = [tree]
+    while left:
+        children = [node for node in ast.iter_child_nodes(left.pop()) if types or not for_types(node)]
+        yield from children
+        left += children
 
 
 def for_types(node: ast.AST) -> bool:

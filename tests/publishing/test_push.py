@@ -54,7 +54,7 @@ def hub(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
         server.asked, server.status = [], 200
         server.address = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         reach(monkeypatch, server.address)
         yield server
         server.shutdown()
