@@ -249,6 +249,7 @@ def test_init_lists_the_recipes_or_writes_one(tmp_path: Path, monkeypatch: pytes
     assert again.stderr.startswith("error: mine.yaml is there already")
 
 
+@pytest.mark.slow
 def test_a_recipe_is_planned_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = call("plan", "quickstart", "--set", "boosting.rounds=2")

@@ -136,6 +136,7 @@ def test_code_of_a_repository_is_never_run(saved):
         loading.load_causal_lm(saved)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_no_causal_lm_is_refused(tmp_path):
     config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")

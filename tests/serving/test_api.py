@@ -545,6 +545,7 @@ def test_too_many_at_a_time_are_told_when_to_come_back(url):
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_slot(url, backend, monkeypatch, stream):
     """An answer that is not streamed would never come to its end: only the hang-up frees it."""

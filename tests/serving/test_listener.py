@@ -88,11 +88,13 @@ def test_a_client_that_sends_too_much_or_too_slowly_is_told_so_and_leaves(free_p
     assert b'{"error": {"message": "' in answer
 
 
+@pytest.mark.slow
 def test_the_connection_of_a_body_that_nobody_wants_ends(free_port):
     answer = run(free_port, lambda connect: told(connect, POST.replace(b"POST /", b"POST /0") + b"\r\n123"))
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_ordinary_requests_are_answered_one_after_the_other(free_port):
     async def both(connect):
         reader, writer = await connect()
@@ -106,6 +108,7 @@ def test_ordinary_requests_are_answered_one_after_the_other(free_port):
     run(free_port, both)
 
 
+@pytest.mark.slow
 def test_there_are_no_more_connections_than_allowed(free_port):
     async def many(connect):
         open_ones = [await connect() for _ in range(3)]
@@ -117,6 +120,7 @@ def test_there_are_no_more_connections_than_allowed(free_port):
     assert b"503" in run(free_port, many)
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_reads_ends_with_its_connection(free_port):
     async def unread(connect):
         reader, writer = await connect()

@@ -164,13 +164,8 @@ def same(spec: TrainSpec, other: TrainSpec) -> bool:
 FACTS = ("steps", "loss", "validation_exact_match", "kept_epoch", "tokens_trained")
 
 
-QUICK = ("plain",)
-"""Kinds for `make test-fast`; the others take seconds each."""
-
-
-@pytest.mark.parametrize(
-    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_training_that_was_cut_off_ends_with_the_same_weights(make, kind):
     whole, cut = make(kind, "whole", checkpoint_seconds=None), make(kind, "cut")
     steps = train(whole)
