@@ -135,9 +135,14 @@ def way_to(package: str, path: Path, root: Path, seen: set[Path] | None = None) 
             return [here, name]
         steps = [root.joinpath(*name.split(".")[: i + 1]) for i in range(name.count(".") + 1)]
         for file in [f for step in steps for f in (step / "__init__.py", step.with_suffix(".py"))]:
-            if file.is_file() and file not in seen and (way := way_to(package, file, root, seen)):
+            if file not in seen and is_there(file) and (way := way_to(package, file, root, seen)):
                 return [here, *way]
     return []
+
+
+@functools.cache
+def is_there(file: Path) -> bool:
+    return file.is_file()
 
 
 def modules(root: Path, package: str) -> dict[str, Path]:

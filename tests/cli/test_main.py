@@ -264,6 +264,7 @@ def test_a_recipe_is_planned_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_plans_are_printed_for_programs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = json.loads(call("plan", "quickstart", "--set", "boosting.rounds=2", "--json").stdout)

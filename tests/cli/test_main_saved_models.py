@@ -103,6 +103,7 @@ def test_a_model_that_cannot_be_listed_exits_2(tmp_path: Path) -> None:
     assert "config.json is missing" in result.stderr
 
 
+@pytest.mark.slow
 def test_labels_never_go_into_a_folder_that_holds_something_else(saved: Path, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "sort 1 2"}])
     kept = tmp_path / "kept"

@@ -1,3 +1,4 @@
+import functools
 import re
 from pathlib import Path
 from typing import Literal
@@ -94,7 +95,7 @@ def test_every_key_says_what_it_means() -> None:
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")]), ids=lambda page: page.name)
 def test_every_config_key_that_a_page_names_exists(page: Path) -> None:
-    listed = set(keys_of(render()))
+    listed = all_keys()
     known = listed | {re.sub(r"\.N\b", "", key) for key in listed}
     sections = "|".join(Config.model_fields)
     text = page.read_text(encoding="utf-8")
@@ -102,6 +103,12 @@ def test_every_config_key_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(rf"`((?:{sections})\.[a-z_0-9.]+)(?::[^`]*|=[^`]*)?`", text)
     wrong = sorted({key for key in named if re.sub(r"\.\d+\b", ".N", key) not in known and not is_file(key)})
     assert wrong == []
+
+
+@functools.cache
+def all_keys() -> frozenset[str]:
+    """Every key of the reference."""
+    return frozenset(keys_of(render()))
 
 
 def is_file(name: str) -> bool:

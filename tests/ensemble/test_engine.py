@@ -48,6 +48,7 @@ def test_greedy_output_of_members_with_temperatures_is_that_of_the_naive_referen
     assert expected != [naive_greedy(models, weights, prompt, 8, ENDS, rule) for prompt in many]
 
 
+@pytest.mark.slow
 def test_greedy_output_of_adapters_is_that_of_the_naive_reference(adapter_folders, many, naive_greedy):
     model = EnsembleForCausalLM(load_members(adapter_folders), WEIGHTS)
     merged = [loading.load_trained(folder).merge_and_unload() for folder in adapter_folders]

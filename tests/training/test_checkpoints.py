@@ -225,6 +225,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(make, monkeypatch
     assert same(cut, whole)
 
 
+@pytest.mark.slow
 def test_another_config_does_not_go_on_from_a_checkpoint(make):
     cut = make("plain", "cut")
     train(cut, cut=3)
