@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from ensemw2s import __version__
 from ensemw2s.config.systems import ENSEMW2S, TABLE
 from ensemw2s.config.tree import read_tree
+from ensemw2s.data.shots import TEMPLATE
 from ensemw2s.ensemble.manifest import MANIFEST
 from ensemw2s.errors import EnsemW2SError
 from ensemw2s.evaluation.records import Metrics, RunResults
@@ -73,7 +74,10 @@ class Origin:
         system = ENSEMW2S if inside == ("ensemble",) else inside[1] if len(inside) > 1 and inside[1] in TABLE else None
         file = run / "results.json"
         results = RunResults.read(file) if remote.exists(file) else None
-        return cls(folder, run.name, system, read_tree(run / "config.yaml"), results)
+        tree, shots = read_tree(run / "config.yaml"), run / "data" / TEMPLATE
+        if remote.exists(shots):
+            tree["data"]["prompt_template"] = remote.pull(shots).read_text(encoding="utf-8")
+        return cls(folder, run.name, system, tree, results)
 
     @property
     def is_ensemble(self) -> bool:
@@ -177,6 +181,8 @@ def _use(origin: Origin) -> str:
     template, chat = data.get("prompt_template"), data.get("chat_template")
     if chat:
         return f"{load}Prompts are rendered with the tokenizer's chat template."
+    if data.get("shots"):
+        return f"{load}Prompts begin with solved examples. `{{prompt}}` is the question:\n\n```text\n{template}\n```"
     if template not in (None, "{prompt}"):
         return f"{load}Prompts are rendered as `{template!r}`, where `{{prompt}}` is the question."
     return f"{load}The model was trained on plain prompts: give it the question, as the data has it."

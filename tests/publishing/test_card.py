@@ -39,6 +39,16 @@ def test_a_base_of_the_hub_is_named_in_the_metadata_and_a_folder_is_not(run, bas
     assert "| `some-org/no-such-model` | not stated |" in card(Origin.of(student))
 
 
+def test_solved_examples_before_a_prompt_are_shown_whole(run):
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["data"]["shots"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    (run / "data").mkdir()
+    (run / "data/prompt_template.txt").write_text("Q: 2 1\nA: 1 2\n\nQ: {prompt}\nA:")
+    text = card(Origin.of(run / "students/student_ensemw2s"))
+    assert "```text\nQ: 2 1\nA: 1 2\n\nQ: {prompt}\nA:\n```" in text
+
+
 def test_an_ensemble_names_its_weak_bases_and_how_to_load_it(run):
     text = card(Origin.of(run / "ensemble"))
     assert "Ensemble.from_pretrained" in text
