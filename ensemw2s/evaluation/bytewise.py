@@ -13,6 +13,7 @@ from ensemw2s.ensemble.bytewise.prompts import Prompt
 from ensemw2s.ensemble.bytewise.voter import ByteVoter, LoadedMixture
 from ensemw2s.ensemble.requests import Generation
 from ensemw2s.evaluation.chunks import Rows
+from ensemw2s.evaluation.shown import shown_tokens
 from ensemw2s.labeling.labeler import answer_text
 
 SILENT = Generation([], *(np.zeros(0, np.float32),) * 2, np.zeros((0, 1), np.int64), np.zeros(0, np.float32), "length")
@@ -61,14 +62,15 @@ def evaluate_bytes(
         "option": _options(examples, prompts, voter),
     }
     if decoded:
-        ends = loaded.ends(voter.data)
+        ends, read = loaded.ends(voter.data), loaded.tokenizer.decode
+        shares, names = voter.mixture.shares.tolist(), [voice.name for voice in voter.mixture.voices]
         columns |= {
             "answer": [answer_text(g, loaded, ends) for g in generations],
             "cut": [g.finish_reason == "length" for g in generations],
             "n_decoded": [len(g.token_ids) * loaded.members for g in generations],
             "agreement": [float(g.agreement.mean(dtype="float64")) if g.token_ids else 0.0 for g in generations],
             "seconds": [seconds / len(generations)] * len(generations),
-            "tokens": [_votes(g, voter, loaded) if i < shown else None for i, g in enumerate(generations)],
+            "tokens": [shown_tokens(g, names, shares, read) if i < shown else None for i, g in enumerate(generations)],
         }
     return columns
 
@@ -83,20 +85,3 @@ def _options(examples: pa.Table, prompts: list[list[Prompt]], voter: ByteVoter) 
         if isinstance(one, ByteAnswer) and one.logprob > best[i]:
             best[i], chosen[i] = one.logprob, choice
     return chosen
-
-
-def _votes(generation: Generation, voter: ByteVoter, loaded: LoadedMixture) -> list[dict[str, object]]:
-    """Every byte's text, agreement and the votes of each tokenizer's models."""
-    shares, names = voter.mixture.shares.tolist(), [voice.name for voice in voter.mixture.voices]
-    read = loaded.tokenizer.decode
-    return [
-        {
-            "text": read([symbol]),
-            "agreement": float(agreement),
-            "votes": [
-                {"member": name, "alpha": share, "token": read([int(vote)])}
-                for name, share, vote in zip(names, shares, votes, strict=True)
-            ],
-        }
-        for symbol, agreement, votes in zip(generation.token_ids, generation.agreement, generation.votes, strict=True)
-    ]

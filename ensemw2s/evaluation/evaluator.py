@@ -29,6 +29,7 @@ from ensemw2s.ensemble.speculation import as_asked
 from ensemw2s.ensemble.voter import Loaded, load_voters
 from ensemw2s.evaluation.bytewise import evaluate_bytes
 from ensemw2s.evaluation.chunks import OPTION, AnsweredChunk, Rows, SplitChunk
+from ensemw2s.evaluation.shown import shown_tokens
 from ensemw2s.evaluation.voters import VoterGroup
 from ensemw2s.labeling.labeler import answer_text
 
@@ -149,13 +150,14 @@ def evaluate(
         columns["answer_ids"] = [ids.tolist() for ids in tokens.answer_ids]
         columns["member_ids"] = [f.member_tokens.tolist() for f in forced]
     if decoded:
+        names, weights, read = loaded.model.names, list(map(float, loaded.model.weights)), loaded.tokenizer.decode
         columns |= {
             "answer": [answer_text(g, loaded, ends) for g in generations],
             "cut": [g.finish_reason == "length" for g in generations],
             "n_decoded": [len(g.token_ids) * loaded.model.num_members for g in generations],
             "agreement": [float(g.agreement.mean(dtype="float64")) for g in generations],
             "seconds": [seconds / len(generations)] * len(generations),
-            "tokens": [_tokens(g, loaded) if i < shown else None for i, g in enumerate(generations)],
+            "tokens": [shown_tokens(g, names, weights, read) if i < shown else None for i, g in enumerate(generations)],
         }
     return columns
 
@@ -192,20 +194,3 @@ def _options(examples: pa.Table, loaded: Loaded, data: DataConfig, batch_size: i
     prompts, options = examples["prompt"].to_pylist(), examples["choices"].to_pylist()
     scored = score_options(prompts, options, loaded, data, batch_size=batch_size)
     return {OPTION[by]: [None if s is None else s.texts[s.best(by)] for s in scored] for by in MEASURES}
-
-
-def _tokens(generation: Generation, loaded: Loaded) -> list[dict[str, object]]:
-    """Every token's text, agreement and the members' votes."""
-    names, decode_token = loaded.model.names, loaded.tokenizer.decode
-    weights = [float(w) for w in loaded.model.weights]
-    return [
-        {
-            "text": decode_token([token]),
-            "agreement": float(agreement),
-            "votes": [
-                {"member": name, "alpha": weight, "token": decode_token([int(vote)])}
-                for name, weight, vote in zip(names, weights, votes, strict=True)
-            ],
-        }
-        for token, agreement, votes in zip(generation.token_ids, generation.agreement, generation.votes, strict=True)
-    ]
